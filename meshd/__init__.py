@@ -1,0 +1,3 @@
+"""The daemon. Owns every socket, file, netlink message and task."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,263 @@
+"""What the daemon answers, as text for people: aligned tables with units. One function for each command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+NOT_FOR_SALE = 2**32 - 1
+_COLOURS = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
+
+Record = dict[str, Any]
+
+
+class Style:
+    """Paints, when colours are wanted."""
+
+    def __init__(self, *, colour: bool) -> None:
+        self._colour = colour
+
+    def paint(self, text: str, colour: str | None) -> str:
+        if not self._colour or not text or colour is None:
+            return text
+        return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
+
+
+Cell = str | tuple[str, str | None]  # text, or text and colour
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[Cell]], style: Style) -> str:
+    """Columns two spaces apart. A header that begins with ">" makes its column flush right."""
+    right = [header.startswith(">") for header in headers]
+    cells: list[list[tuple[str, str | None]]] = [[(header.lstrip(">"), "bold") for header in headers]]
+    cells += [[_cell(cell) for cell in row] for row in rows]
+    widths = [max(len(row[column][0]) for row in cells) for column in range(len(headers))]
+    return "\n".join(_line(row, widths, right, style) for row in cells)
+
+
+def _cell(cell: Cell) -> tuple[str, str | None]:
+    text, colour = (cell, None) if isinstance(cell, str) else cell
+    return printable(text), colour
+
+
+def printable(text: str) -> str:
+    """Without the control characters that a terminal would obey, wherever they came from."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _line(row: list[tuple[str, str | None]], widths: list[int], right: list[bool], style: Style) -> str:
+    parts = []
+    for column, (text, colour) in enumerate(row):
+        padding = " " * (widths[column] - len(text))
+        painted = style.paint(text, colour)
+        is_last = column == len(row) - 1
+        parts.append(padding + painted if right[column] else painted if is_last else painted + padding)
+    return "  ".join(parts).rstrip()
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units, as the price's GB is."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def price(msat_per_gb: int | None) -> str:
+    """msat/GB as sat/MB, without trailing zeroes; exact."""
+    if msat_per_gb is None:
+        return "-"
+    if msat_per_gb == NOT_FOR_SALE:
+        return "not for sale"
+    return f"{_decimal(msat_per_gb, 6)} sat/MB"
+
+
+def money(msat: int | None) -> str:
+    """Below 1 sat in msat, above in sat; exact either way."""
+    if msat is None:
+        return "-"
+    if abs(msat) < 1000:
+        return f"{msat} msat"
+    return f"{_decimal(msat, 3)} sat"
+
+
+def _decimal(value: int, places: int) -> str:
+    whole, part = divmod(abs(value), 10**places)
+    text = f"{whole:,}.{part:0{places}d}".rstrip("0").rstrip(".")
+    return f"-{text}" if value < 0 else text
+
+
+def duration(seconds: float) -> str:
+    """The two largest units."""
+    rest = int(seconds)
+    parts: list[str] = []
+    for length, unit in ((86400, "d"), (3600, "h"), (60, "m"), (1, "s")):
+        count, rest = divmod(rest, length)
+        if count or parts or unit == "s":
+            parts.append(f"{count}{unit}")
+    return " ".join(parts[:2])
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
+def _short(value: str | None) -> str:
+    """Enough of a hash to tell it from another; all of it is in --json."""
+    return "-" if value is None else value[:12]
+
+
+_STATE_COLOURS = {"up": "green", "open": "green", "down": "red", "suspended": "red"}
+
+
+def _state(word: str) -> Cell:
+    return word, _STATE_COLOURS.get(word)
+
+
+def status(result: Record, style: Style) -> str:
+    chain, totals, balance = result["chain"], result["totals"], result["wallet"]["balance_sat"]
+    connected = "connected" if chain["connected"] else style.paint("not connected", "red")
+    lines = [
+        ("node", f"{result['name']} (meshd {result['version']}, up {duration(result['uptime_seconds'])})"),
+        ("identity", result["identity"]),
+        ("address", result["address"]),
+        ("neighbours", str(result["neighbours"])),
+        ("routes", str(result["routes"])),
+        ("fee", price(result["fee_msat_per_gb"])),
+        ("paying", "yes" if result["paying"] else style.paint("on hold", "yellow")),
+        ("chain", f"{chain['backend']}, height {_text(chain['height'])}, {connected}"),
+        ("wallet", "unknown" if balance is None else f"{balance:,} sat"),
+        ("carried", size(totals["carried_bytes"])),
+        ("earned", money(totals["earned_msat"])),
+        ("spent", money(totals["spent_msat"])),
+    ]
+    rows = [
+        (item["name"], item["kind"], _state("up" if item["up"] else "down"), _text(item["address"]))
+        for item in result["interfaces"]
+    ]
+    summary = "\n".join(f"{style.paint(f'{label:<10}', 'bold')}  {text}" for label, text in lines)
+    return f"{summary}\n\n" + table(("INTERFACE", "KIND", "STATE", "ADDRESS"), rows, style)
+
+
+def neighbours(result: list[Record], style: Style) -> str:
+    if not result:
+        return "No neighbours."
+    headers = (
+        "INTERFACE", "LINK-LOCAL", "ADDRESS", ">COST", "SESSION", "STATE",
+        ">WINDOW", ">OWED TO US", ">OWED TO THEM", ">IN", ">OUT",
+    )  # fmt: skip
+    rows = [
+        (
+            item["interface"],
+            item["link_local"],
+            _text(item["address"]),
+            str(item["cost"]),
+            _state(item["session"]),
+            _state(item["state"]),
+            money(item["window_msat"]),
+            money(item["owed_to_us_msat"]),
+            money(item["owed_to_them_msat"]),
+            size(item["bytes_in"]),
+            size(item["bytes_out"]),
+        )
+        for item in result
+    ]
+    return table(headers, rows, style)
+
+
+def routes(result: list[Record], style: Style) -> str:
+    if not result:
+        return "No routes."
+    headers = ("", "PREFIX", "VIA", "INTERFACE", ">METRIC", ">PRICE", ">ANNOUNCED", "NOTE")
+    return table(headers, [_route_row(item) for item in result], style)
+
+
+def _route_row(item: Record) -> Sequence[Cell]:
+    if item["origin"]:
+        return ("*", item["prefix"], "-", "-", "0", "-", price(item["announced_price_msat_per_gb"]), "own")
+    note = "" if item["feasible"] else "unfeasible"
+    return (
+        ("*", "green") if item["selected"] else "",
+        item["prefix"],
+        item["next_hop"],
+        item["interface"],
+        str(item["metric"]),
+        price(item["price_msat_per_gb"]),
+        price(item["announced_price_msat_per_gb"]),
+        (item.get("reason") or note, "dim"),
+    )
+
+
+def path(result: Record, style: Style) -> str:
+    destination, prefix, chosen = result["destination"], result["prefix"], result["chosen"]
+    if result["origin"]:
+        return f"{destination} is reached through this node itself ({prefix})."
+    if chosen is None:
+        return f"No route to {destination}."
+    lines = [
+        f"{destination} matches {prefix}: via {chosen['next_hop']} on {chosen['interface']}, "
+        f"metric {chosen['metric']}, price {price(chosen['price_msat_per_gb'])}"
+    ]
+    if result["alternatives"]:
+        headers = ("", "PREFIX", "VIA", "INTERFACE", ">METRIC", ">PRICE", ">ANNOUNCED", "WHY NOT")
+        lines += ["", table(headers, [_route_row(item) for item in result["alternatives"]], style)]
+    return "\n".join(lines)
+
+
+def channels(result: list[Record], style: Style) -> str:
+    if not result:
+        return "No channels."
+    headers = ("CHANNEL", "PEER", "DIRECTION", "STATE", ">CAPACITY", ">PAID", ">EXPIRES AT", "FUNDING", "CLOSING")
+    rows = [
+        (
+            _short(item["channel_id"]),
+            _text(item["peer_address"]),
+            item["direction"],
+            _state(item["state"]),
+            f"{item['capacity_sat']:,} sat",
+            money(item["cumulative_msat"]),
+            str(item["expiry_height"]),
+            _short(item["funding"]),
+            _short(item["closing_txid"]),
+        )
+        for item in result
+    ]
+    return table(headers, rows, style)
+
+
+def ledger(result: list[Record], style: Style) -> str:
+    if not result:
+        return "No accounts."
+    amounts = (
+        "window", "billed", "acknowledged", "their_billed", "accepted", "sent", "received", "balance",
+    )  # fmt: skip
+    headers = ("PEER", "STATE", *(">" + name.replace("_", " ").upper() for name in amounts))
+    rows: list[Sequence[Cell]] = [
+        (_text(item["peer_address"]), _state(item["state"]), *(money(item[f"{name}_msat"]) for name in amounts))
+        for item in result
+    ]
+    return table(headers, rows, style)
+
+
+def fee(result: Record, style: Style) -> str:  # noqa: ARG001  a renderer like the others
+    msat_per_gb = result["fee_msat_per_gb"]
+    if msat_per_gb == NOT_FOR_SALE:
+        return "Fee: not for sale"
+    return f"Fee: {price(msat_per_gb)} ({msat_per_gb:,} msat/GB)"
+
+
+def paying(result: Record, style: Style) -> str:
+    return "Paying." if result["paying"] else style.paint("Payments are on hold.", "yellow")
+
+
+def closed(result: Record, style: Style) -> str:  # noqa: ARG001
+    ids = result["channels"]
+    if not ids:
+        return "No channel to close."
+    txid = f", transaction {result['txid']}" if result["txid"] else ""
+    return f"Closing {len(ids)} channel{'s' if len(ids) > 1 else ''}{txid}:\n" + "\n".join(f"  {name}" for name in ids)
+
+
+Renderer = Callable[[Any, Style], str]

@@ -1,0 +1,243 @@
+"""One node: the engines, the kernel, the sessions and the control socket, put together.
+
+Start order matters: the kernel is cleaned and prepared first, sessions listen before routing finds neighbours, and the
+control socket comes last, so that whoever can connect to it finds a node that works. The end is the reverse: neighbours
+are told to turn away, the meter is read a last time, the payment engine takes that in and is written down.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
+
+import trio
+
+from meshd import session as sessions
+from meshd.accounting import Accounting, unbilled
+from meshd.billing import Billing
+from meshd.config import Config
+from meshd.control import ControlServer
+from meshd.identity import Identity
+from meshd.kernel import Kernel, KernelConfig
+from meshd.logs import Logger
+from meshd.paymaster import Paymaster
+from meshd.router import Router
+from meshd.rpc import methods
+from payments import events as pay
+from payments.adapters.chain_client import KernelChainClient
+from payments.adapters.store import Store
+from payments.engine import PaymentConfig, PaymentEngine
+from payments.ports import WalletError, WalletPort
+from routing.config import SpeakerConfig
+from routing.speaker import Speaker
+
+log = Logger("meshd")
+LAST_READING_TIMEOUT = 2.0
+NETWORK = "regtest"  # the only one that the embedded chain has
+
+
+class Daemon:
+    """All parts of a running node; `meshd.rpc` shows them."""
+
+    def __init__(self, config: Config, identity: Identity, kernel: Kernel, store: Store) -> None:
+        self.config = config
+        self.identity = identity
+        self.started_at = trio.current_time()
+        # Nobody could pay it where there are no payments.
+        self.fee_msat_per_gb = config.price.fee_msat_per_gb if config.payments.enabled else 0
+        self.billing = Billing(price_notice=config.price.price_notice)
+        self.chain = KernelChainClient(config.chain.socket)
+        self.sessions = sessions.SessionManager(identity, network=sessions.LinkLocalTcp(config.payments.session_port))
+        self.router = Router(
+            self._speaker(),
+            kernel,
+            self.billing,
+            config.interfaces,
+            port=config.routing.port,
+            on_neighbour=self._neighbour_changed,
+            on_interface=self._interface_changed,
+        )
+        self.accounting = Accounting(
+            kernel,
+            self.billing,
+            report=self._metered if config.payments.enabled else None,
+            recovered=unbilled(kernel.leftover, store.take_readings()),
+            strangers_window_msat=config.payments.window_msat,
+        )
+        self.paymaster = Paymaster(
+            self._payment_engine(store),
+            store,
+            self.chain,
+            self._open_wallet,
+            deliver=self.sessions.send,
+            drop=partial(self.sessions.disconnect, reason="payment protocol"),
+            set_carrying=self.accounting.set_carrying,
+        )
+        self._kernel = kernel
+
+    def _speaker(self) -> Speaker:
+        routing = self.config.routing
+        config = SpeakerConfig(
+            # A fresh router-id for each start: sequence numbers need not survive a crash, and no neighbour holds an old
+            # feasibility distance against us (RFC 8966 section 3.2.1: a router-id is arbitrary).
+            router_id=secrets.token_bytes(8),
+            fee_msat_per_gb=self.fee_msat_per_gb,
+            price_weight=float(routing.price_weight),
+            price_max_msat_per_gb=routing.max_price_msat_per_gb,
+            hello_interval=routing.hello_interval,
+            update_interval=routing.update_interval,
+        )
+        return Speaker(config, rng=random.Random(secrets.randbits(64)), now=trio.current_time())  # noqa: S311  jitter
+
+    def _payment_engine(self, store: Store) -> PaymentEngine:
+        wanted = self.config.payments
+        config = PaymentConfig(
+            chain=NETWORK,
+            tick_interval=wanted.tick,
+            start_window_msat=wanted.window_msat,
+            max_window_msat=wanted.max_window_msat,
+            capacity_sat=wanted.channel_capacity_sat,
+            expiry_blocks=wanted.channel_expiry_blocks,
+            expiry_margin=wanted.expiry_margin_blocks,
+            min_confirmations=wanted.min_confirmations,
+        )
+        return PaymentEngine(
+            config,
+            seed=self.identity.derive_secret("channel keys"),
+            state=store.load(),
+            rng=random.SystemRandom(),
+            now=trio.current_time(),
+        )
+
+    async def _open_wallet(self) -> WalletPort:
+        # Heavy (45 MB), and an extra: a node without payments does not need it.
+        try:
+            from payments.adapters.wallet_bitcoinlib import BitcoinlibWallet  # noqa: PLC0415
+        except ImportError as error:
+            raise WalletError(f"{error}: install meshd[wallet]") from error
+        seed = self.identity.derive_secret("wallet seed")
+        return await BitcoinlibWallet.open(
+            self.config.node.state_dir / "wallet", self.chain, seed=seed, network=NETWORK
+        )
+
+    @property
+    def payments_enabled(self) -> bool:
+        return self.config.payments.enabled
+
+    @property
+    def own_prefixes(self) -> list[IPv4Network | IPv6Network]:
+        overlay = IPv6Network(self.identity.address)
+        return [overlay, *(prefix for prefix in self.config.routing.announce if prefix != overlay)]
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled. Raises what makes going on impossible: a port or socket in use, a broken store."""
+        for address in host_addresses(self.own_prefixes):
+            await self._kernel.add_address("lo", address)
+        async with AsyncExitStack() as stack:
+            if self.payments_enabled:
+                await stack.enter_async_context(_serving(self.sessions.run))
+                await stack.enter_async_context(_serving(self.paymaster.run))
+                stack.push_async_callback(self._read_last)
+            await stack.enter_async_context(_serving(self.accounting.run))
+            nursery = await stack.enter_async_context(trio.open_nursery())
+            if self.payments_enabled:
+                nursery.start_soon(self._follow_sessions)
+            await nursery.start(self.router.run)
+            for prefix in self.own_prefixes:
+                await self.router.originate(prefix)
+            await nursery.start(ControlServer(self.config.node.control_socket, methods(self)).run)
+            log.info("running", name=self.config.node.name, address=self.identity.address)
+            task_status.started()
+
+    async def _read_last(self) -> None:
+        """After the neighbours were told to turn away: what they still had carried is to be billed."""
+        with trio.move_on_after(LAST_READING_TIMEOUT) as scope:
+            scope.shield = True
+            await self.accounting.read()
+
+    async def _metered(self, traffic: pay.MeteredTraffic, readings: Mapping[bytes, int]) -> None:
+        await self.paymaster.put_metered(traffic, readings)
+
+    async def _follow_sessions(self) -> None:
+        async for event in self.sessions.events:
+            match event:
+                case sessions.PeerConnected():
+                    log.info("session up", peer=event.peer, interface=event.interface, address=event.link_local)
+                    await self.accounting.peer_connected(event.peer, (event.interface, event.link_local))
+                    if event.first:
+                        await self.paymaster.put(pay.PeerConnected(event.peer))
+                case sessions.PeerMessage():
+                    # The bill in it is judged by our own meter, so that has to be up to date.
+                    await self.accounting.refresh()
+                    await self.paymaster.put(pay.ReceivedMessage(event.peer, event.data))
+                case sessions.PeerDisconnected():
+                    log.info("session down", peer=event.peer, interface=event.interface, reason=event.reason)
+                    self.accounting.peer_disconnected((event.interface, event.link_local))
+                    # What was under way on it is lost, though another session with the peer may remain: both ends
+                    # then tell each other anew where they stand.
+                    await self.paymaster.put(pay.PeerDisconnected(event.peer))
+                    if not event.last:
+                        await self.paymaster.put(pay.PeerConnected(event.peer))
+
+    def _interface_changed(self, name: str, index: int, address: IPv6Address | None) -> None:
+        if not self.payments_enabled:
+            return
+        if address is None:
+            self.sessions.interface_down(name)
+        else:
+            self.sessions.interface_up(name, index, address)
+
+    def _neighbour_changed(self, interface: str, address: IPv6Address, is_up: bool) -> None:
+        (self.accounting.neighbour_up if is_up else self.accounting.neighbour_down)(interface, address)
+        if not self.payments_enabled:
+            return
+        if not is_up:
+            self.sessions.neighbour_down(interface, address)
+        elif interface in self.router.attached:
+            self.sessions.neighbour_up(interface, address)
+
+
+@asynccontextmanager
+async def _serving(service: Callable[..., Awaitable[None]]) -> AsyncIterator[None]:
+    """The service runs to the end of the block, also when that is cancelled: what is in the block ends first."""
+    async with trio.open_nursery() as nursery:
+        scope = trio.CancelScope()
+
+        async def run(task_status: trio.TaskStatus[None]) -> None:
+            with scope:
+                await service(task_status=task_status)
+
+        await nursery.start(run)
+        scope.shield = True
+        try:
+            yield
+        finally:
+            scope.cancel()
+
+
+def host_addresses(prefixes: list[IPv4Network | IPv6Network]) -> list[IPv4Address | IPv6Address]:
+    """Single addresses among what we announce are our own; of wider prefixes we are only the way there."""
+    return [prefix.network_address for prefix in prefixes if prefix.prefixlen == prefix.max_prefixlen]
+
+
+@asynccontextmanager
+async def running(config: Config, identity: Identity) -> AsyncIterator[Daemon]:
+    """A node from here to the end of the block; the kernel is as before afterwards."""
+    state = config.node.state_dir
+    kernel_config = KernelConfig(
+        record_path=state / "kernel.json", table=config.routing.table, rule_priority=config.routing.rule_priority
+    )
+    store = await trio.to_thread.run_sync(Store.open, Path(state / "payments.sqlite"))
+    try:
+        async with Kernel.open(kernel_config) as kernel, trio.open_nursery() as nursery:
+            daemon = Daemon(config, identity, kernel, store)
+            await nursery.start(daemon.run)
+            yield daemon
+            nursery.cancel_scope.cancel()
+    finally:
+        store.close()

@@ -1,0 +1,140 @@
+"""The one door to the kernel for the rest of the daemon."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Self
+
+import trio
+
+from meshd.kernel.changes import Changes
+from meshd.kernel.links import Links
+from meshd.kernel.meter import FlowCount, Meter
+from meshd.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
+from meshd.kernel.nft import Gate, Nft
+from meshd.kernel.routes import RouteTable
+
+_CLEANUP_TIMEOUT = 10.0
+_LOCK = "\0meshd"
+
+
+class KernelInUseError(Exception):
+    """Another meshd runs in this network namespace; each would remove what the other has in the kernel."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelConfig:
+    """What tells our state in the kernel from everybody else's.
+
+    `record_path` is a file in the daemon's state or run directory: what was there before what we changed, so that it
+    can be put back after a crash. `table`: number of the routing table. `protocol`: rtnetlink protocol of our routes
+    and rules (babeld and FRR use 42). `rule_priority`: the first of the three priorities that our rules take
+    (see `routes`); it must be less than 32764.
+    """
+
+    record_path: Path
+    table: int = 6696
+    protocol: int = 66
+    rule_priority: int = 1000
+
+
+class Kernel:
+    """Routes, links, metering and enforcement of one network namespace. Use `Kernel.open`."""
+
+    def __init__(self, config: KernelConfig, rtnetlink: NetlinkSocket, netfilter: NetlinkSocket) -> None:
+        self.config = config
+        self.routes = RouteTable(rtnetlink, config.table, config.protocol, config.rule_priority)
+        self.links = Links(rtnetlink)
+        self._nft = Nft()
+        self.meter = Meter(netfilter, self._nft)
+        self.gate = Gate(self._nft)
+        self.leftover: list[FlowCount] = []  # what a killed daemon's counters held: the kernel forwards and counts on
+        self._changes = Changes(config.record_path, self.links)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, config: KernelConfig) -> AsyncIterator[Self]:
+        """Remove what a killed daemon left, set up rules, forwarding and metering; undo all of it at the end.
+
+        The removal at the end is shielded from cancellation, and bounded by ten seconds.
+        Raises KernelInUseError, NetlinkError, NftError or OSError.
+        """
+        async with AsyncExitStack() as stack:
+            stack.enter_context(_exclusive())
+            rtnetlink = stack.enter_context(NetlinkSocket(NETLINK_ROUTE))
+            netfilter = stack.enter_context(NetlinkSocket(NETLINK_NETFILTER))
+            kernel = cls(config, rtnetlink, netfilter)
+            kernel.leftover = await kernel.meter.leftover()
+            await kernel._remove_all()
+            try:
+                await kernel._set_up()
+                yield kernel
+            finally:
+                with trio.CancelScope(deadline=trio.current_time() + _CLEANUP_TIMEOUT, shield=True):
+                    await kernel._remove_all()
+
+    async def manage(self, interface: str) -> None:
+        """Meter and police the traffic of this interface, and prepare it: offloads off. Again after it was made anew.
+
+        Raises NetlinkError (ENODEV) if there is none of that name.
+        """
+        link = await self.links.get(interface)
+        await self._changes.prepare_interface(interface)
+        self.meter.name_interface(link.index, interface)
+        await self._nft.add_interface(interface, link.index)
+
+    async def unmanage(self, interface: str) -> None:
+        """Stop metering it, and give it back as it was. Read the meter first: its last counts are lost."""
+        await self._nft.remove_interface(interface)
+        await self._changes.restore_interface(interface)
+
+    async def add_address(self, interface: str, address: IPv4Address | IPv6Address) -> None:
+        """Give `interface` (usually `lo`) the address, as /32 or /128.
+
+        The first of each family is from then on the source address of what this node itself sends over mesh routes.
+        """
+        await self._changes.add_address(interface, address)
+        self.routes.prefer_source(address)
+
+    async def remove_address(self, interface: str, address: IPv4Address | IPv6Address) -> None:
+        self.routes.forget_source(address)
+        await self._changes.remove_address(interface, address)
+
+    async def _set_up(self) -> None:
+        await self._changes.enable_forwarding()
+        await self._nft.load()
+        await self.routes.add_rules()
+
+    async def _remove_all(self) -> None:
+        """Ours, whoever of our kind has made it. Every part is tried even if another fails."""
+        errors: list[Exception] = []
+        for part in (self.routes.cleanup, self._nft.unload, self._changes.restore):
+            try:
+                await part()
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+
+@contextmanager
+def _exclusive() -> Iterator[None]:
+    """Names that begin with NUL belong to the network namespace, as our state does, and end with their process
+    (unix(7), abstract addresses)."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:
+        try:
+            lock.bind(_LOCK)
+        except OSError as error:
+            raise KernelInUseError("another meshd is running in this network namespace") from error
+        yield
+
+
+async def clean(config: KernelConfig) -> None:
+    """Remove what a killed daemon left in this network namespace. Raises as `Kernel.open` does."""
+    with _exclusive(), NetlinkSocket(NETLINK_ROUTE) as rtnetlink, NetlinkSocket(NETLINK_NETFILTER) as netfilter:
+        await Kernel(config, rtnetlink, netfilter)._remove_all()

@@ -1,0 +1,251 @@
+"""Interfaces as the kernel sees them: state, link-local address, neighbours; and their changes as they happen."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+import trio
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.ndmsg import ndmsg
+
+from meshd.kernel.netlink import (
+    NETLINK_ROUTE,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    Message,
+    NetlinkError,
+    NetlinkSocket,
+    Request,
+    decode,
+    encode,
+)
+
+_RTM_NEWLINK, _RTM_GETLINK = 16, 18
+_RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR = 20, 21, 22
+_RTM_NEWNEIGH, _RTM_GETNEIGH = 28, 30
+_RTMGRP_LINK = 0x1
+_RTMGRP_IPV4_IFADDR = 0x10
+_RTMGRP_IPV6_IFADDR = 0x100
+
+_EVENTS = _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR
+
+_IFF_UP = 0x1
+_IFF_RUNNING = 0x40
+_IFF_LOWER_UP = 0x10000
+_CAN_CARRY = _IFF_UP | _IFF_RUNNING | _IFF_LOWER_UP
+_IFA_F_NODAD = 0x02
+_IFA_F_DADFAILED = 0x08
+_IFA_F_TENTATIVE = 0x40
+_IFA_F_OPTIMISTIC = 0x04
+_NTF_USE = 0x01
+_RESOLVE_INTERVAL = 0.02
+
+IPAddress = IPv4Address | IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """`is_up`: enabled, and with carrier. `link_local`: usable, that is, past duplicate address detection. `ipv4`: its
+    first IPv4 address, if any."""
+
+    index: int
+    name: str
+    mac: bytes
+    mtu: int
+    is_up: bool
+    link_local: IPv6Address | None
+    ipv4: IPv4Address | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        return self.is_up and self.link_local is not None
+
+
+class Links:
+    def __init__(self, rtnetlink: NetlinkSocket) -> None:
+        self._netlink = rtnetlink
+
+    async def all(self) -> dict[str, Link]:
+        """All interfaces, by name."""
+        link_local_by_index = await self._link_locals()
+        ipv4_by_index = await self._ipv4_addresses()
+        links: dict[str, Link] = {}
+        for message in await self._netlink.dump(Request(_RTM_GETLINK, encode(ifinfmsg()))):
+            link = _link(message, link_local_by_index, ipv4_by_index)
+            links[link.name] = link
+        return links
+
+    async def get(self, name: str) -> Link:
+        """Raises NetlinkError(ENODEV) if there is none of that name."""
+        link = (await self.all()).get(name)
+        if link is None:
+            raise NetlinkError(errno.ENODEV, name)
+        return link
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncIterator[AsyncIterator[Link]]:
+        """An endless iterator: first every interface, then each whenever it has changed.
+
+        One that was deleted comes a last time, down and without address. It never ends by itself.
+        """
+        with NetlinkSocket(NETLINK_ROUTE, _EVENTS) as events:
+            yield self._changes(events)
+
+    async def wait_ready(self, name: str) -> Link:
+        """Wait until it is up with a link-local address that has passed duplicate address detection. It may not exist
+        yet."""
+        async with self.watch() as changes:
+            async for link in changes:
+                if link.name == name and link.is_ready:
+                    return link
+        raise AssertionError("watch() ended")
+
+    async def neighbour_mac(self, interface: str, address: IPv6Address) -> bytes | None:
+        """What the kernel knows of the neighbour's MAC address; None: nothing yet, `resolve_mac` asks."""
+        message = _neighbour(interface, address)
+        try:
+            answers = await self._netlink.get(Request(_RTM_GETNEIGH, encode(message)))
+        except NetlinkError as error:
+            if error.code == errno.ENOENT:
+                return None
+            raise
+        for answer in answers:
+            mac = decode(ndmsg, answer).get_attr("NDA_LLADDR")
+            if mac is not None:
+                return _mac(mac)
+        return None
+
+    async def resolve_mac(self, interface: str, address: IPv6Address, *, timeout: float = 1.0) -> bytes | None:
+        """As `neighbour_mac`, but makes the kernel ask the neighbour, and waits for up to `timeout` seconds."""
+        with trio.move_on_after(timeout):
+            while True:
+                mac = await self.neighbour_mac(interface, address)
+                if mac is not None:
+                    return mac
+                message = _neighbour(interface, address)
+                message["flags"] = _NTF_USE
+                await self._netlink.request(Request(_RTM_NEWNEIGH, encode(message), NLM_F_CREATE))
+                await trio.sleep(_RESOLVE_INTERVAL)
+        return None
+
+    async def add_address(self, interface: str, address: IPAddress) -> bool:
+        """As /32 or /128. False if it was there already."""
+        message = _address(interface, address)
+        message["flags"] = _IFA_F_NODAD
+        try:
+            await self._netlink.request(Request(_RTM_NEWADDR, encode(message), NLM_F_CREATE | NLM_F_EXCL))
+        except NetlinkError as error:
+            if error.code == errno.EEXIST:
+                return False
+            raise
+        return True
+
+    async def remove_address(self, interface: str, address: IPAddress) -> None:
+        """No error if it, or the interface, is gone."""
+        try:
+            await self._netlink.request(Request(_RTM_DELADDR, encode(_address(interface, address))))
+        except NetlinkError as error:
+            if error.code not in (errno.EADDRNOTAVAIL, errno.ENODEV):
+                raise
+
+    async def gso_max_segments(self, interface: str) -> int:
+        message = ifinfmsg()
+        message["index"] = _index(interface)
+        answers = await self._netlink.get(Request(_RTM_GETLINK, encode(message)))
+        return int(decode(ifinfmsg, answers[0]).get_attr("IFLA_GSO_MAX_SEGS"))
+
+    async def set_gso_max_segments(self, interface: str, segments: int) -> None:
+        """1: also what this node sends itself leaves TCP packet by packet (it segments late even with GSO off)."""
+        message = ifinfmsg()
+        message["index"] = _index(interface)
+        message["attrs"] = [("IFLA_GSO_MAX_SEGS", segments)]
+        await self._netlink.request(Request(_RTM_NEWLINK, encode(message)))
+
+    async def _changes(self, events: NetlinkSocket) -> AsyncIterator[Link]:
+        known: dict[str, Link] = {}
+        while True:
+            current = await self.all()
+            for link in current.values():
+                if known.get(link.name) != link:
+                    yield link
+            for name in known.keys() - current.keys():
+                yield replace(known[name], is_up=False, link_local=None, ipv4=None)
+            known = current
+            # An event only says that something has changed; all is read anew. So it does not matter if some are lost.
+            await events.events()
+
+    async def _link_locals(self) -> dict[int, IPv6Address]:
+        request = ifaddrmsg()
+        request["family"] = socket.AF_INET6
+        found: dict[int, IPv6Address] = {}
+        for message in await self._netlink.dump(Request(_RTM_GETADDR, encode(request))):
+            decoded = decode(ifaddrmsg, message)
+            address = IPv6Address(decoded.get_attr("IFA_ADDRESS"))
+            if address.is_link_local and _is_usable(decoded.get_attr("IFA_FLAGS") or decoded["flags"]):
+                found.setdefault(decoded["index"], address)
+        return found
+
+    async def _ipv4_addresses(self) -> dict[int, IPv4Address]:
+        request = ifaddrmsg()
+        request["family"] = socket.AF_INET
+        found: dict[int, IPv4Address] = {}
+        for message in await self._netlink.dump(Request(_RTM_GETADDR, encode(request))):
+            decoded = decode(ifaddrmsg, message)
+            # On a point-to-point link IFA_ADDRESS is the other end's.
+            found.setdefault(decoded["index"], IPv4Address(decoded.get_attr("IFA_LOCAL")))
+        return found
+
+
+def _is_usable(flags: int) -> bool:
+    if flags & _IFA_F_DADFAILED:
+        return False
+    return not flags & _IFA_F_TENTATIVE or bool(flags & _IFA_F_OPTIMISTIC)
+
+
+def _link(message: Message, link_local_by_index: dict[int, IPv6Address], ipv4_by_index: dict[int, IPv4Address]) -> Link:
+    decoded = decode(ifinfmsg, message)
+    index = decoded["index"]
+    return Link(
+        index=index,
+        name=decoded.get_attr("IFLA_IFNAME"),
+        mac=_mac(decoded.get_attr("IFLA_ADDRESS") or ""),
+        mtu=decoded.get_attr("IFLA_MTU"),
+        is_up=decoded["flags"] & _CAN_CARRY == _CAN_CARRY,
+        link_local=link_local_by_index.get(index),
+        ipv4=ipv4_by_index.get(index),
+    )
+
+
+def _address(interface: str, address: IPAddress) -> Any:
+    message = ifaddrmsg()
+    message["family"] = socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
+    message["prefixlen"] = address.max_prefixlen
+    message["index"] = _index(interface)
+    message["attrs"] = [("IFA_LOCAL", str(address)), ("IFA_ADDRESS", str(address))]
+    return message
+
+
+def _neighbour(interface: str, address: IPv6Address) -> Any:
+    message = ndmsg()
+    message["family"] = socket.AF_INET6
+    message["ifindex"] = _index(interface)
+    message["attrs"] = [("NDA_DST", str(address))]
+    return message
+
+
+def _index(interface: str) -> int:
+    try:
+        return socket.if_nametoindex(interface)
+    except OSError:
+        raise NetlinkError(errno.ENODEV, interface) from None
+
+
+def _mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))

@@ -1,0 +1,286 @@
+"""Drives the payment engine: feeds it what happens, carries out what it says, in order.
+
+One task owns the engine. All inputs that are waiting go in together, so that one commit of the store serves a whole
+settlement round. Requests to the wallet and to the chain run beside it and come back as inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import assert_never
+
+import trio
+
+from meshd.logs import Logger
+from payments import events
+from payments.adapters.store import Store
+from payments.engine import PaymentEngine
+from payments.ports import BroadcastResult, ChainError, ChainPort, Outpoint, WalletError, WalletPort
+from payments.records import LedgerRecord
+
+log = Logger("meshd.payments")
+QUEUE = 4096
+CHAIN_RETRY_INTERVAL = 1.0
+FLUSH_TIMEOUT = 5.0
+# More inputs than this in one round only delay the answers to the first of them.
+MAX_ROUND = 512
+
+
+class Paymaster:
+    """`deliver` sends a message to a peer, `drop` ends its session, `set_carrying` opens or shuts its gate."""
+
+    def __init__(
+        self,
+        engine: PaymentEngine,
+        store: Store,
+        chain: ChainPort,
+        open_wallet: Callable[[], Awaitable[WalletPort]],
+        *,
+        deliver: Callable[[bytes, bytes], bool],
+        drop: Callable[[bytes], None],
+        set_carrying: Callable[[bytes, bool], Awaitable[None]],
+    ) -> None:
+        self.engine = engine
+        self._store = store
+        self._chain = chain
+        self._open_wallet = open_wallet
+        self._wallet: WalletPort | None = None
+        self._wallet_lock = trio.Lock()
+        self._deliver = deliver
+        self._drop = drop
+        self._set_carrying = set_carrying
+        self._send, self._receive = trio.open_memory_channel[tuple[events.Input, Mapping[bytes, int]]](QUEUE)
+        self._readings: dict[bytes, dict[bytes, int]] = {}  # by peer: of what the engine took in and has not written
+        self._watched: dict[bytes, Outpoint] = {}
+        self._nursery: trio.Nursery | None = None
+        self.is_paying = True
+        self.height: int | None = None
+        self.is_chain_connected = False
+
+    async def wallet(self) -> WalletPort:
+        """The wallet, opened when it is first needed: it is heavy. Raises WalletError."""
+        async with self._wallet_lock:
+            if self._wallet is None:
+                wallet = await self._open_wallet()
+                await self._release_forgotten(wallet)
+                self._wallet = wallet
+            return self._wallet
+
+    async def _release_forgotten(self, wallet: WalletPort) -> None:
+        """A crash between the wallet's signature and our record of it leaves inputs set aside for a funding that no
+        channel waits for; it was never broadcast."""
+        wanted = {channel.funding.txid for channel in self.engine.channels() if channel.funding is not None}
+        for funding in await wallet.pending():
+            if funding.txid not in wanted:
+                log.warning("funding that no channel waits for: inputs released", txid=funding.txid[::-1])
+                await wallet.release(funding.txid)
+
+    async def put(self, event: events.Input) -> None:
+        """Give the engine an input; waits while its queue is full."""
+        await self._send.send((event, {}))
+
+    async def put_metered(self, traffic: events.MeteredTraffic, readings: Mapping[bytes, int]) -> None:
+        """`readings` become durable together with the sums that `traffic` adds to: a crash loses or repeats neither."""
+        await self._send.send((traffic, readings))
+
+    async def hold_payments(self, hold: bool) -> None:
+        self.is_paying = not hold
+        await self.put(events.OperatorHoldPayments(hold))
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled; then what is in the queue is taken in and all is written down. Raises what the store raises:
+        without a store there is no going on, and after a fault of it, or of the engine, what it holds is the truth."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await self._execute(self.engine.start(now=trio.current_time()))
+            nursery.start_soon(self._follow_chain)
+            task_status.started()
+            try:
+                while True:
+                    await self._round()
+            except trio.Cancelled:
+                with trio.move_on_after(FLUSH_TIMEOUT) as cleanup:
+                    cleanup.shield = True
+                    await self._execute(self.engine.handle_all(self._waiting(QUEUE), now=trio.current_time()))
+                    await self._execute(self.engine.flush(now=trio.current_time()))
+                raise
+
+    async def _round(self) -> None:
+        inputs: list[events.Input] = []
+        with trio.move_on_at(self.engine.next_deadline()):
+            inputs.append(self._take(await self._receive.receive()))
+        inputs += self._waiting(MAX_ROUND)
+        now = trio.current_time()
+        if now >= self.engine.next_deadline():
+            inputs.append(events.TimerExpired())
+        await self._execute(self.engine.handle_all(inputs, now=now))
+
+    def _waiting(self, limit: int) -> list[events.Input]:
+        inputs: list[events.Input] = []
+        while len(inputs) < limit:
+            try:
+                inputs.append(self._take(self._receive.receive_nowait()))
+            except trio.WouldBlock:
+                break
+        return inputs
+
+    def _take(self, entry: tuple[events.Input, Mapping[bytes, int]]) -> events.Input:
+        event, readings = entry
+        if isinstance(event, events.MeteredTraffic):
+            self._readings.setdefault(event.peer, {}).update(readings)
+        return event
+
+    def _written_by(self, persist: events.Persist) -> dict[bytes, int]:
+        """The readings of those peers whose ledgers it writes."""
+        peers = [change.peer for change in persist.changes if isinstance(change, LedgerRecord)]
+        return {flow: size for peer in peers for flow, size in self._readings.pop(peer, {}).items()}
+
+    async def _execute(self, outputs: Sequence[events.Output]) -> None:
+        for output in outputs:
+            match output:
+                case events.Persist():
+                    # Shielded: a commit that is cancelled half-way would leave the engine ahead of its store.
+                    with trio.CancelScope(shield=True):
+                        await trio.to_thread.run_sync(self._store.apply, output.changes, self._written_by(output))
+                case events.SendMessage():
+                    self._deliver(output.peer, output.data)  # False: the peer is gone, and will be told when it returns
+                case events.DropConnection():
+                    log.warning("session dropped", peer=output.peer, reason=output.reason)
+                    self._drop(output.peer)
+                case events.Suspend():
+                    log.warning("suspended: unpaid beyond its window", peer=output.peer)
+                    await self._set_carrying(output.peer, False)
+                case events.Resume():
+                    log.info("resumed", peer=output.peer)
+                    await self._set_carrying(output.peer, True)
+                case (
+                    events.FundChannel()
+                    | events.ReleaseFunding()
+                    | events.BroadcastTransaction()
+                    | events.WatchOutput()
+                    | events.UnwatchOutput()
+                    | events.NeedScript()
+                ):
+                    self._request(output)
+                case _:
+                    _report(output)
+
+    def _request(
+        self,
+        output: events.FundChannel
+        | events.ReleaseFunding
+        | events.BroadcastTransaction
+        | events.WatchOutput
+        | events.UnwatchOutput
+        | events.NeedScript,
+    ) -> None:
+        """What takes long runs beside the engine; its answer is an input."""
+        if self._nursery is None:
+            raise RuntimeError("the paymaster is not running")
+        start_soon = self._nursery.start_soon
+        match output:
+            case events.FundChannel():
+                start_soon(self._fund, output)
+            case events.ReleaseFunding():
+                start_soon(self._release, output.txid)
+            case events.BroadcastTransaction():
+                start_soon(self._broadcast, output)
+            case events.NeedScript():
+                start_soon(self._new_script)
+            case events.WatchOutput():
+                self._watched[output.channel_id] = output.outpoint
+                start_soon(self._look_at, output.channel_id, output.outpoint)
+            case events.UnwatchOutput():
+                self._watched.pop(output.channel_id, None)
+            case _:
+                assert_never(output)
+
+    async def _fund(self, request: events.FundChannel) -> None:
+        try:
+            wallet = await self.wallet()
+            rate = await self._chain.fee_rate()
+            transaction = await wallet.fund(request.script_pubkey, request.amount_sat, fee_rate=rate)
+        except (WalletError, ChainError) as error:
+            log.warning("channel not funded", channel=request.channel_id, reason=error)
+            await self.put(events.FundingFailed(request.channel_id, str(error)))
+        else:
+            await self.put(events.ChannelFunded(request.channel_id, transaction))
+
+    async def _release(self, txid: bytes) -> None:
+        try:
+            await (await self.wallet()).release(txid)
+        except (WalletError, ChainError) as error:
+            log.warning("inputs not released", txid=txid[::-1], reason=error)
+
+    async def _new_script(self) -> None:
+        failure = ""
+        while True:
+            try:
+                script = await (await self.wallet()).new_script_pubkey()
+                break
+            except (WalletError, ChainError) as error:
+                if str(error) != failure:  # it may last as long as the chain is away
+                    log.warning("no wallet address", reason=error)
+                failure = str(error)
+                await trio.sleep(CHAIN_RETRY_INTERVAL)
+        await self.put(events.NewScript(script))
+
+    async def _broadcast(self, request: events.BroadcastTransaction) -> None:
+        try:
+            result = await self._chain.broadcast(request.raw)
+        except ChainError as error:
+            result = BroadcastResult(False, f"backend: {error}")  # the engine sends it again at a later tip
+        txid = request.txid[::-1].hex()
+        fields = {"kind": request.kind.value, "txid": txid, "fee_sat": request.fee_sat, "code": result.code}
+        (log.info if result.accepted else log.warning)("transaction broadcast", accepted=result.accepted, **fields)
+        await self.put(events.BroadcastDone(request.txid, result))
+
+    async def _look_at(self, channel_id: bytes, outpoint: Outpoint) -> None:
+        try:
+            status = await self._chain.output(outpoint)
+            spending = None
+            if status is not None and status.spent_by is not None:
+                spender = await self._chain.transaction(status.spent_by)
+                spending = None if spender is None else spender.raw
+        except ChainError as error:
+            log.debug("output not seen", channel=channel_id, reason=error)
+            return
+        await self.put(events.ChannelOutputSeen(channel_id, status, spending))
+
+    async def _follow_chain(self) -> None:
+        while True:
+            try:
+                async for tip in self._chain.tips():
+                    self.height, self.is_chain_connected = tip.height, True
+                    await self.put(events.ChainTipChanged(tip.height, await self._chain.fee_rate()))
+                    for channel_id, outpoint in list(self._watched.items()):
+                        await self._look_at(channel_id, outpoint)
+            except ChainError as error:
+                if self.is_chain_connected:
+                    log.warning("chain backend lost", reason=error)
+            self.is_chain_connected = False
+            await trio.sleep(CHAIN_RETRY_INTERVAL)
+
+
+def _report(notice: events.Notice) -> None:
+    match notice:
+        case events.PaymentSent():
+            fields = {"peer": notice.peer, "msat": notice.amount_msat, "cumulative_msat": notice.cumulative_msat}
+            log.debug("payment sent", channel=notice.channel_id, **fields)
+        case events.PaymentReceived():
+            fields = {"peer": notice.peer, "msat": notice.amount_msat, "cumulative_msat": notice.cumulative_msat}
+            log.debug("payment received", channel=notice.channel_id, **fields)
+        case events.ChannelStateChanged():
+            fields2 = {"peer": notice.peer, "direction": notice.direction.value, "state": notice.state.value}
+            log.info("channel", channel=notice.channel_id, reason=notice.reason, **fields2)
+        case events.Disputed():
+            units = {"billed_units": notice.their_billed_units, "accepted_units": notice.accepted_units}
+            log.warning("bill above our own meter", peer=notice.peer, **units)
+        case events.Defaulted():
+            log.warning("default", peer=notice.peer, unpaid_msat=notice.unpaid_msat, window_msat=notice.window_msat)
+        case events.PeerFaultSeen():
+            log.warning("peer broke the protocol", peer=notice.peer, reason=notice.reason)
+        case events.BroadcastRefused():
+            log.error("transaction refused", kind=notice.kind.value, txid=notice.txid[::-1], code=notice.code)
+        case _:
+            assert_never(notice)

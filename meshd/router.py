@@ -1,0 +1,251 @@
+"""Drives the Babel speaker: one loop that receives, feeds the engine, and carries out what it says, in order.
+
+A route is in the kernel before the update that announces it leaves; packets that follow our announcement find it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv6Address
+from typing import assert_never
+
+import trio
+
+from meshd.babel_socket import BabelSocket
+from meshd.billing import Billing
+from meshd.config import InterfaceConfig
+from meshd.kernel import Kernel, Link, NetlinkError, NftError, Route
+from meshd.logs import Logger
+from routing import codec, events
+from routing.speaker import Speaker
+
+log = Logger("meshd.routing")
+QUEUE = 4096
+MAX_ROUND = 256
+FAREWELL_TIMEOUT = 1.0
+RETRY_INTERVAL = 5.0
+SEND_TIMEOUT = 0.1  # one congested interface must not hold up what the others have to hear
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """An interface that the speaker uses."""
+
+    index: int
+    address: IPv6Address
+    mtu: int
+    address4: IPv4Address | None
+
+
+class Router:
+    """`on_neighbour(interface, link_local, is_up)` and `on_interface(name, index, address or None)` tell the others."""
+
+    def __init__(
+        self,
+        speaker: Speaker,
+        kernel: Kernel,
+        billing: Billing,
+        interfaces: Iterable[InterfaceConfig],
+        *,
+        port: int,
+        on_neighbour: Callable[[str, IPv6Address, bool], None],
+        on_interface: Callable[[str, int, IPv6Address | None], None],
+    ) -> None:
+        self.speaker = speaker
+        self.counters: Counter[str] = Counter()
+        self.attached: dict[str, Attached] = {}
+        self._kernel = kernel
+        self._billing = billing
+        self._configured = {interface.name: interface for interface in interfaces}
+        self._socket = BabelSocket(port)
+        self._on_neighbour = on_neighbour
+        self._on_interface = on_interface
+        self._send, self._receive = trio.open_memory_channel[events.Input](QUEUE)
+        self._links_lock = trio.Lock()
+        self._managed: dict[str, int] = {}  # interface name -> index under which the kernel meters it
+
+    async def put(self, event: events.Input) -> None:
+        await self._send.send(event)
+
+    async def originate(self, prefix: events.Prefix) -> None:
+        await self.put(events.OriginateRoute(prefix))
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled; then says good-bye: retractions reach the neighbours before the kernel is cleaned."""
+        try:
+            await self._socket.bind()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._receive_packets)
+                nursery.start_soon(self._watch_links)
+                nursery.start_soon(self._try_again)
+                task_status.started()
+                try:
+                    while True:
+                        await self._round()
+                except trio.Cancelled:
+                    with trio.move_on_after(FAREWELL_TIMEOUT) as farewell:
+                        farewell.shield = True
+                        await self._say_goodbye()
+                    raise
+        finally:
+            self._socket.close()
+
+    async def _round(self) -> None:
+        inputs: list[events.Input] = []
+        deadline = self.speaker.next_deadline()
+        with trio.move_on_at(float("inf") if deadline is None else deadline):
+            inputs.append(await self._receive.receive())
+        while len(inputs) < MAX_ROUND:
+            try:
+                inputs.append(self._receive.receive_nowait())
+            except trio.WouldBlock:
+                break
+        now = trio.current_time()
+        outputs: list[events.Output] = []
+        for event in inputs:
+            outputs += self.speaker.handle(event, now=now)
+        deadline = self.speaker.next_deadline()
+        if deadline is not None and now >= deadline:
+            outputs += self.speaker.handle(events.TimerExpired(), now=now)
+        await self._execute(outputs)
+
+    async def _execute(self, outputs: Sequence[events.Output]) -> None:
+        routes: dict[events.Prefix, events.InstallRoute | events.RemoveRoute] = {}
+        for output in outputs:
+            match output:
+                case events.InstallRoute() | events.RemoveRoute():
+                    # Many at a time, the last word on each prefix only; but always before what follows them leaves.
+                    routes[output.prefix] = output
+                case events.SendPacket():
+                    await self._apply(routes)
+                    await self._transmit(output)
+                case events.NeighbourUp():
+                    log.info("neighbour up", interface=output.interface, address=output.address)
+                    self._on_neighbour(output.interface, output.address, True)
+                case events.NeighbourDown():
+                    log.info("neighbour down", interface=output.interface, address=output.address)
+                    self._on_neighbour(output.interface, output.address, False)
+                case events.LearnedPrice():
+                    link = (output.interface, output.address)
+                    self._billing.learned(link, output.prefix, output.price_msat_per_gb, now=trio.current_time())
+                case events.AnnouncedPrice():
+                    self._billing.announced(output.prefix, output.price_msat_per_gb, now=trio.current_time())
+                case _:
+                    assert_never(output)
+        await self._apply(routes)
+
+    async def _apply(self, routes: dict[events.Prefix, events.InstallRoute | events.RemoveRoute]) -> None:
+        install = []
+        for route in routes.values():
+            if isinstance(route, events.InstallRoute):
+                install.append(Route(route.prefix, route.interface, route.next_hop))
+                log.debug("route", prefix=route.prefix, via=route.next_hop, dev=route.interface, metric=route.metric)
+            else:
+                log.debug("route removed", prefix=route.prefix)
+                await self._remove(route.prefix)
+        routes.clear()
+        if install:
+            for prefix, error in (await self._kernel.routes.install_many(install)).items():
+                # The interface may go down between the decision and the kernel; its event follows and repairs it.
+                log.warning("route not installed", prefix=prefix, reason=error)
+
+    async def _remove(self, prefix: events.Prefix) -> None:
+        try:
+            await self._kernel.routes.remove(prefix)
+        except NetlinkError as error:
+            log.warning("route not removed", prefix=prefix, reason=error)
+
+    async def _transmit(self, packet: events.SendPacket) -> None:
+        attached = self.attached.get(packet.interface)
+        if attached is None:
+            return
+        for data in codec.pack(packet.tlvs, mtu=attached.mtu):
+            try:
+                with trio.fail_after(SEND_TIMEOUT):
+                    await self._socket.send(attached.index, packet.destination, data)
+                self.counters["packets sent"] += 1
+                self.counters["bytes sent"] += len(data)
+            except (OSError, trio.TooSlowError) as error:
+                self.counters["packets not sent"] += 1
+                log.debug("packet not sent", interface=packet.interface, reason=error)
+
+    async def _receive_packets(self) -> None:
+        while True:
+            datagram = await self._socket.receive()
+            interface = next((n for n, a in self.attached.items() if a.index == datagram.interface_index), None)
+            if interface is None:
+                continue
+            self.counters["packets received"] += 1
+            try:
+                tlvs = codec.decode(datagram.data, source=datagram.source)
+            except codec.DecodeError as error:
+                self.counters["packets malformed"] += 1
+                log.debug("malformed packet dropped", interface=interface, source=datagram.source, reason=error)
+                continue
+            await self.put(events.ReceivedPacket(interface, datagram.source, tlvs, datagram.multicast))
+
+    async def _watch_links(self) -> None:
+        async with self._kernel.links.watch() as changes:
+            async for link in changes:
+                if link.name in self._configured:
+                    async with self._links_lock:
+                        await self._link_changed(link)
+
+    async def _try_again(self) -> None:
+        """What could not be attached will not be told of again as long as it stays as it is."""
+        while True:
+            await trio.sleep(RETRY_INTERVAL)
+            if all(name in self.attached for name in self._configured):
+                continue
+            async with self._links_lock:
+                for link in (await self._kernel.links.all()).values():
+                    if link.name in self._configured and link.name not in self.attached:
+                        await self._link_changed(link)
+
+    async def _link_changed(self, link: Link) -> None:
+        address = link.link_local if link.is_up else None
+        before = self.attached.get(link.name)
+        if before is not None and address == before.address and link.index == before.index:
+            after = replace(before, mtu=link.mtu, address4=link.ipv4)
+            if after != before:
+                self.attached[link.name] = after
+                await self._tell_speaker(link.name, after)
+            return
+        if before is not None:
+            await self._detach(link.name, before)
+        if address is not None:
+            await self._attach(link, address)
+
+    async def _attach(self, link: Link, address: IPv6Address) -> None:
+        try:
+            if self._managed.get(link.name) != link.index:
+                await self._kernel.manage(link.name)
+                self._managed[link.name] = link.index
+            self._socket.join(link.index)
+        except (OSError, NetlinkError, NftError) as error:
+            log.warning("interface not usable", interface=link.name, reason=error)
+            return
+        self.attached[link.name] = attached = Attached(link.index, address, link.mtu, link.ipv4)
+        log.info("interface up", interface=link.name, address=address)
+        self._on_interface(link.name, link.index, address)
+        await self._tell_speaker(link.name, attached)
+
+    async def _tell_speaker(self, name: str, attached: Attached) -> None:
+        config = self._configured[name]
+        address4 = attached.address4 if config.ipv4_next_hop else None
+        up = events.InterfaceUp(name, attached.address, config.kind, attached.mtu, config.cost, address4)
+        await self.put(up)
+
+    async def _detach(self, name: str, attached: Attached) -> None:
+        log.info("interface down", interface=name)
+        self._socket.leave(attached.index)
+        del self.attached[name]
+        self._on_interface(name, attached.index, None)
+        await self.put(events.InterfaceDown(name))
+
+    async def _say_goodbye(self) -> None:
+        """Neighbours turn away at once and need no Hello to be missed. The kernel keeps its routes until they have."""
+        outputs = self.speaker.handle(events.Shutdown(), now=trio.current_time())
+        await self._execute([output for output in outputs if isinstance(output, events.SendPacket)])

@@ -1,0 +1,323 @@
+"""What meshctl can ask a node, and tell it. Results are plain JSON values; money is msat, names carry the unit."""
+
+from __future__ import annotations
+
+import math
+from ipaddress import IPv6Address, ip_address, ip_network
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from meshd import __version__
+from meshd.control import INVALID_PARAMS, NOT_FOUND, REFUSED, TIMEOUT, Method, Param, RpcError
+from meshd.identity import overlay_address
+from payments import events as pay
+from payments.ports import ChainError, WalletError
+from payments.records import ChannelState, Direction
+from routing.events import Prefix, SetFee
+from routing.rules import PRICE_NOT_FOR_SALE
+from routing.speaker import RouteView
+
+if TYPE_CHECKING:
+    from meshd.daemon import Daemon
+
+WALLET_TIMEOUT = 10.0
+BALANCE_AGE = 1.0  # the wallet asks the chain and writes its database for it
+UNITS_PER_MSAT = 10**9
+
+
+class Methods:
+    """The handlers; each takes checked parameters and returns JSON."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._node = daemon
+        self._balance_lock = trio.Lock()
+        self._balance_known: tuple[float, int | None] = (-math.inf, None)
+
+    async def status(self, _: dict[str, Any]) -> Any:
+        node = self._node
+        paymaster, ledgers = node.paymaster, node.paymaster.engine.ledgers()
+        return {
+            "name": node.config.node.name,
+            "version": __version__,
+            "identity": node.identity.public_key.hex(),
+            "address": str(node.identity.address),
+            "uptime_seconds": trio.current_time() - node.started_at,
+            "interfaces": [self._interface(interface.name) for interface in node.config.interfaces],
+            "neighbours": len(node.router.speaker.neighbours()),
+            "routes": sum(route.is_selected for route in node.router.speaker.routes()),
+            "fee_msat_per_gb": node.fee_msat_per_gb,
+            "paying": node.payments_enabled and paymaster.is_paying,
+            "chain": {
+                "backend": node.config.chain.backend,
+                "height": paymaster.height,
+                "connected": paymaster.is_chain_connected,
+            },
+            "wallet": {"balance_sat": await self._balance()},
+            "totals": {
+                "carried_bytes": node.accounting.sum().carried,
+                "earned_msat": sum(ledger.received_msat for ledger in ledgers),
+                "spent_msat": sum(ledger.sent_msat for ledger in ledgers),
+            },
+            "counters": {**node.router.speaker.counters(), **node.router.counters, **node.sessions.counters},
+        }
+
+    def _interface(self, name: str) -> dict[str, Any]:
+        node = self._node
+        kind = next(interface.kind.value for interface in node.config.interfaces if interface.name == name)
+        attached = node.router.attached.get(name)
+        address = None if attached is None else str(attached.address)
+        return {"name": name, "kind": kind, "up": attached is not None, "address": address}
+
+    async def _balance(self) -> int | None:
+        if not self._node.payments_enabled:
+            return None
+        async with self._balance_lock:
+            if trio.current_time() - self._balance_known[0] > BALANCE_AGE:
+                balance = await self._ask_balance()
+                self._balance_known = (trio.current_time(), balance)
+            return self._balance_known[1]
+
+    async def _ask_balance(self) -> int | None:
+        try:
+            with trio.fail_after(WALLET_TIMEOUT):
+                return await (await self._node.paymaster.wallet()).balance_sat()
+        except (WalletError, ChainError, trio.TooSlowError):
+            return None
+
+    def _require_payments(self) -> None:
+        if not self._node.payments_enabled:
+            raise RpcError(REFUSED, "payments are switched off in the configuration ([payments] enabled)")
+
+    async def neighbours(self, _: dict[str, Any]) -> Any:
+        node = self._node
+        ledger_by_peer = {ledger.peer: ledger for ledger in node.paymaster.engine.ledgers()}
+        rows = []
+        for neighbour in node.router.speaker.neighbours():
+            link = (neighbour.interface, neighbour.address)
+            peer = node.accounting.neighbours.peer_by_link.get(link)
+            ledger = None if peer is None else ledger_by_peer.get(peer)
+            totals = node.accounting.totals.get(link)
+            connected = node.sessions.peer_on(*link) is not None
+            rows.append(
+                {
+                    "interface": neighbour.interface,
+                    "link_local": str(neighbour.address),
+                    "identity": None if peer is None else peer.hex(),
+                    "address": None if peer is None else str(overlay_address(peer)),
+                    "cost": neighbour.cost,
+                    "rxcost": neighbour.rxcost,
+                    "txcost": neighbour.txcost,
+                    "session": "up" if connected else "down",
+                    "state": "suspended" if node.accounting.is_suspended(link) else "open",
+                    "window_msat": None if ledger is None else ledger.window_msat,
+                    "owed_to_us_msat": None if ledger is None else max(ledger.unpaid_msat, 0),
+                    "owed_to_them_msat": None if ledger is None else max(-ledger.unpaid_msat, 0),
+                    "bytes_in": 0 if totals is None else totals.received,
+                    "bytes_refused": 0 if totals is None else totals.refused,
+                    "bytes_out": 0 if totals is None else totals.sent,
+                }
+            )
+        return rows
+
+    async def routes(self, _: dict[str, Any]) -> Any:
+        speaker = self._node.router.speaker
+        rows = [self._own_route(prefix) for prefix in self._node.own_prefixes]
+        return rows + [self._route(route) for route in speaker.routes()]
+
+    def _own_route(self, prefix: Prefix) -> dict[str, Any]:
+        blank = {"interface": None, "next_hop": None, "neighbour": None, "advertised_metric": 0, "metric": 0}
+        prices = {"price_msat_per_gb": 0, "announced_price_msat_per_gb": 0}
+        return {"prefix": str(prefix), **blank, **prices, "selected": True, "feasible": True, "origin": True}
+
+    def _route(self, route: RouteView) -> dict[str, Any]:
+        node = self._node
+        peer = node.accounting.neighbours.peer_by_link.get((route.interface, route.address))
+        announced = node.router.speaker.announced_price(route.prefix) if route.is_selected else None
+        return {
+            "prefix": str(route.prefix),
+            "interface": route.interface,
+            "next_hop": str(route.next_hop),
+            "neighbour": None if peer is None else str(overlay_address(peer)),
+            "advertised_metric": route.advertised_metric,
+            "metric": route.metric,
+            "price_msat_per_gb": route.price_msat_per_gb,
+            "announced_price_msat_per_gb": announced,
+            "selected": route.is_selected,
+            "feasible": route.is_feasible,
+            "origin": False,
+        }
+
+    async def path(self, params: dict[str, Any]) -> Any:
+        try:
+            destination = ip_address(params["destination"])
+        except ValueError:
+            raise RpcError(
+                INVALID_PARAMS, f"{params['destination']!r} is not an IP address; expected 10.0.0.1 or fd12::1"
+            ) from None
+        rows = await self.routes({})
+        prefixes = {row["prefix"] for row in rows if destination in ip_network(row["prefix"])}
+        if not prefixes:
+            raise RpcError(NOT_FOUND, f"no route to {destination}")
+        prefix = max(prefixes, key=lambda text: ip_network(text).prefixlen)
+        candidates = [row for row in rows if row["prefix"] == prefix]
+        own = next((row for row in candidates if row["origin"]), None)
+        chosen = own or next((row for row in candidates if row["selected"]), None)
+        others = [row | {"reason": _why_not(row, chosen)} for row in candidates if row is not chosen]
+        return {
+            "destination": str(destination),
+            "prefix": prefix,
+            "origin": own is not None,
+            "chosen": None if own is not None else chosen,
+            "alternatives": others,
+        }
+
+    async def channels(self, _: dict[str, Any]) -> Any:
+        return [
+            {
+                "channel_id": channel.channel_id.hex(),
+                "peer": channel.peer.hex(),
+                "peer_address": str(overlay_address(channel.peer)),
+                "direction": channel.direction.value,
+                "state": channel.state.value,
+                "capacity_sat": channel.capacity_sat,
+                "cumulative_msat": channel.cumulative_msat,
+                "acknowledged_msat": channel.acknowledged_msat,
+                "funding": None
+                if channel.funding is None
+                else f"{channel.funding.txid[::-1].hex()}:{channel.funding.index}",
+                "expiry_height": channel.expiry_height,
+                "closing_txid": None if channel.spend_txid is None else channel.spend_txid[::-1].hex(),
+            }
+            for channel in self._node.paymaster.engine.channels()
+        ]
+
+    async def ledger(self, _: dict[str, Any]) -> Any:
+        return [
+            {
+                "peer": ledger.peer.hex(),
+                "peer_address": str(overlay_address(ledger.peer)),
+                "state": "suspended" if ledger.is_suspended else "open",
+                "window_msat": ledger.window_msat,
+                "billed_msat": ledger.billed_units // UNITS_PER_MSAT,
+                "acknowledged_msat": ledger.acknowledged_units // UNITS_PER_MSAT,
+                "their_billed_msat": ledger.their_billed_units // UNITS_PER_MSAT,
+                "accepted_msat": ledger.accepted_units // UNITS_PER_MSAT,
+                "sent_msat": ledger.sent_msat,
+                "received_msat": ledger.received_msat,
+                "balance_msat": ledger.unpaid_msat,
+            }
+            for ledger in self._node.paymaster.engine.ledgers()
+        ]
+
+    async def price_show(self, _: dict[str, Any]) -> Any:
+        return {"fee_msat_per_gb": self._node.fee_msat_per_gb}
+
+    async def price_set(self, params: dict[str, Any]) -> Any:
+        """Until the next start; the configuration file is the operator's."""
+        self._require_payments()
+        fee = params["fee_msat_per_gb"]
+        if not 0 <= fee <= PRICE_NOT_FOR_SALE:
+            raise RpcError(
+                INVALID_PARAMS, f"fee_msat_per_gb = {fee}: expected 0 to {PRICE_NOT_FOR_SALE} (not for sale)"
+            )
+        self._node.fee_msat_per_gb = fee
+        await self._node.router.put(SetFee(fee))
+        return await self.price_show({})
+
+    async def pay_hold(self, _: dict[str, Any]) -> Any:
+        self._require_payments()
+        await self._node.paymaster.hold_payments(True)
+        return {"paying": False}
+
+    async def pay_resume(self, _: dict[str, Any]) -> Any:
+        self._require_payments()
+        await self._node.paymaster.hold_payments(False)
+        return {"paying": True}
+
+    async def channel_close(self, params: dict[str, Any]) -> Any:
+        self._require_payments()
+        peer = None if params.get("peer") is None else self._find_peer(params["peer"])
+        closing = [
+            channel.channel_id.hex()
+            for channel in self._node.paymaster.engine.channels()
+            if channel.direction is Direction.IN and channel.state is ChannelState.OPEN and peer in (None, channel.peer)
+        ]
+        await self._node.paymaster.put(pay.OperatorCloseChannels(peer))
+        return {"channels": closing, "txid": None}
+
+    def _find_peer(self, text: str) -> bytes:
+        """By public key (hex), by the beginning of one, or by overlay address."""
+        peers = [ledger.peer for ledger in self._node.paymaster.engine.ledgers()]
+        if not text:
+            raise RpcError(INVALID_PARAMS, "peer is empty: expected a public key, its beginning, or an overlay address")
+        wanted: IPv6Address | None = None
+        if ":" in text:
+            try:
+                wanted = IPv6Address(text)
+            except ValueError:
+                raise RpcError(INVALID_PARAMS, f"{text!r} is neither a public key nor an address") from None
+        matches = [
+            peer
+            for peer in peers
+            if (overlay_address(peer) == wanted if wanted is not None else peer.hex().startswith(text.lower()))
+        ]
+        if len(matches) != 1:
+            raise RpcError(NOT_FOUND, f"{'no' if not matches else 'more than one'} peer matches {text!r}")
+        return matches[0]
+
+    async def wallet_script(self, _: dict[str, Any]) -> Any:
+        self._require_payments()
+        try:
+            with trio.fail_after(WALLET_TIMEOUT):
+                script = await (await self._node.paymaster.wallet()).new_script_pubkey()
+        except (WalletError, ChainError) as error:
+            raise RpcError(REFUSED, f"the wallet has no address to give: {error}") from error
+        except trio.TooSlowError as error:
+            raise RpcError(TIMEOUT, "the wallet is busy; try again") from error
+        return {"script_pubkey": script.hex()}
+
+
+def _why_not(row: dict[str, Any], chosen: dict[str, Any] | None) -> str:
+    if row["metric"] >= 65535:
+        return "unreachable"
+    if not row["feasible"]:
+        return "not feasible: it could loop"
+    if chosen is None:
+        return "dearer than the maximum price"
+    if row["metric"] > chosen["metric"]:
+        return f"metric {row['metric']} is above {chosen['metric']}"
+    return "not better by enough to change, or not for long enough"
+
+
+def methods(daemon: Daemon) -> dict[str, Method]:
+    """The method table of the control socket."""
+    node = Methods(daemon)
+    return {
+        "status": Method(node.status, "Identity, interfaces, chain, wallet and totals."),
+        "neighbours": Method(node.neighbours, "Who is in reach, at what cost, and how the account with each stands."),
+        "routes": Method(node.routes, "All routes that were heard, with price and quality, and which are selected."),
+        "path": Method(
+            node.path,
+            "Which way packets for an address take from here, and why not another.",
+            {"destination": Param("string", "IPv4 or IPv6 address")},
+        ),
+        "channels": Method(node.channels, "Payment channels, in and out."),
+        "ledger": Method(node.ledger, "Bills and payments, per peer."),
+        "price.show": Method(node.price_show, "What we ask for carrying a GB."),
+        "price.set": Method(
+            node.price_set,
+            "Ask another fee from now on; a rise is billed after the notice.",
+            {"fee_msat_per_gb": Param("integer", "msat per GB; 4294967295: not for sale")},
+            writes=True,
+        ),
+        "pay.hold": Method(node.pay_hold, "Pay nobody until resumed.", writes=True),
+        "pay.resume": Method(node.pay_resume, "Pay again.", writes=True),
+        "channel.close": Method(
+            node.channel_close,
+            "Claim on chain what was paid to us.",
+            {"peer": Param("string", "public key, its beginning, or overlay address; all if left out", required=False)},
+            writes=True,
+        ),
+        "wallet.script": Method(node.wallet_script, "A fresh output script to send money to.", writes=True),
+    }

@@ -1,0 +1,1 @@
+"""Everything of payments/ that touches the world: the chain, the wallet, the store."""

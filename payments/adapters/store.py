@@ -1,0 +1,284 @@
+"""The payment engine's rows in SQLite. Blocking: the daemon runs it in a worker thread, one call at a time.
+
+Write-ahead log and synchronous=FULL: when `apply` returns, the changes are on the disk (SQLite documentation, "pragma
+synchronous"). All changes of a call are one transaction; the daemon puts a whole round into one call, since a commit
+costs milliseconds and a row microseconds. No secrets are in it: channel keys derive from the node's seed.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import MappingProxyType
+
+from payments.channel_tx import ChannelTerms
+from payments.ports import Outpoint
+from payments.records import (
+    Change,
+    ChannelRecord,
+    ChannelState,
+    Direction,
+    EngineState,
+    ForgottenChannel,
+    HeightRecord,
+    LedgerRecord,
+)
+
+SCHEMA_VERSION = 1
+MAX_READINGS = 100_000  # flows come and go; many times what the kernel keeps counters for
+UNITS_BYTES = 16  # debts outgrow SQLite's 64-bit integers
+
+# Money in msat fits: there are 2.1 * 10^18 msat, and 9.2 * 10^18 fit.
+_SCHEMA = """
+CREATE TABLE ledger (
+  peer BLOB PRIMARY KEY,
+  billed_units BLOB NOT NULL,
+  acknowledged_units BLOB NOT NULL,
+  their_billed_units BLOB NOT NULL,
+  accepted_units BLOB NOT NULL,
+  owed_limit_units BLOB NOT NULL,
+  lost_meter_units BLOB NOT NULL,
+  window_msat INTEGER NOT NULL,
+  window_progress_msat INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE channel (
+  channel_id BLOB PRIMARY KEY,
+  peer BLOB NOT NULL,
+  direction TEXT NOT NULL,
+  state TEXT NOT NULL,
+  payer_pubkey BLOB NOT NULL,
+  payee_pubkey BLOB NOT NULL,
+  expiry_height INTEGER NOT NULL,
+  capacity_sat INTEGER NOT NULL,
+  payer_change_script BLOB NOT NULL,
+  opened_height INTEGER NOT NULL,
+  funding_txid BLOB,
+  funding_index INTEGER,
+  funding_raw BLOB,
+  is_confirmed INTEGER NOT NULL,
+  cumulative_msat INTEGER NOT NULL,
+  signature BLOB,
+  acknowledged_msat INTEGER NOT NULL,
+  spend_txid BLOB,
+  spend_raw BLOB
+) STRICT, WITHOUT ROWID;
+CREATE TABLE chain (
+  id INTEGER PRIMARY KEY CHECK (id = 1),
+  height INTEGER NOT NULL
+) STRICT;
+INSERT INTO chain VALUES (1, 0);
+CREATE TABLE reading (
+  flow BLOB NOT NULL UNIQUE,
+  bytes INTEGER NOT NULL
+) STRICT;
+"""
+
+_CHANNEL_COLUMNS = (
+    "channel_id, peer, direction, state, payer_pubkey, payee_pubkey, expiry_height, capacity_sat, payer_change_script,"
+    " opened_height, funding_txid, funding_index, funding_raw, is_confirmed, cumulative_msat, signature,"
+    " acknowledged_msat, spend_txid, spend_raw"
+)
+_LEDGER_COLUMNS = (
+    "peer, billed_units, acknowledged_units, their_billed_units, accepted_units, owed_limit_units, lost_meter_units,"
+    " window_msat, window_progress_msat"
+)
+_PUT_CHANNEL = f"INSERT OR REPLACE INTO channel ({_CHANNEL_COLUMNS}) VALUES ({', '.join('?' * 19)})"  # noqa: S608
+_PUT_LEDGER = f"INSERT OR REPLACE INTO ledger ({_LEDGER_COLUMNS}) VALUES ({', '.join('?' * 9)})"  # noqa: S608
+
+_PRUNE_READINGS = "DELETE FROM reading WHERE rowid <= (SELECT rowid FROM reading ORDER BY rowid DESC LIMIT 1 OFFSET ?)"
+
+
+class StoreError(Exception):
+    """The database cannot be opened, is damaged, of another version, in use, or could not be written."""
+
+
+class Store:
+    """Open with `Store.open`, end with `close`. One process at a time may have it open."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._readings_since_pruned = 0
+
+    @classmethod
+    def open(cls, path: Path) -> Store:
+        """Creates it if missing (mode 0600), checks it. Raises StoreError. May be called, and the store used, from
+        changing threads, one at a time."""
+        try:
+            path.touch(mode=0o600)
+            connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.5)
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"{path}: {error}") from error
+        try:
+            _prepare(connection)
+        except (sqlite3.Error, StoreError) as error:
+            connection.close()
+            raise StoreError(f"{path}: {error}") from error
+        return cls(connection)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def apply(self, changes: Iterable[Change], readings: Mapping[bytes, int] = MappingProxyType({})) -> None:
+        """All or nothing, in this order, on the disk when it returns. Raises StoreError; then nothing was written.
+
+        `readings`: how far the counter of each flow (the caller's name for it) had come when it was last billed; what
+        the ledger rows of the same call say is then true of exactly so much traffic.
+        """
+        with self._transaction() as connection:
+            for change in changes:
+                _apply(connection, change)
+            connection.executemany("INSERT OR REPLACE INTO reading VALUES (?, ?)", readings.items())
+            self._readings_since_pruned += len(readings)
+            if self._readings_since_pruned > MAX_READINGS // 4:
+                # A replaced row gets a new rowid: the lowest are those that were not billed for the longest time.
+                connection.execute(_PRUNE_READINGS, (MAX_READINGS,))
+                self._readings_since_pruned = 0
+
+    def take_readings(self) -> dict[bytes, int]:
+        """The readings of an earlier run; they are forgotten, since the counters start anew."""
+        with self._transaction() as connection, closing(connection.cursor()) as cursor:
+            readings = dict(cursor.execute("SELECT flow, bytes FROM reading").fetchall())
+            cursor.execute("DELETE FROM reading")
+        return readings
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        connection = self._connection
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise StoreError(str(error)) from error
+
+    def load(self) -> EngineState:
+        """Raises StoreError if a row is not what was written."""
+        try:
+            with closing(self._connection.cursor()) as cursor:
+                cursor.execute(f"SELECT {_LEDGER_COLUMNS} FROM ledger ORDER BY peer")  # noqa: S608 - constants
+                ledgers = tuple(_ledger_of(row) for row in cursor)
+                cursor.execute(f"SELECT {_CHANNEL_COLUMNS} FROM channel ORDER BY opened_height, channel_id")  # noqa: S608
+                channels = tuple(_channel_of(row) for row in cursor)
+                (height,) = cursor.execute("SELECT height FROM chain").fetchone()
+        except (sqlite3.Error, ValueError, TypeError) as error:
+            raise StoreError(f"a damaged row: {error}") from error
+        return EngineState(ledgers, channels, height)
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    problems = [row[0] for row in connection.execute("PRAGMA integrity_check(1)")]
+    if problems != ["ok"]:
+        raise StoreError(f"damaged: {problems[0]}")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == 0:
+        connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    elif version != SCHEMA_VERSION:
+        raise StoreError(f"schema version {version}, this program knows {SCHEMA_VERSION}")
+
+
+def _apply(connection: sqlite3.Connection, change: Change) -> None:
+    match change:
+        case LedgerRecord():
+            connection.execute(_PUT_LEDGER, _ledger_row(change))
+        case ChannelRecord():
+            connection.execute(_PUT_CHANNEL, _channel_row(change))
+        case HeightRecord():
+            connection.execute("UPDATE chain SET height = ?", (change.height,))
+        case ForgottenChannel():
+            connection.execute("DELETE FROM channel WHERE channel_id = ?", (change.channel_id,))
+
+
+Value = bytes | int | str | None
+
+
+def _pack(units: int) -> bytes:
+    return units.to_bytes(UNITS_BYTES, "big")
+
+
+def _unpack(units: bytes) -> int:
+    return int.from_bytes(units, "big")
+
+
+def _ledger_row(record: LedgerRecord) -> tuple[Value, ...]:
+    return (
+        record.peer,
+        _pack(record.billed_units),
+        _pack(record.acknowledged_units),
+        _pack(record.their_billed_units),
+        _pack(record.accepted_units),
+        _pack(record.owed_limit_units),
+        _pack(record.lost_meter_units),
+        record.window_msat,
+        record.window_progress_msat,
+    )
+
+
+def _ledger_of(row: tuple[bytes, bytes, bytes, bytes, bytes, bytes, bytes, int, int]) -> LedgerRecord:
+    peer, billed, acknowledged, their_billed, accepted, owed_limit, lost_meter, window_msat, window_progress_msat = row
+    return LedgerRecord(
+        peer=peer,
+        billed_units=_unpack(billed),
+        acknowledged_units=_unpack(acknowledged),
+        their_billed_units=_unpack(their_billed),
+        accepted_units=_unpack(accepted),
+        owed_limit_units=_unpack(owed_limit),
+        lost_meter_units=_unpack(lost_meter),
+        window_msat=window_msat,
+        window_progress_msat=window_progress_msat,
+    )
+
+
+def _channel_row(record: ChannelRecord) -> tuple[Value, ...]:
+    terms, funding = record.terms, record.funding
+    return (
+        record.channel_id,
+        record.peer,
+        record.direction.value,
+        record.state.value,
+        terms.payer_pubkey,
+        terms.payee_pubkey,
+        terms.expiry_height,
+        terms.capacity_sat,
+        terms.payer_change_script,
+        record.opened_height,
+        None if funding is None else funding.txid,
+        None if funding is None else funding.index,
+        record.funding_raw,
+        int(record.is_confirmed),
+        record.cumulative_msat,
+        record.signature,
+        record.acknowledged_msat,
+        record.spend_txid,
+        record.spend_raw,
+    )
+
+
+def _channel_of(row: sqlite3.Row) -> ChannelRecord:
+    (channel_id, peer, direction, state, payer, payee, expiry_height, capacity_sat, script, opened_height, *rest) = row
+    (txid, index, funding_raw, is_confirmed, cumulative_msat, signature, acknowledged_msat, spend_txid, raw) = rest
+    return ChannelRecord(
+        channel_id=channel_id,
+        peer=peer,
+        direction=Direction(direction),
+        state=ChannelState(state),
+        terms=ChannelTerms(payer, payee, expiry_height, capacity_sat, script),
+        opened_height=opened_height,
+        funding=None if txid is None else Outpoint(txid, index),
+        funding_raw=funding_raw,
+        is_confirmed=bool(is_confirmed),
+        cumulative_msat=cumulative_msat,
+        signature=signature,
+        acknowledged_msat=acknowledged_msat,
+        spend_txid=spend_txid,
+        spend_raw=raw,
+    )

@@ -1,0 +1,360 @@
+"""WalletPort on bitcoinlib: an HD wallet (BIP84, P2WPKH) whose outputs the chain port tells. No network of its own.
+
+bitcoinlib does public keys and addresses, and keeps the book of unspent outputs in its SQLite file. It does not do:
+
+- Secrets: it gets the account's *public* key only; private keys are derived from the seed, with embit, when they sign.
+- Coin selection: its own tries all combinations, exponential in the number of small outputs.
+- Building and signing: embit and coincurve, as everywhere else (its BIP143 is wrong for NONE and SINGLE).
+
+bitcoinlib is AGPL-3.0, brings SQLAlchemy, and adds about 44 MB to a daemon: import this module only where a wallet is
+used. On import it writes to ~/.bitcoinlib unless BCL_DATA_DIR says otherwise, so it is imported late, when the
+directory is known; that choice holds for the process, but only its settings are there: each wallet has a database.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import trio
+from embit import bip32
+from embit.script import address_to_scriptpubkey
+
+from payments.adapters.chain_index import inputs_of
+from payments.adapters.p2wpkh import (
+    INPUT_VBYTES,
+    OVERHEAD_VBYTES,
+    P2WPKH_BYTES,
+    OwnedOutput,
+    output_vbytes,
+    p2wpkh_script,
+    sign_p2wpkh,
+)
+from payments.channel_tx import MAX_FEE_RATE, MAX_MONEY_SAT, dust_limit, parse_transaction
+from payments.ports import ChainPort, InsufficientFundsError, SignedTransaction, Utxo, WalletError
+
+COIN_TYPES = {"bitcoin": 0, "testnet": 1, "signet": 1, "regtest": 1}  # SLIP-44
+RECEIVE_BRANCH, CHANGE_BRANCH = 0, 1  # BIP44
+GAP_LIMIT = 200  # keys in a row without money after which a lost wallet is believed to end; channels leave many unused
+COINBASE_MATURITY = 100
+MAX_INPUTS = 400
+MIN_SEED_BYTES, MAX_SEED_BYTES = 16, 64  # BIP32
+_WALLET_NAME = "meshd"
+_CONFIG = """[logs]
+enable_bitcoinlib_logging = False
+[common]
+service_caching_enabled = False
+"""
+# bitcoinlib's SQLite objects work only in the thread that made them, and trio promises no particular one.
+_THREAD = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bitcoinlib")
+
+T = TypeVar("T")
+
+
+class _Funding(msgspec.Struct, frozen=True):
+    """A signed transaction whose inputs are set aside, as it is kept on disk."""
+
+    raw: str
+    fee_sat: int
+
+
+class BitcoinlibWallet:
+    """One seed, one directory, one process. One call runs at a time, what bitcoinlib does of it in a worker thread."""
+
+    def __init__(self, directory: Path, chain: ChainPort, keys: _KeyStore) -> None:
+        """Use `open`."""
+        self._chain = chain
+        self._keys = keys
+        self._lock = trio.Lock()
+        self._fundings_path = directory / "fundings.json"
+        self._fundings = _read_fundings(self._fundings_path)
+        self._known: list[Utxo] | None = None
+
+    @classmethod
+    async def open(
+        cls, directory: Path, chain: ChainPort, *, seed: bytes, network: str = "regtest"
+    ) -> BitcoinlibWallet:
+        """The wallet of `seed` (16 to 64 bytes). If `directory` is new, finds the money that the seed has on the chain.
+
+        Raises WalletError, and ChainError when the search is needed and the chain cannot be reached.
+        """
+        if not MIN_SEED_BYTES <= len(seed) <= MAX_SEED_BYTES:
+            raise WalletError(f"a seed of {len(seed)} bytes")
+        if network not in COIN_TYPES:
+            raise WalletError(f"unknown network {network}")
+        keys = await _in_thread(_KeyStore, directory, seed, network)
+        wallet = cls(directory, chain, keys)
+        if not wallet._fundings_path.exists():
+            await wallet._recover()
+        return wallet
+
+    async def close(self) -> None:
+        async with self._lock:
+            await _in_thread(self._keys.close)
+
+    # --- WalletPort ---
+
+    async def balance_sat(self) -> int:
+        async with self._lock:
+            await self._refresh()
+            return await _in_thread(self._keys.balance_sat)
+
+    async def new_script_pubkey(self) -> bytes:
+        async with self._lock:
+            return await _in_thread(self._keys.new_script, RECEIVE_BRANCH)
+
+    async def fund(self, script_pubkey: bytes, amount_sat: int, *, fee_rate: float) -> SignedTransaction:
+        """See WalletPort. The transaction, and so what is set aside, is on disk before this returns: see `pending`."""
+        if not dust_limit(script_pubkey) <= amount_sat <= MAX_MONEY_SAT:
+            raise WalletError(f"cannot pay {amount_sat} sat to an output")
+        if not 0.0 < fee_rate <= MAX_FEE_RATE:
+            raise WalletError(f"a fee rate of {fee_rate} sat/vB")
+        async with self._lock:
+            await self._refresh()
+            chosen, change_sat = _choose(self._spendable(), script_pubkey, amount_sat, fee_rate)
+            outputs = [(script_pubkey, amount_sat)]
+            if change_sat > 0:
+                outputs.append((await _in_thread(self._keys.new_script, CHANGE_BRANCH), change_sat))
+            signed = await _in_thread(self._keys.sign, chosen, outputs)
+            await self._save({**self._fundings, signed.txid: signed})
+            return signed
+
+    async def release(self, txid: bytes) -> None:
+        async with self._lock:
+            if txid in self._fundings:
+                await self._save({other: each for other, each in self._fundings.items() if other != txid})
+
+    async def pending(self) -> list[SignedTransaction]:
+        """Fundings neither confirmed nor released.
+
+        For the start after a crash: broadcast those that a channel waits for, and release the others.
+        """
+        async with self._lock:
+            await self._refresh()
+            return list(self._fundings.values())
+
+    # --- What the chain says ---
+
+    async def _refresh(self) -> None:
+        """Forgets fundings that are in a block, then feeds bitcoinlib what the chain knows, if that has changed.
+
+        In this order, or a block between the two questions would hide the change of a funding: no longer pending, and
+        not yet seen as confirmed.
+        """
+        waiting = {txid: each for txid, each in self._fundings.items() if not await self._is_confirmed(txid)}
+        if len(waiting) < len(self._fundings):
+            await self._save(waiting)
+        utxos = [utxo for utxo in await self._chain.utxos(self._keys.scripts()) if self._keys.owns(utxo.script_pubkey)]
+        if any(utxo.coinbase for utxo in utxos):
+            height = (await self._chain.tip()).height
+            utxos = [utxo for utxo in utxos if not utxo.coinbase or _is_mature(utxo, height)]
+        if utxos != self._known:
+            await _in_thread(self._keys.update_utxos, utxos)
+            self._known = utxos
+
+    async def _is_confirmed(self, txid: bytes) -> bool:
+        status = await self._chain.transaction(txid)
+        return status is not None and status.height is not None
+
+    async def _recover(self) -> None:
+        """Makes ours again all keys up to the last with money, then writes the file of fundings: the mark of done."""
+        for branch in (RECEIVE_BRANCH, CHANGE_BRANCH):
+            used, start = 0, 0
+            while start < used + GAP_LIMIT:
+                scripts = await _in_thread(self._keys.peek_scripts, branch, start, GAP_LIMIT)
+                found = {utxo.script_pubkey for utxo in await self._chain.utxos(scripts)}
+                used = max([used, *(start + scripts.index(script) + 1 for script in found)])
+                start += GAP_LIMIT
+            missing = used - self._keys.count(branch)
+            if missing > 0:
+                await _in_thread(self._keys.new_scripts, branch, missing)
+        await self._save({})
+
+    def _spendable(self) -> list[Utxo]:
+        """Not set aside, and ours for good: confirmed, or change that only we can take back. Confirmed, large first."""
+        set_aside = {
+            outpoint for funding in self._fundings.values() for outpoint in inputs_of(parse_transaction(funding.raw))
+        }
+        candidates = [
+            utxo
+            for utxo in self._known or ()
+            if utxo.outpoint not in set_aside and (utxo.height is not None or utxo.outpoint.txid in self._fundings)
+        ]
+        return sorted(candidates, key=lambda utxo: (utxo.height is None, -utxo.value_sat, utxo.outpoint.txid))
+
+    async def _save(self, fundings: dict[bytes, SignedTransaction]) -> None:
+        """Disk first: if that fails, nothing has changed."""
+        await _in_thread(_write_fundings, self._fundings_path, fundings)
+        self._fundings = fundings
+
+
+class _KeyStore:
+    """bitcoinlib's part. Called in one worker thread at a time."""
+
+    def __init__(self, directory: Path, seed: bytes, network: str) -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        bitcoinlib = _load_bitcoinlib(directory)
+        path = f"m/84'/{COIN_TYPES[network]}'/0'"
+        root = bitcoinlib.keys.HDKey.from_seed(seed, network=network, witness_type="segwit")
+        public = root.key_for_path(path).wif(is_private=False)
+        self._account = bip32.HDKey.from_seed(seed).derive(path)
+        wallets = bitcoinlib.wallets
+        uri = f"sqlite:///{(directory / 'wallet.sqlite').absolute()}"
+        try:
+            if wallets.wallet_exists(_WALLET_NAME, db_uri=uri):
+                self._wallet = wallets.Wallet(_WALLET_NAME, db_uri=uri)
+            else:
+                self._wallet = wallets.Wallet.create(
+                    _WALLET_NAME, keys=public, network=network, witness_type="segwit", db_uri=uri
+                )
+        except wallets.WalletError as error:
+            raise WalletError(str(error)) from error
+        if self._wallet.main_key.wif != public:
+            self.close()
+            raise WalletError(f"the wallet in {directory} has another seed")
+        self._path_by_script: dict[bytes, tuple[int, int]] = {}
+        for key in self._wallet.keys(depth=self._wallet.key_depth):
+            self._remember(key)
+
+    def close(self) -> None:
+        self._wallet.session.close()
+        self._wallet._engine.dispose()
+
+    def scripts(self) -> list[bytes]:
+        return list(self._path_by_script)
+
+    def count(self, branch: int) -> int:
+        return sum(1 for each, _ in self._path_by_script.values() if each == branch)
+
+    def owns(self, script_pubkey: bytes) -> bool:
+        return script_pubkey in self._path_by_script
+
+    def balance_sat(self) -> int:
+        return sum(int(utxo["value"]) for utxo in self._wallet.utxos())
+
+    def new_script(self, branch: int) -> bytes:
+        return self.new_scripts(branch, 1)[0]
+
+    def new_scripts(self, branch: int, count: int) -> list[bytes]:
+        """On disk before they are used: a key is never given out twice."""
+        return [self._remember(key) for key in self._wallet.new_keys(change=branch, number_of_keys=count)]
+
+    def peek_scripts(self, branch: int, start: int, count: int) -> list[bytes]:
+        """What `new_scripts` would give from index `start` on, without making them ours."""
+        parent = self._account.to_public().derive([branch])
+        return [p2wpkh_script(parent.derive([index]).sec()) for index in range(start, start + count)]
+
+    def update_utxos(self, utxos: list[Utxo]) -> None:
+        """`confirmations` is only told apart as none or some, so that a new block alone changes nothing here."""
+        self._wallet.utxos_update(
+            utxos=[
+                {
+                    "address": self._address(utxo.script_pubkey),
+                    "script": utxo.script_pubkey.hex(),
+                    "confirmations": int(utxo.height is not None),
+                    "output_n": utxo.outpoint.index,
+                    "txid": utxo.outpoint.txid[::-1].hex(),
+                    "value": utxo.value_sat,
+                }
+                for utxo in utxos
+            ]
+        )
+
+    def sign(self, utxos: list[Utxo], outputs: list[tuple[bytes, int]]) -> SignedTransaction:
+        inputs = [OwnedOutput(utxo.outpoint, utxo.value_sat, self._secret(utxo.script_pubkey)) for utxo in utxos]
+        return sign_p2wpkh(inputs, outputs)
+
+    def _secret(self, script_pubkey: bytes) -> bytes:
+        secret: bytes = self._account.derive(list(self._path_by_script[script_pubkey])).secret
+        return secret
+
+    def _address(self, script_pubkey: bytes) -> str:
+        branch, index = self._path_by_script[script_pubkey]
+        address: str = self._wallet.address_index(index, change=branch).address
+        return address
+
+    def _remember(self, key: Any) -> bytes:
+        script: bytes = address_to_scriptpubkey(key.address).data
+        self._path_by_script[script] = (key.change, key.address_index)
+        return script
+
+
+def _choose(candidates: list[Utxo], script_pubkey: bytes, amount_sat: int, fee_rate: float) -> tuple[list[Utxo], int]:
+    """Inputs in the order of `candidates` until they pay amount and fee, and the change, 0 if it would be dust."""
+    fixed_vbytes = OVERHEAD_VBYTES + output_vbytes(script_pubkey)
+    change_vbytes = output_vbytes(bytes(P2WPKH_BYTES))
+    least_change = dust_limit(b"\x00\x14" + bytes(20))
+    chosen: list[Utxo] = []
+    total = 0
+    for utxo in candidates[:MAX_INPUTS]:
+        chosen.append(utxo)
+        total += utxo.value_sat
+        vbytes = fixed_vbytes + INPUT_VBYTES * len(chosen)
+        over = total - amount_sat - math.ceil(vbytes * fee_rate)
+        if over >= 0:
+            change_sat = total - amount_sat - math.ceil((vbytes + change_vbytes) * fee_rate)
+            return chosen, change_sat if change_sat >= least_change else 0
+    raise InsufficientFundsError(f"{total} sat to spend, which is not {amount_sat} and the fee")
+
+
+def _is_mature(utxo: Utxo, height: int) -> bool:
+    return utxo.height is not None and height + 1 - utxo.height >= COINBASE_MATURITY
+
+
+async def _in_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """In the one thread that bitcoinlib lives in. Not to be abandoned: it may be in the middle of a commit."""
+
+    def call() -> T:
+        return _THREAD.submit(function, *arguments).result()
+
+    try:
+        return await trio.to_thread.run_sync(call, abandon_on_cancel=False)
+    except WalletError:
+        raise
+    except Exception as error:  # bitcoinlib and SQLAlchemy raise dozens of types, and document none
+        raise WalletError(f"{type(error).__name__}: {error}") from error
+
+
+def _load_bitcoinlib(directory: Path) -> Any:
+    if "BCL_DATA_DIR" not in os.environ:
+        settings = directory / "bitcoinlib"
+        settings.mkdir(mode=0o700, exist_ok=True)
+        (settings / "config.ini").write_text(_CONFIG)
+        os.environ["BCL_DATA_DIR"] = str(settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated calls and unclosed files of its own
+        importlib.import_module("bitcoinlib.wallets")
+        return importlib.import_module("bitcoinlib")
+
+
+def _read_fundings(path: Path) -> dict[bytes, SignedTransaction]:
+    if not path.exists():
+        return {}
+    try:
+        stored = msgspec.json.decode(path.read_bytes(), type=list[_Funding])
+        raws = [(bytes.fromhex(funding.raw), funding.fee_sat) for funding in stored]
+        signed = [SignedTransaction(raw, parse_transaction(raw).hash(), fee_sat) for raw, fee_sat in raws]
+    except (msgspec.DecodeError, ValueError) as error:
+        raise WalletError(f"{path} is damaged: {error}") from error
+    return {each.txid: each for each in signed}
+
+
+def _write_fundings(path: Path, fundings: dict[bytes, SignedTransaction]) -> None:
+    """Atomically, and on the disk when it returns. Raises WalletError."""
+    encoded = msgspec.json.encode([_Funding(each.raw.hex(), each.fee_sat) for each in fundings.values()])
+    temporary = path.with_suffix(".new")
+    try:
+        with temporary.open("wb") as file:
+            file.write(encoded)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except OSError as error:
+        raise WalletError(f"cannot write {path}: {error}") from error

@@ -1,0 +1,50 @@
+"""The settings of the payment engine, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentConfig:
+    """Times in seconds, heights in blocks. Raises ValueError if the settings contradict each other."""
+
+    chain: str = "regtest"  # both ends must name the same one
+    tick_interval: float = 5.0
+    min_interval: float = 0.1  # between two statements to, or two payments to, the same peer
+    opening_timeout: float = 30.0
+    closing_timeout: float = 5.0  # how long a claim waits for the payers' last payments
+    open_retry_interval: float = 10.0
+    start_window_msat: int = 10_000
+    max_window_msat: int = 1_000_000
+    capacity_sat: int = 100_000  # of the channels that we fund
+    min_capacity_sat: int = 5_000  # of those that we accept
+    max_capacity_sat: int = 10_000_000
+    expiry_blocks: int = 2016  # the payer stops two margins before the expiry, the payee claims one before
+    max_expiry_blocks: int = 20_160
+    expiry_margin: int = 144
+    min_confirmations: int = 1
+    open_debt_msat: int = 1_000  # a channel costs its fees: none is opened for less
+    max_channels_per_peer: int = 8  # incoming, not closed
+    max_faults: int = 16  # per session, then the connection is dropped
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.chain) <= 64:
+            raise ValueError("chain: a name of 1 to 64 characters")
+        if min(self.tick_interval, self.min_interval, self.opening_timeout, self.open_retry_interval) <= 0:
+            raise ValueError("intervals must be above 0")
+        if not 1 <= self.start_window_msat <= self.max_window_msat:
+            raise ValueError("start_window_msat must be between 1 and max_window_msat")
+        if self.open_debt_msat < 1:
+            raise ValueError("open_debt_msat must be at least 1")
+        if not 1 <= self.min_capacity_sat <= self.max_capacity_sat:
+            raise ValueError("min_capacity_sat must be between 1 and max_capacity_sat")
+        if self.expiry_margin < 1 or self.min_confirmations < 1:
+            raise ValueError("expiry_margin and min_confirmations must be at least 1")
+        if not self.min_expiry_blocks < self.expiry_blocks <= self.max_expiry_blocks:
+            raise ValueError("expiry_blocks must be above three margins and at most max_expiry_blocks")
+
+    @property
+    def min_expiry_blocks(self) -> int:
+        """Of a channel that we accept: below it, it would close before it could be used."""
+        return 3 * self.expiry_margin

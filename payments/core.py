@@ -1,0 +1,224 @@
+"""What the parts of the engine share: peers, channels, the outputs of the current call, and what must be written first.
+
+State changes are of two kinds. *Hard* ones are written before any output of the same call runs. *Soft* ones (metering,
+what a peer said) are written with the next hard one, at the tick, or when they reach a quarter of the window: losing
+them is allowed for (`payments.ledger`). Nothing that we tell a peer about its debt is ever ahead of the disk:
+`accounts_to_send` makes the ledger hard.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from payments.channel import Channel, PeerFaultError, channel_key
+from payments.config import PaymentConfig
+from payments.events import ChannelStateChanged, NeedScript, Output, Persist, SendMessage
+from payments.ledger import Balance, Ledger
+from payments.messages import Accounts, Message, encode
+from payments.records import Change, ChannelState, Direction, ForgottenChannel, HeightRecord
+from payments.window import Window
+
+
+@dataclass(slots=True)
+class Opening:
+    """A channel that we asked for and have not funded yet. Never written: until the funding is, it may be forgotten."""
+
+    channel_id: bytes
+    change_script: bytes
+    capacity_sat: int
+    expiry_height: int
+    deadline_at: float  # for the payee's answer
+    channel: Channel | None = None  # once the payee has agreed: its terms, waiting for the wallet
+
+
+@dataclass(slots=True)
+class Peer:
+    """A neighbour: its ledger, its channels, and what lasts only as long as the session or the process."""
+
+    ledger: Ledger
+    channels: list[Channel] = field(default_factory=list)
+    is_suspended: bool = False
+    exceeded_at: float | None = None  # since when more than the window is unpaid
+    is_defaulted: bool = False
+    is_dispute_noted: bool = False
+    is_statement_due: bool = False  # the tick asks for one
+    opening: Opening | None = None
+    open_retry_at: float = -math.inf
+    wake_at: float = math.inf
+    # Of the session.
+    is_connected: bool = False
+    is_ready: bool = False  # it said hello, and speaks our protocol on our chain
+    faults: int = 0
+    stated: Balance | None = None  # as of our last statement
+    statement_at: float = -math.inf
+    payment_at: float = -math.inf
+    is_settlement_wanted: bool = False  # it asked for payment
+    is_reply_due: bool = False  # it asked, and does not know our side yet
+
+    @property
+    def key(self) -> bytes:
+        return self.ledger.peer
+
+    def wake(self, at: float) -> None:
+        self.wake_at = min(self.wake_at, at)
+
+    def begin_session(self) -> None:
+        self.end_session()
+        self.is_connected = True
+        self.faults = 0
+
+    def end_session(self) -> None:
+        self.is_connected = self.is_ready = False
+        self.stated = None
+        self.statement_at = self.payment_at = -math.inf
+        self.is_settlement_wanted = self.is_reply_due = False
+
+    def channels_of(self, direction: Direction, *states: ChannelState) -> Iterator[Channel]:
+        return (c for c in self.channels if c.direction is direction and c.state in states)
+
+
+class Core:
+    """`seed`: 32 secret bytes. Heights never go back here, whatever the chain does (design section 8)."""
+
+    def __init__(self, config: PaymentConfig, *, seed: bytes, rng: random.Random, height: int) -> None:
+        if len(seed) != 32:
+            raise ValueError("the seed has 32 bytes")
+        self.config = config
+        self.rng = rng
+        self.height = height
+        self.is_tip_known = False  # by this process
+        self.fee_rate: float | None = None
+        self.script: bytes | None = None
+        self.is_held = False
+        self.claim_at: float | None = None  # when to stop waiting for payers before a claim; None: nothing to claim
+        self.peers: dict[bytes, Peer] = {}
+        self.channels: dict[bytes, Channel] = {}
+        self._seed = seed
+        self._outputs: list[Output] = []
+        self._touched: dict[bytes, None] = {}
+        self._dirty_ledgers: dict[bytes, None] = {}
+        self._dirty_channels: dict[bytes, None] = {}
+        self._other_changes: list[Change] = []
+        self._is_hard = False
+
+    def peer(self, key: bytes) -> Peer:
+        """Made on first sight, without a row until something is owed."""
+        if key not in self.peers:
+            if len(key) != 32:
+                raise ValueError("a peer is a public key of 32 bytes")
+            self.peers[key] = Peer(Ledger(key, Window(self.config.start_window_msat, 0)))
+        return self.peers[key]
+
+    def add_channel(self, channel: Channel) -> None:
+        self.channels[channel.channel_id] = channel
+        self.peer(channel.peer).channels.append(channel)
+
+    def channel_of(self, peer: Peer, channel_id: bytes, direction: Direction) -> Channel:
+        """Raises PeerFaultError unless it is a channel between us in that direction."""
+        channel = self.channels.get(channel_id)
+        if channel is None or channel.peer != peer.key or channel.direction is not direction:
+            raise PeerFaultError("a message about a channel that is not between us")
+        return channel
+
+    def key_of(self, channel_id: bytes) -> bytes:
+        return channel_key(self._seed, channel_id)
+
+    def use_script(self) -> bytes | None:
+        """A wallet script; each is used once, as far as the wallet keeps up."""
+        if self.script is not None:
+            self.emit(NeedScript())
+        return self.script
+
+    # --- outputs of the current call ---
+
+    def emit(self, output: Output) -> None:
+        self._outputs.append(output)
+
+    def send(self, peer: Peer, message: Message) -> None:
+        if peer.is_connected:
+            self.emit(SendMessage(peer.key, encode(message)))
+
+    def accounts_to_send(self, peer: Peer) -> Accounts:
+        """For a message of this call: what it says is written first."""
+        if peer.key in self._dirty_ledgers:
+            self._is_hard = True
+        return peer.ledger.accounts()
+
+    def drop_messages(self, peer: Peer) -> None:
+        """Of a session that has ended: they must not be sent in the next one."""
+        self._outputs = [o for o in self._outputs if not (isinstance(o, SendMessage) and o.peer == peer.key)]
+
+    def touch(self, peer: Peer) -> None:
+        """Have its debts and timers looked at before this call ends."""
+        self._touched[peer.key] = None
+
+    def take_touched(self) -> list[Peer]:
+        touched = [self.peers[key] for key in self._touched if key in self.peers]
+        self._touched.clear()
+        return touched
+
+    # --- what must be written ---
+
+    def ledger_changed(self, peer: Peer, *, hard: bool = False) -> None:
+        self._dirty_ledgers[peer.key] = None
+        self._is_hard = self._is_hard or hard
+        self.touch(peer)
+
+    def channel_changed(self, channel: Channel, *, hard: bool = True) -> None:
+        """Recounts what the ledger takes from the channels: sums are never counted anywhere else."""
+        self._dirty_channels[channel.channel_id] = None
+        self._is_hard = self._is_hard or hard
+        peer = self.peer(channel.peer)
+        self.recount(peer)
+        self.touch(peer)
+
+    def recount(self, peer: Peer) -> None:
+        peer.ledger.sent_msat = sum(c.counted_msat for c in peer.channels if c.direction is Direction.OUT)
+        peer.ledger.received_msat = sum(c.counted_msat for c in peer.channels if c.direction is Direction.IN)
+
+    def height_changed(self, height: int) -> None:
+        self.height = height
+        self._other_changes.append(HeightRecord(height))
+        self._is_hard = True
+
+    def move(self, channel: Channel, state: ChannelState, reason: str = "") -> None:
+        channel.move_to(state)
+        self.channel_changed(channel)
+        self.emit(ChannelStateChanged(channel.peer, channel.channel_id, channel.direction, state, reason))
+
+    def forget(self, channel: Channel) -> None:
+        """Of a channel that never reached the chain."""
+        del self.channels[channel.channel_id]
+        self.peer(channel.peer).channels.remove(channel)
+        self._dirty_channels.pop(channel.channel_id, None)
+        self._other_changes.append(ForgottenChannel(channel.channel_id))
+        self._is_hard = True
+
+    def drain(self, *, flush: bool = False) -> list[Output]:
+        """The outputs of this call, `Persist` first if there is something to write."""
+        outputs, self._outputs = self._outputs, []
+        if self._is_hard or flush:
+            changes = self._take_changes()
+            if changes:
+                outputs.insert(0, Persist(changes))
+        return outputs
+
+    def _take_changes(self) -> tuple[Change, ...]:
+        changes = self._other_changes
+        for key in self._dirty_ledgers:
+            if key in self.peers:
+                ledger = self.peers[key].ledger
+                ledger.check()
+                ledger.unwritten_units = 0
+                changes.append(ledger.record())
+        for channel_id in self._dirty_channels:
+            self.channels[channel_id].check()
+            changes.append(self.channels[channel_id].record())
+        self._other_changes = []
+        self._dirty_ledgers.clear()
+        self._dirty_channels.clear()
+        self._is_hard = False
+        return tuple(changes)

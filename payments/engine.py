@@ -1,0 +1,274 @@
+"""The payment engine: one input in, state changed, outputs out. No I/O, no clock.
+
+Each call changes the state by one handler, then reviews every peer that was touched (`settlement.review`,
+`opening.review`), then claims what is ready (`closing.review_claims`), and returns the outputs with `Persist` first.
+Whatever a peer sends raises nothing but PeerFaultError inside, which is counted. InvariantError leaves the engine: it
+is a fault of ours, and the state on disk is still the good one.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable
+
+from payments import closing, opening, session, settlement
+from payments import events as ev
+from payments import messages as msg
+from payments.channel import WATCHED, Channel, PeerFaultError
+from payments.config import PaymentConfig
+from payments.core import Core, Peer
+from payments.ledger import Ledger
+from payments.records import ChannelState, Direction, EngineState
+
+__all__ = ["PaymentConfig", "PaymentEngine"]
+
+
+class PaymentEngine:
+    """`seed`: 32 secret bytes, from which channel keys derive. `state` as loaded from the store. `rng`: of channel
+    identifiers. Times are seconds of the caller's monotonic clock."""
+
+    def __init__(
+        self, config: PaymentConfig, *, seed: bytes, state: EngineState, rng: random.Random, now: float
+    ) -> None:
+        self._config = config
+        self._core = core = Core(config, seed=seed, rng=rng, height=state.height)
+        self._tick_at = now + config.tick_interval
+        self._is_flush_due = False
+        for record in state.ledgers:
+            ledger = core.peer(record.peer).ledger = Ledger.from_record(record)
+            ledger.allow_for_restart()
+        for channel_record in state.channels:
+            channel = Channel.from_record(channel_record)
+            channel.check()
+            core.add_channel(channel)
+        for peer in core.peers.values():
+            core.recount(peer)
+
+    def start(self, *, now: float) -> list[ev.Output]:
+        """Once, before anything else: what has to be watched, broadcast and enforced again after a restart."""
+        core = self._core
+        core.emit(ev.NeedScript())
+        for channel in core.channels.values():
+            if channel.state in WATCHED:
+                core.emit(ev.WatchOutput(channel.channel_id, channel.outpoint))
+        closing.broadcast_again(core, now=now)
+        if core.claim_at is not None:
+            closing.wait_for_payers(core, now=now)
+        for peer in core.peers.values():
+            core.ledger_changed(peer)  # the allowance for what the crash has lost
+        return self._finish(now=now)
+
+    def handle(self, event: ev.Input, *, now: float) -> list[ev.Output]:
+        """Raises InvariantError, a fault of ours, and ValueError for a peer that is no key; nothing else."""
+        return self.handle_all((event,), now=now)
+
+    def handle_all(self, events: Iterable[ev.Input], *, now: float) -> list[ev.Output]:
+        """Several inputs that are due together, with one `Persist` for all of them."""
+        for event in events:
+            self._dispatch(event, now=now)
+        return self._finish(now=now)
+
+    def flush(self, *, now: float) -> list[ev.Output]:
+        """At shutdown: what was metered since it was last persisted."""
+        self._is_flush_due = True
+        return self._finish(now=now)
+
+    def next_deadline(self) -> float:
+        """When to give `TimerExpired`."""
+        deadlines = [self._tick_at, *(peer.wake_at for peer in self._core.peers.values())]
+        if self._core.claim_at is not None and self._core.fee_rate is not None and self._core.script is not None:
+            deadlines.append(self._core.claim_at)
+        return min(deadlines)
+
+    def ledgers(self) -> list[ev.LedgerView]:
+        return [_ledger_view(peer) for peer in self._core.peers.values()]
+
+    def channels(self) -> list[ev.ChannelView]:
+        """All that were ever funded, and those that are being opened."""
+        opening_now = (p.opening.channel for p in self._core.peers.values() if p.opening and p.opening.channel)
+        return [_channel_view(channel) for channel in (*self._core.channels.values(), *opening_now)]
+
+    # --- inputs ---
+
+    def _dispatch(self, event: ev.Input, *, now: float) -> None:
+        core = self._core
+        match event:
+            case ev.ReceivedMessage():
+                self._handle_message(event, now=now)
+            case ev.MeteredTraffic():
+                self._handle_metered(event)
+            case ev.TimerExpired():
+                self._handle_timer(now=now)
+            case ev.PeerConnected():
+                self._handle_disconnected(core.peer(event.peer), now=now)
+                session.begin(core, core.peer(event.peer))
+            case ev.PeerDisconnected():
+                self._handle_disconnected(core.peer(event.peer), now=now)
+            case ev.OperatorHoldPayments():
+                core.is_held = event.hold
+                self._touch_all()
+            case ev.OperatorCloseChannels():
+                self._handle_close(event, now=now)
+            case _:
+                self._dispatch_chain(event, now=now)
+
+    def _dispatch_chain(self, event: ev.ChainInput, *, now: float) -> None:
+        core = self._core
+        match event:
+            case ev.ChainTipChanged():
+                self._handle_tip(event, now=now)
+            case ev.ChannelOutputSeen():
+                closing.handle_output_seen(core, event, now=now)
+            case ev.ChannelFunded():
+                opening.handle_funded(core, event, now=now)
+            case ev.FundingFailed():
+                opening.handle_funding_failed(core, event, now=now)
+            case ev.BroadcastDone():
+                closing.handle_broadcast_done(core, event, now=now)
+            case ev.NewScript():
+                core.script = event.script_pubkey
+                self._touch_all()
+
+    def _handle_metered(self, event: ev.MeteredTraffic) -> None:
+        if event.earned_units < 0 or event.owed_limit_units < 0:
+            raise ValueError("metered traffic never goes back")
+        if event.earned_units or event.owed_limit_units:
+            peer = self._core.peer(event.peer)
+            peer.ledger.add_metered(earned_units=event.earned_units, owed_limit_units=event.owed_limit_units)
+            self._core.ledger_changed(peer, hard=peer.ledger.must_be_written)
+
+    def _handle_timer(self, *, now: float) -> None:
+        for peer in self._core.peers.values():
+            if now >= peer.wake_at:
+                self._core.touch(peer)
+        if now >= self._tick_at:
+            self._tick_at = now + self._config.tick_interval
+            self._is_flush_due = True
+            for peer in self._core.peers.values():
+                peer.is_statement_due = True
+            self._touch_all()
+
+    def _handle_tip(self, event: ev.ChainTipChanged, *, now: float) -> None:
+        core = self._core
+        core.is_tip_known = True
+        if event.fee_rate is not None:
+            core.fee_rate = event.fee_rate
+        if event.height > core.height:
+            core.height_changed(event.height)
+        closing.broadcast_again(core, now=now)
+        self._touch_all()
+
+    def _handle_disconnected(self, peer: Peer, *, now: float) -> None:
+        self._core.drop_messages(peer)
+        peer.end_session()
+        opening.end_session(self._core, peer, now=now)
+        closing.end_session(peer)
+        self._core.touch(peer)
+
+    def _handle_close(self, event: ev.OperatorCloseChannels, *, now: float) -> None:
+        for channel in list(self._core.channels.values()):
+            is_meant = event.peer is None or channel.peer == event.peer
+            if is_meant and channel.direction is Direction.IN and channel.state is ChannelState.OPEN:
+                closing.begin_close(self._core, channel, "closed by the operator", now=now)
+
+    def _touch_all(self) -> None:
+        for peer in self._core.peers.values():
+            self._core.touch(peer)
+
+    # --- messages ---
+
+    def _handle_message(self, event: ev.ReceivedMessage, *, now: float) -> None:
+        peer = self._core.peer(event.peer)
+        if not peer.is_connected:
+            return
+        try:
+            message = msg.decode(event.data)
+            if not peer.is_ready and not isinstance(message, msg.Hello):
+                raise PeerFaultError("the first message is not a hello")
+            self._handle_decoded(peer, message, now=now)
+        except (msg.MessageError, PeerFaultError) as error:
+            self._count_fault(peer, str(error))
+        self._core.touch(peer)
+
+    def _handle_decoded(self, peer: Peer, message: msg.Message, *, now: float) -> None:
+        core = self._core
+        match message:
+            case msg.Payment():
+                settlement.handle_payment(core, peer, message)
+            case msg.PaymentAck():
+                settlement.handle_payment_ack(core, peer, message)
+            case msg.Statement():
+                settlement.handle_statement(core, peer, message)
+            case msg.Hello():
+                session.handle_hello(core, peer, message, now=now)
+            case msg.ChannelSync():
+                session.handle_channel_sync(core, peer, message)
+            case msg.OpenChannel():
+                opening.handle_open(core, peer, message)
+            case msg.AcceptChannel():
+                opening.handle_accept(core, peer, message, now=now)
+            case msg.RejectChannel():
+                opening.handle_reject(core, peer, message, now=now)
+            case msg.FundingCreated():
+                opening.handle_funding_created(core, peer, message)
+            case msg.CloseChannel():
+                closing.handle_close_channel(core, peer, message, now=now)
+            case msg.CloseReady():
+                closing.handle_close_ready(core, peer, message, now=now)
+
+    def _count_fault(self, peer: Peer, reason: str) -> None:
+        peer.faults += 1
+        self._core.emit(ev.PeerFaultSeen(peer.key, reason))
+        if peer.faults == self._config.max_faults:
+            self._core.emit(ev.DropConnection(peer.key, "too many faults"))
+
+    # --- the end of every call ---
+
+    def _finish(self, *, now: float) -> list[ev.Output]:
+        core = self._core
+        closing.review_claims(core, now=now)
+        for peer in core.take_touched():
+            peer.wake_at = math.inf
+            settlement.review(core, peer, now=now)
+            opening.review(core, peer, now=now)
+            if peer.ledger.is_empty and not peer.is_connected and not peer.channels and not peer.opening:
+                del core.peers[peer.key]
+        core.take_touched()
+        is_flush_due, self._is_flush_due = self._is_flush_due, False
+        return core.drain(flush=is_flush_due)
+
+
+def _ledger_view(peer: Peer) -> ev.LedgerView:
+    ledger = peer.ledger
+    return ev.LedgerView(
+        peer=ledger.peer,
+        is_connected=peer.is_ready,
+        billed_units=ledger.billed_units,
+        acknowledged_units=ledger.acknowledged_units,
+        their_billed_units=ledger.their_billed_units,
+        accepted_units=ledger.accepted_units,
+        owed_limit_units=ledger.owed_limit_units,
+        sent_msat=ledger.sent_msat,
+        received_msat=ledger.received_msat,
+        net_owed_msat=ledger.expected_debt_msat,
+        unpaid_msat=ledger.unpaid_msat,
+        window_msat=ledger.window.size_msat,
+        is_suspended=peer.is_suspended,
+        faults=peer.faults,
+    )
+
+
+def _channel_view(channel: Channel) -> ev.ChannelView:
+    return ev.ChannelView(
+        channel_id=channel.channel_id,
+        peer=channel.peer,
+        direction=channel.direction,
+        state=channel.state,
+        capacity_sat=channel.terms.capacity_sat,
+        cumulative_msat=channel.cumulative_msat,
+        acknowledged_msat=channel.acknowledged_msat,
+        funding=channel.funding,
+        expiry_height=channel.terms.expiry_height,
+        spend_txid=channel.spend_txid,
+    )

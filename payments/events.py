@@ -1,0 +1,333 @@
+"""What goes into the payment engine and what comes out of it.
+
+The engine is a sans-IO state machine: *input + now -> new state + ordered outputs*. Inputs are named by where they come
+from, outputs are imperatives, notices tell what happened. All are frozen.
+
+A peer is its 32-byte Ed25519 public key. Money is msat, sat only at the chain; debts are units (1 byte at 1 msat/GB).
+Times are seconds (float) of one monotonic clock that only the caller reads.
+
+The caller's duties: `Persist` is always the first output; run nothing after it until the store has confirmed. Run the
+outputs of one call in their order. A message for a peer that is gone is dropped without harm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from payments.ports import BroadcastResult, Outpoint, OutputStatus, SignedTransaction
+from payments.records import Change, ChannelState, Direction
+
+# --- Inputs ---
+
+
+@dataclass(frozen=True, slots=True)
+class PeerConnected:
+    """A session with an authenticated neighbour is up, in place of any earlier one with the same peer."""
+
+    peer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDisconnected:
+    peer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedMessage:
+    """Messages of one session come in the order in which they were sent; none of an earlier session comes after
+    `PeerConnected`."""
+
+    peer: bytes
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MeteredTraffic:
+    """Since the last such input: what the peer came to owe us for what it handed us, and the most that we can have
+    come to owe it for what we handed to it. Units, both >= 0."""
+
+    peer: bytes
+    earned_units: int
+    owed_limit_units: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChainTipChanged:
+    """fee_rate: sat per vB that should confirm within a few blocks; None: as before."""
+
+    height: int
+    fee_rate: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelFunded:
+    """The wallet's answer to `FundChannel`: signed, not broadcast."""
+
+    channel_id: bytes
+    transaction: SignedTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class FundingFailed:
+    channel_id: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelOutputSeen:
+    """What the chain says of a watched output; give it at `WatchOutput` and at each new tip. None: it does not know it.
+
+    spending_raw: the transaction `status.spent_by`, if there is one and the backend has it. The payer needs it to
+    learn which of its payments was claimed; without it the last one counts.
+    """
+
+    channel_id: bytes
+    status: OutputStatus | None
+    spending_raw: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BroadcastDone:
+    txid: bytes
+    result: BroadcastResult
+
+
+@dataclass(frozen=True, slots=True)
+class NewScript:
+    """A fresh output script of our wallet (P2WPKH), the answer to `NeedScript`."""
+
+    script_pubkey: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorHoldPayments:
+    """While held, we pay nobody and open no channel; all else goes on."""
+
+    hold: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorCloseChannels:
+    """Claim what was paid to us by that peer, or by all, in one transaction. Channels through which we pay are closed
+    by the peer, or refunded after their expiry."""
+
+    peer: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TimerExpired:
+    """Time has reached `PaymentEngine.next_deadline()`."""
+
+
+ChainInput = ChainTipChanged | ChannelFunded | FundingFailed | ChannelOutputSeen | BroadcastDone | NewScript
+Input = (
+    PeerConnected
+    | PeerDisconnected
+    | ReceivedMessage
+    | MeteredTraffic
+    | ChainInput
+    | OperatorHoldPayments
+    | OperatorCloseChannels
+    | TimerExpired
+)
+
+# --- Outputs: imperatives ---
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Write all changes in one transaction, in this order; a later row replaces an earlier one of the same key."""
+
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SendMessage:
+    peer: bytes
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DropConnection:
+    """End the session with the peer: it does not speak our protocol, is on another chain, or sent too much nonsense."""
+
+    peer: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FundChannel:
+    """Have the wallet sign a transaction that pays; answer with `ChannelFunded` or `FundingFailed`. An answer that
+    comes too late is met with `ReleaseFunding`."""
+
+    channel_id: bytes
+    script_pubkey: bytes
+    amount_sat: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseFunding:
+    """The transaction of that id will never be broadcast: the wallet may use its inputs again."""
+
+    txid: bytes
+
+
+class TransactionKind(Enum):
+    FUNDING = "funding"
+    CLAIM = "claim"
+    REFUND = "refund"
+
+
+@dataclass(frozen=True, slots=True)
+class BroadcastTransaction:
+    """Answer with `BroadcastDone`. The same transaction is sent again at later tips until it is confirmed."""
+
+    raw: bytes
+    txid: bytes
+    kind: TransactionKind
+    fee_sat: int | None = None  # None: when it is sent again after a restart
+
+
+@dataclass(frozen=True, slots=True)
+class WatchOutput:
+    """Report this output with `ChannelOutputSeen` now and at each new tip, until `UnwatchOutput`. Idempotent."""
+
+    channel_id: bytes
+    outpoint: Outpoint
+
+
+@dataclass(frozen=True, slots=True)
+class UnwatchOutput:
+    channel_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NeedScript:
+    """Give a `NewScript`: the last one has been used, or there was none yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suspend:
+    """Stop carrying this debtor's own traffic. Idempotent."""
+
+    peer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    peer: bytes
+
+
+# --- Outputs: notices, for logs and operators ---
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentSent:
+    peer: bytes
+    channel_id: bytes
+    amount_msat: int
+    cumulative_msat: int
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentReceived:
+    peer: bytes
+    channel_id: bytes
+    amount_msat: int
+    cumulative_msat: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStateChanged:
+    peer: bytes
+    channel_id: bytes
+    direction: Direction
+    state: ChannelState
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Disputed:
+    """The peer bills more than our own meter allows; we pay the part that we accept."""
+
+    peer: bytes
+    their_billed_units: int
+    accepted_units: int
+
+
+@dataclass(frozen=True, slots=True)
+class Defaulted:
+    """The peer left more than its window unpaid for longer than a tick: its window falls back to the start."""
+
+    peer: bytes
+    unpaid_msat: int
+    window_msat: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerFaultSeen:
+    """The peer sent something that the protocol does not allow; it was dropped."""
+
+    peer: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BroadcastRefused:
+    txid: bytes
+    kind: TransactionKind
+    code: str
+
+
+Notice = PaymentSent | PaymentReceived | ChannelStateChanged | Disputed | Defaulted | PeerFaultSeen | BroadcastRefused
+Output = (
+    Persist
+    | SendMessage
+    | DropConnection
+    | FundChannel
+    | ReleaseFunding
+    | BroadcastTransaction
+    | WatchOutput
+    | UnwatchOutput
+    | NeedScript
+    | Suspend
+    | Resume
+    | Notice
+)
+
+# --- Views: for operators, read-only ---
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerView:
+    """One peer. net_owed_msat > 0: we owe them, by our own meter; unpaid_msat: what they owe us, our exposure."""
+
+    peer: bytes
+    is_connected: bool
+    billed_units: int
+    acknowledged_units: int
+    their_billed_units: int
+    accepted_units: int
+    owed_limit_units: int
+    sent_msat: int
+    received_msat: int
+    net_owed_msat: int
+    unpaid_msat: int
+    window_msat: int
+    is_suspended: bool
+    faults: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelView:
+    channel_id: bytes
+    peer: bytes
+    direction: Direction
+    state: ChannelState
+    capacity_sat: int
+    cumulative_msat: int
+    acknowledged_msat: int
+    funding: Outpoint | None
+    expiry_height: int
+    spend_txid: bytes | None  # the claim or the refund

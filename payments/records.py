@@ -1,0 +1,85 @@
+"""What the engine keeps across restarts: one row per peer, one per channel, and the height."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from payments.channel_tx import ChannelTerms
+from payments.ports import Outpoint
+
+
+class Direction(Enum):
+    OUT = "out"  # we pay
+    IN = "in"  # we are paid
+
+
+class ChannelState(Enum):
+    """Of a channel, at either end. `payments.channel.TRANSITIONS` says what may follow what."""
+
+    OPENING = "opening"  # agreed on, or being agreed on; nothing is on chain
+    PENDING = "pending"  # the funding transaction is known, and waits for its confirmations
+    OPEN = "open"
+    CLOSING = "closing"  # no further payments; the payee is about to claim
+    CLAIMING = "claiming"  # the payee's claim is broadcast
+    REFUNDING = "refunding"  # expired unclaimed; the payer's refund is broadcast
+    CLOSED = "closed"  # the spend is confirmed, or there never was anything on chain
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRecord:
+    """Debts are in units (1 unit = 1 byte at 1 msat/GB), cumulative since the first meeting, and never decrease."""
+
+    peer: bytes
+    billed_units: int  # what we say that they owe us
+    acknowledged_units: int  # of it, what they said they accept
+    their_billed_units: int  # what they say that we owe them: their latest bill
+    accepted_units: int  # of it, what we accept
+    owed_limit_units: int  # the most we can owe them by our own meter
+    lost_meter_units: int  # the most that crashes of ours can have lost of it
+    window_msat: int  # how much they may owe us unpaid
+    window_progress_msat: int  # paid on time since the window last grew
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelRecord:
+    channel_id: bytes
+    peer: bytes
+    direction: Direction
+    state: ChannelState
+    terms: ChannelTerms
+    opened_height: int
+    funding: Outpoint | None  # None: not known yet
+    funding_raw: bytes | None  # the payer's, to broadcast again
+    is_confirmed: bool  # the funding output was once seen as agreed and deep enough: what it pays counts
+    cumulative_msat: int  # paid through it in all
+    signature: bytes | None  # the payer's, over floor(cumulative_msat / 1000) sat
+    acknowledged_msat: int  # payer: the last sum that the payee confirmed to have stored
+    spend_txid: bytes | None  # the claim or the refund
+    spend_raw: bytes | None  # if it is ours, to broadcast again
+
+
+@dataclass(frozen=True, slots=True)
+class HeightRecord:
+    """The highest chain tip ever seen; it does not go back in a reorganisation."""
+
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForgottenChannel:
+    """A channel that never reached the chain: delete its row."""
+
+    channel_id: bytes
+
+
+Change = LedgerRecord | ChannelRecord | HeightRecord | ForgottenChannel
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """All rows, as loaded from the store. The default is a first start."""
+
+    ledgers: tuple[LedgerRecord, ...] = ()
+    channels: tuple[ChannelRecord, ...] = ()
+    height: int = 0

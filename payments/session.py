@@ -1,0 +1,59 @@
+"""The start of a session: hello, then both ends bring what a crash or a lost connection left apart together again.
+
+The payee returns the payer's latest payment of each channel, and the payer checks its own signature: it takes over a
+later sum than it remembers, or sends again what the payee has not got. Everything is cumulative, so that nothing can be
+counted twice.
+"""
+
+from __future__ import annotations
+
+from payments import opening, settlement
+from payments.channel import SYNCED, PeerFaultError
+from payments.core import Core, Peer
+from payments.events import DropConnection
+from payments.messages import PROTOCOL_VERSION, ChannelSync, CloseChannel, Hello
+from payments.records import ChannelState, Direction
+
+
+def begin(core: Core, peer: Peer) -> None:
+    peer.begin_session()
+    core.send(peer, Hello(PROTOCOL_VERSION, core.config.chain))
+
+
+def handle_hello(core: Core, peer: Peer, message: Hello, *, now: float) -> None:
+    if peer.is_ready:
+        raise PeerFaultError("a second hello")
+    if message.version != PROTOCOL_VERSION:
+        core.emit(DropConnection(peer.key, f"protocol version {message.version}, ours is {PROTOCOL_VERSION}"))
+        return
+    if message.chain != core.config.chain:
+        core.emit(DropConnection(peer.key, f"chain {message.chain!r}, ours is {core.config.chain!r}"))
+        return
+    peer.is_ready = True
+    for channel in peer.channels_of(Direction.OUT, ChannelState.PENDING, ChannelState.OPEN):
+        opening.tell_funding(core, peer, channel)
+    for channel in peer.channels_of(Direction.IN, *SYNCED):
+        core.send(peer, ChannelSync(channel.channel_id, channel.cumulative_msat, channel.signature or b""))
+    for channel in peer.channels_of(Direction.IN, ChannelState.CLOSING, ChannelState.CLAIMING):
+        core.send(peer, CloseChannel(channel.channel_id))
+    if not peer.ledger.is_empty:
+        settlement.state_now(core, peer, now=now)
+    core.touch(peer)
+
+
+def handle_channel_sync(core: Core, peer: Peer, message: ChannelSync) -> None:
+    """Payer. A channel that we do not know was lost with our records, and its key's money with them: not a fault."""
+    if message.channel_id not in core.channels:
+        return
+    channel = core.channel_of(peer, message.channel_id, Direction.OUT)
+    if channel.state is ChannelState.CLOSED:
+        return
+    if message.cumulative_msat > channel.cumulative_msat:
+        channel.adopt(message.cumulative_msat, message.signature)
+        core.channel_changed(channel)
+        return
+    if message.cumulative_msat > channel.acknowledged_msat:
+        channel.acknowledged_msat = message.cumulative_msat
+        core.channel_changed(channel, hard=False)
+    if message.cumulative_msat < channel.cumulative_msat:
+        settlement.send_last_payment(core, peer, channel)

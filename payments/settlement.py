@@ -1,0 +1,186 @@
+"""Settlement with one peer: statements, payments, acknowledgements, the window and its enforcement.
+
+The creditor drives. It states its bill when half the window is owed, or at the tick; the debtor accepts what its own
+meter allows and pays the net. `review` is where every decision is made: it runs for each peer that an input touched,
+after the state has changed, and when a timer of that peer is due.
+"""
+
+from __future__ import annotations
+
+from payments import window
+from payments.channel import Channel, PeerFaultError
+from payments.core import Core, Peer
+from payments.events import Defaulted, Disputed, PaymentReceived, PaymentSent, Resume, Suspend
+from payments.messages import Payment, PaymentAck, Statement
+from payments.records import ChannelState, Direction
+
+
+def review(core: Core, peer: Peer, *, now: float) -> None:
+    """Brings enforcement, payments and statements up to date with the ledger."""
+    _accept(core, peer)
+    _enforce(core, peer, now=now)
+    pay(core, peer, now=now)
+    _state(core, peer, now=now)
+
+
+def can_pay_through(core: Core, channel: Channel) -> bool:
+    """The payer stops one margin before the payee does, so that no payment meets a claim on its way."""
+    is_early = core.height < channel.terms.expiry_height - 2 * core.config.expiry_margin
+    return channel.state is ChannelState.OPEN and is_early
+
+
+# --- what the peer says ---
+
+
+def handle_statement(core: Core, peer: Peer, message: Statement) -> None:
+    peer.ledger.hear(message.accounts)
+    core.ledger_changed(peer)
+    peer.is_settlement_wanted = peer.is_reply_due = True
+
+
+def handle_payment(core: Core, peer: Peer, message: Payment) -> None:
+    """Verify, persist, acknowledge, credit: the acknowledgement follows `Persist` in the same outputs."""
+    channel = core.channel_of(peer, message.channel_id, Direction.IN)
+    is_repeated = message.cumulative_msat == channel.cumulative_msat
+    is_over = channel.state in (ChannelState.CLAIMING, ChannelState.CLOSED)
+    if not is_repeated and not is_over:
+        amount_msat = channel.receive(message.cumulative_msat, message.signature)
+        if channel.is_confirmed:
+            credit(core, peer, channel, amount_msat)
+        core.channel_changed(channel)
+    peer.ledger.hear(message.accounts)
+    core.ledger_changed(peer)
+    core.send(peer, PaymentAck(channel.channel_id, channel.cumulative_msat, core.accounts_to_send(peer)))
+
+
+def credit(core: Core, peer: Peer, channel: Channel, amount_msat: int) -> None:
+    """A payment counts: it is verified, and its channel is on the chain."""
+    core.recount(peer)
+    if not peer.is_defaulted:
+        peer.ledger.window = window.grow(peer.ledger.window, amount_msat, max_msat=core.config.max_window_msat)
+        core.ledger_changed(peer)
+    core.emit(PaymentReceived(peer.key, channel.channel_id, amount_msat, channel.cumulative_msat))
+
+
+def handle_payment_ack(core: Core, peer: Peer, message: PaymentAck) -> None:
+    channel = core.channel_of(peer, message.channel_id, Direction.OUT)
+    if message.cumulative_msat > channel.cumulative_msat:
+        raise PeerFaultError("more acknowledged than paid")
+    if channel.state is not ChannelState.CLOSED:
+        channel.acknowledged_msat = max(channel.acknowledged_msat, message.cumulative_msat)
+        core.channel_changed(channel, hard=False)
+    peer.ledger.hear(message.accounts)
+    core.ledger_changed(peer)
+
+
+# --- what follows from the ledger ---
+
+
+def _accept(core: Core, peer: Peer) -> None:
+    accepted_units = peer.ledger.accepted_units
+    peer.ledger.accept()
+    if peer.ledger.accepted_units != accepted_units:
+        core.ledger_changed(peer)
+    if peer.ledger.is_disputed and not peer.is_dispute_noted:
+        core.emit(Disputed(peer.key, peer.ledger.their_billed_units, peer.ledger.accepted_units))
+    peer.is_dispute_noted = peer.ledger.is_disputed
+
+
+def _enforce(core: Core, peer: Peer, *, now: float) -> None:
+    """A default is to leave more than W unpaid for longer than a tick: a payment on its way is none."""
+    ledger = peer.ledger
+    unpaid_msat = ledger.unpaid_msat
+    if not window.is_exceeded(ledger.window.size_msat, unpaid_msat):
+        peer.exceeded_at = None
+        if peer.is_suspended and window.is_cleared(ledger.window.size_msat, unpaid_msat):
+            peer.is_suspended = peer.is_defaulted = False
+            core.emit(Resume(peer.key))
+        return
+    if not peer.is_suspended:
+        peer.is_suspended = True
+        core.emit(Suspend(peer.key))
+    if peer.exceeded_at is None:
+        peer.exceeded_at = now
+    due_at = peer.exceeded_at + core.config.tick_interval
+    if peer.is_defaulted:
+        return
+    if now < due_at:
+        peer.wake(due_at)
+        return
+    peer.is_defaulted = True
+    ledger.window = window.Window(core.config.start_window_msat, 0)
+    core.ledger_changed(peer, hard=True)
+    core.emit(Defaulted(peer.key, unpaid_msat, ledger.window.size_msat))
+
+
+def pay(core: Core, peer: Peer, *, now: float) -> None:
+    """Pay what was asked for, as far as our channels reach; what they do not carry stays wanted."""
+    if not peer.is_settlement_wanted or not peer.is_ready or core.is_held:
+        return
+    payable_msat = peer.ledger.payable_msat
+    if payable_msat < 1:
+        _reply(core, peer, now=now)
+        return
+    due_at = peer.payment_at + core.config.min_interval
+    if now < due_at:
+        peer.wake(due_at)
+        return
+    for channel in list(peer.channels_of(Direction.OUT, ChannelState.OPEN)):
+        amount_msat = min(payable_msat, channel.remaining_msat)
+        if amount_msat > 0 and can_pay_through(core, channel) and not channel.is_in_flight:
+            _pay_through(core, peer, channel, amount_msat)
+            payable_msat -= amount_msat
+            peer.payment_at = now
+            peer.is_reply_due = False  # each payment carries our side
+    peer.is_settlement_wanted = payable_msat > 0 or peer.ledger.is_disputed
+
+
+def _pay_through(core: Core, peer: Peer, channel: Channel, amount_msat: int) -> None:
+    channel.pay(amount_msat, core.key_of(channel.channel_id))
+    core.channel_changed(channel)
+    send_last_payment(core, peer, channel)
+    core.emit(PaymentSent(peer.key, channel.channel_id, amount_msat, channel.cumulative_msat))
+
+
+def send_last_payment(core: Core, peer: Peer, channel: Channel) -> None:
+    if channel.signature is not None:
+        accounts = core.accounts_to_send(peer)
+        core.send(peer, Payment(channel.channel_id, channel.cumulative_msat, channel.signature, accounts))
+
+
+def _reply(core: Core, peer: Peer, *, now: float) -> None:
+    """We were asked and have nothing to pay: if that is because of a bill that they have not seen, show it."""
+    is_news = peer.ledger.unanswered_units > 0 and peer.ledger.balance() != peer.stated
+    if peer.is_reply_due and is_news and not _send_statement(core, peer, now=now):
+        return
+    peer.is_reply_due = False
+    peer.is_settlement_wanted = peer.ledger.is_disputed
+
+
+def _state(core: Core, peer: Peer, *, now: float) -> None:
+    """The creditor asks: at half the window if anything has changed since it asked last, and at the tick in any case,
+    since the debtor may have heard the last one before a payment that made it the debtor."""
+    if not peer.is_ready:
+        return
+    unpaid_msat = peer.ledger.unpaid_msat
+    is_asked_anew = peer.ledger.balance() != peer.stated
+    is_wanted = is_asked_anew and window.is_due(peer.ledger.window.size_msat, unpaid_msat)
+    if (is_wanted or (peer.is_statement_due and unpaid_msat >= 1)) and not _send_statement(core, peer, now=now):
+        return
+    peer.is_statement_due = False
+
+
+def _send_statement(core: Core, peer: Peer, *, now: float) -> bool:
+    """False: too early, the timer is set."""
+    due_at = peer.statement_at + core.config.min_interval
+    if now < due_at:
+        peer.wake(due_at)
+        return False
+    state_now(core, peer, now=now)
+    return True
+
+
+def state_now(core: Core, peer: Peer, *, now: float) -> None:
+    peer.stated = peer.ledger.balance()
+    peer.statement_at = now
+    core.send(peer, Statement(core.accounts_to_send(peer)))

@@ -1,0 +1,224 @@
+"""Sending updates (RFC 8966 section 3.7): what we announce of each prefix, when it leaves, and on which interfaces.
+
+An interface queues prefixes, not updates: what is sent is built when it leaves, so a newer state replaces a queued one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Network
+
+from routing import rules
+from routing.events import AnnouncedPrice, LinkKind, SendPacket
+from routing.rules import METRIC_INFINITY, PRICE_NOT_FOR_SALE
+from routing.tables import NEVER, Interface, Neighbour, PrefixEntry, Source, State
+from routing.tlv import Prefix, Tlv, Update
+
+RETRACTION_HOLD_INTERVALS = 2.5  # full updates repeat a retraction for so many update intervals
+SMALL_CHANGE_SHARE = 10  # a metric move below a tenth is small
+UPDATE_OCTETS = 48  # a priced IPv6 host route with its Router-Id TLV
+DUMP_INTERVAL = 1.0  # least time between two full dumps to one neighbour
+
+
+class Announcer:
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._interval_cs = max(1, round(state.config.update_interval * 100))
+
+    def announce(self, entry: PrefixEntry, *, now: float) -> None:
+        """The selected route of `entry`, or its numbers, may have changed: tell the neighbours if it concerns them."""
+        entry.update = None
+        new = self._announcement(entry)
+        old = entry.announced
+        if new == old:
+            return
+        entry.announced = new
+        if new is None:
+            entry.retract_until = now + RETRACTION_HOLD_INTERVALS * self._state.config.update_interval
+            self._state.timers.set_earlier("scan", entry.retract_until)
+        if old is not None and old[0] in entry.sources:
+            entry.sources[old[0]].used_at = now
+        self._report_price(entry, old, new)
+        delay = self._delay(entry, old, new, now=now)
+        for interface in self._state.interfaces.values():
+            self.queue(entry, interface, delay=delay, now=now)
+
+    def queue(self, entry: PrefixEntry, interface: Interface, *, delay: float, now: float) -> None:
+        """What we know of `entry` leaves by multicast within `delay` seconds; 0: at the end of this `handle`."""
+        if not interface.neighbours:
+            return
+        interface.pending[entry] = None
+        if delay <= 0.0:
+            self._state.flushing[interface] = None
+        elif now + delay < interface.flush_at:
+            interface.flush_at = now + self._state.jitter(delay)
+            self._state.timers.set_earlier(interface, interface.flush_at)
+
+    def flush(self, interface: Interface) -> None:
+        pending, interface.pending = interface.pending, {}
+        interface.flush_at = NEVER
+        updates = (self._update_on(entry, interface, is_full=False) for entry in pending)
+        self._emit(interface, None, [update for update in updates if update is not None])
+
+    def send_full_update(self, to: Interface | Neighbour, *, now: float) -> None:
+        """Section 3.7.1. An only neighbour is spoken to by multicast too (BIRD takes no unicast updates)."""
+        interface = to if isinstance(to, Interface) else to.interface
+        updates: list[Update] = []
+        for entry in self._state.prefixes.values():
+            if entry.announced is None and entry.retract_until < now:
+                continue
+            update = self._update_on(entry, interface, is_full=True)
+            if update is not None:
+                updates.append(update)
+        neighbour = to if isinstance(to, Neighbour) and len(interface.neighbours) > 1 else None
+        if neighbour is None:
+            interface.pending.clear()
+            interface.flush_at = NEVER
+        self._emit(interface, neighbour, updates)
+
+    def request_full_update(self, interface: Interface) -> None:
+        self._state.dumping[interface] = None
+
+    def request_dump(self, neighbour: Neighbour, *, now: float) -> None:
+        """A full dump for this neighbour: with this `handle`, unless the last one was very recent."""
+        at = neighbour.last_dump_at + DUMP_INTERVAL
+        if at <= now:
+            neighbour.dump_at = NEVER
+            neighbour.last_dump_at = now
+            self._state.dumping[neighbour] = None
+        else:
+            neighbour.dump_at = min(neighbour.dump_at, at)
+            self._state.timers.set_earlier(neighbour, neighbour.dump_at)
+
+    def reply(self, prefix: Prefix, neighbour: Neighbour) -> None:
+        """Sections 3.8.1.1 and 3.8.1.2: an explicit request gets an update or a retraction, split horizon or not."""
+        entry = self._state.prefixes.get(prefix)
+        if entry is None:
+            self._state.send(neighbour, _spoken_on(neighbour.interface, self._retraction(prefix)))
+            return
+        update = entry.update or self._build(entry)
+        if update.metric < METRIC_INFINITY:
+            entry.advertised_on |= neighbour.interface.bit
+        self._state.send(neighbour, _spoken_on(neighbour.interface, update))
+
+    def _announcement(self, entry: PrefixEntry) -> tuple[bytes, int, int] | None:
+        config = self._state.config
+        if entry.own_metric is not None:
+            return config.router_id, entry.own_metric, 0
+        route = entry.selected
+        if route is None:
+            return None
+        # Design section 6: the metric that we announce, and that feasibility is computed on, carries our fee.
+        metric = rules.composite_metric(route.metric, self._state.fee, config.price_weight)
+        price = rules.price_add(route.price, self._state.fee)
+        if metric >= METRIC_INFINITY or price >= PRICE_NOT_FOR_SALE:
+            return None
+        return route.router_id, metric, price
+
+    def _report_price(
+        self, entry: PrefixEntry, old: tuple[bytes, int, int] | None, new: tuple[bytes, int, int] | None
+    ) -> None:
+        old_price = old[2] if old is not None else None
+        new_price = new[2] if new is not None else None
+        if old_price != new_price:
+            entry.price_epoch = (entry.price_epoch + 1) & 0xFFFF
+            self._state.outputs.append(AnnouncedPrice(entry.prefix, new_price))
+
+    def _delay(
+        self,
+        entry: PrefixEntry,
+        old: tuple[bytes, int, int] | None,
+        new: tuple[bytes, int, int] | None,
+        *,
+        now: float,
+    ) -> float:
+        """Section 3.7.2: how urgent the news is. Retractions do not wait at all."""
+        config = self._state.config
+        if new is None:
+            return 0.0
+        is_urgent = (
+            old is None
+            or now - entry.found_at < config.settle_timeout
+            or old[0] != new[0]
+            or old[2] != new[2]
+            or abs(new[1] - old[1]) * SMALL_CHANGE_SHARE >= old[1]
+        )
+        return config.urgent_timeout if is_urgent else config.small_change_timeout
+
+    def _update_on(self, entry: PrefixEntry, interface: Interface, *, is_full: bool) -> Update | None:
+        """What `interface` should hear of the prefix; None: nothing."""
+        update = entry.update or self._build(entry)
+        bit = interface.bit
+        if update.metric >= METRIC_INFINITY:
+            if not (is_full or entry.advertised_on & bit):
+                return None  # nobody there ever heard of it
+            entry.advertised_on &= ~bit
+            return update
+        if self._is_horizon(entry, interface):
+            # Section 3.7.4. Whoever was told of an earlier route must not keep it.
+            if not entry.advertised_on & bit:
+                return None
+            entry.advertised_on &= ~bit
+            return self._retraction(entry.prefix)
+        entry.advertised_on |= bit
+        return update
+
+    def _is_horizon(self, entry: PrefixEntry, interface: Interface) -> bool:
+        route = entry.selected
+        return (
+            route is not None
+            and route.neighbour.interface is interface
+            and interface.kind is LinkKind.WIRED
+            and self._state.config.split_horizon
+        )
+
+    def _build(self, entry: PrefixEntry) -> Update:
+        """The announcement as a TLV. It is about to be sent, so the feasibility distance follows (section 3.7.3)."""
+        announced = entry.announced
+        if announced is None:
+            entry.update = self._retraction(entry.prefix)
+            return entry.update
+        router_id, metric, price = announced
+        if entry.selected is None:
+            seqno = self._state.seqno
+        else:
+            seqno = entry.selected.seqno
+            self._note_distance(entry, router_id, seqno, metric)
+        entry.update = Update(
+            prefix=entry.prefix,
+            metric=metric,
+            seqno=seqno,
+            interval_cs=self._interval_cs,
+            router_id=router_id,
+            price_msat_per_gb=price or None,
+            price_epoch=entry.price_epoch if price else 0,
+        )
+        return entry.update
+
+    @staticmethod
+    def _note_distance(entry: PrefixEntry, router_id: bytes, seqno: int, metric: int) -> None:
+        source = entry.sources.get(router_id)
+        if source is None:
+            entry.sources[router_id] = Source(seqno, metric, 0.0)
+        elif rules.distance_less(seqno, metric, source.seqno, source.metric):
+            source.seqno = seqno
+            source.metric = metric
+
+    def _retraction(self, prefix: Prefix) -> Update:
+        return Update(prefix, METRIC_INFINITY, self._state.seqno, self._interval_cs, self._state.config.router_id)
+
+    def _emit(self, interface: Interface, neighbour: Neighbour | None, updates: list[Update]) -> None:
+        """In portions that fit one datagram each, so that a lost one loses little."""
+        tlvs: list[Tlv] = [_spoken_on(interface, update) for update in updates]
+        size = max(1, (interface.mtu - 52) // UPDATE_OCTETS)
+        destination = neighbour.address if neighbour is not None else None
+        for start in range(0, len(tlvs), size):
+            portion = tuple(tlvs[start : start + size])
+            self._state.packets.append(SendPacket(interface.name, destination, portion))
+
+
+def _spoken_on(interface: Interface, update: Update) -> Update:
+    """RFC 9229 section 2.2: an interface with an IPv4 address is the next hop of IPv4 prefixes by that."""
+    if interface.address4 is None or not isinstance(update.prefix, IPv4Network):
+        return update
+    return replace(update, next_hop=interface.address4)

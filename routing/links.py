@@ -1,0 +1,75 @@
+"""Link sensing: Hello histories and link costs (RFC 8966 section 3.4 and appendix A)."""
+
+from __future__ import annotations
+
+from routing import rules
+from routing.events import LinkKind
+from routing.rules import HISTORY_BITS, METRIC_INFINITY
+from routing.tables import NEVER, HelloHistory, Neighbour
+
+GAP_MAX = 16  # a larger difference of Hello seqnos means that the sender has restarted (appendix A.1)
+HELLO_TIMEOUT_INTERVALS = 1.5
+WIRELESS_SILENCE = 0xF000  # four Hellos in a row missed: no radio link is worth waiting longer
+FIRST_HELLO_WIRED = 0xC000  # enough for 2-out-of-3: a wire that carries one Hello carries the next
+FIRST_HELLO = 0x8000
+
+
+def is_restart(record: HelloHistory, seqno: int) -> bool:
+    """The sender has lost its state since the last Hello: whatever we know of it is void (appendix A.1)."""
+    return record.count > 0 and GAP_MAX < ((seqno - record.expected_seqno) & 0xFFFF) < 0x10000 - GAP_MAX
+
+
+def record_hello(record: HelloHistory, seqno: int, interval: float, *, is_wired: bool, now: float) -> None:
+    """Appendix A.1. Not for a Hello that `is_restart`."""
+    if record.count == 0:
+        record.history = FIRST_HELLO_WIRED if is_wired else FIRST_HELLO
+        record.count = 1
+    else:
+        gap = (seqno - record.expected_seqno) & 0xFFFF
+        if gap < 0x8000:
+            record.history >>= gap  # missed
+            record.count = min(HISTORY_BITS, record.count + gap)
+        else:
+            back = 0x10000 - gap  # counted as missed too early
+            record.history = (record.history << back) & 0xFFFF
+            record.count = max(0, record.count - back)
+        record.history = (record.history >> 1) | FIRST_HELLO
+        record.count = min(HISTORY_BITS, record.count + 1)
+    record.expected_seqno = rules.seqno_add(seqno, 1)
+    if interval > 0.0:
+        record.interval = interval
+        record.expires_at = now + HELLO_TIMEOUT_INTERVALS * interval
+
+
+def expire_hello(record: HelloHistory, *, now: float) -> None:
+    """The Hello that was due has not come."""
+    if record.expires_at > now:
+        return
+    record.history >>= 1
+    record.count = min(HISTORY_BITS, record.count + 1)
+    record.expected_seqno = rules.seqno_add(record.expected_seqno, 1)
+    record.expires_at = now + record.interval if record.history else NEVER
+
+
+def update_cost(neighbour: Neighbour) -> bool:
+    """Recompute the costs of the link (appendix A.2); true if the cost of sending to the neighbour has changed."""
+    nominal = neighbour.interface.cost
+    multicast, unicast = neighbour.multicast, neighbour.unicast
+    if neighbour.interface.kind is LinkKind.WIRED:
+        heard = (multicast.history, unicast.history)
+        neighbour.rxcost = min(rules.wired_rxcost(history, nominal) for history in heard)
+        cost = max(1, neighbour.txcost) if neighbour.rxcost < METRIC_INFINITY else METRIC_INFINITY
+    else:
+        neighbour.ratio = max(_ratio(multicast), _ratio(unicast))
+        neighbour.rxcost = rules.etx_rxcost(neighbour.ratio, nominal)
+        cost = rules.etx_cost(neighbour.txcost, neighbour.ratio, nominal)
+    if cost == neighbour.cost:
+        return False
+    neighbour.cost = cost
+    return True
+
+
+def _ratio(record: HelloHistory) -> float:
+    if not record.history & WIRELESS_SILENCE:
+        return 0.0
+    return rules.reception_ratio(record.history, record.count)

@@ -1,0 +1,224 @@
+"""Interfaces and neighbours coming and going: Hello, IHU and their timers (RFC 8966 section 3.4)."""
+
+from __future__ import annotations
+
+from routing import links
+from routing.announcer import Announcer
+from routing.events import InterfaceUp, LinkKind, NeighbourDown, NeighbourUp, ReceivedPacket, SendPacket
+from routing.requests import Requests
+from routing.rules import METRIC_INFINITY, seqno_add
+from routing.selection import Selection
+from routing.tables import NEVER, HelloHistory, Interface, Neighbour, State
+from routing.tlv import Hello, Ihu, RouteRequest, WildcardRetraction
+
+EARLY_HELLO_INTERVALS = (0.3, 0.7)  # the first Hellos follow quickly: either end may have come up a little late
+HELLO_SPACING = 0.02  # least time between two Hellos, however many neighbours turn up
+IHU_HOLD_SECONDS_PER_CS = 0.035  # 3.5 intervals (appendix B)
+PROBE_TIMEOUT = 0.3  # a new neighbour that has sent no update by then is asked for a full dump
+MTU_MIN = 1280  # of IPv6
+
+
+class Neighbourhood:
+    def __init__(self, state: State, selection: Selection, announcer: Announcer, requests: Requests) -> None:
+        self._state = state
+        self._selection = selection
+        self._announcer = announcer
+        self._requests = requests
+
+    def raise_interface(self, event: InterfaceUp, *, now: float) -> None:
+        known = self._state.interfaces.get(event.interface)
+        if known is not None and known.address == event.address:
+            self._change_interface(known, event, now=now)
+            return
+        if known is not None:
+            self.lower_interface(event.interface, now=now)
+        interface = Interface(
+            name=event.interface,
+            address=event.address,
+            kind=event.kind,
+            mtu=max(MTU_MIN, event.mtu),
+            cost=_nominal_cost(event),
+            bit=self._free_bit(),
+            hello_seqno=self._state.rng.randrange(0x10000),
+            address4=event.address4,
+        )
+        self._state.interfaces[interface.name] = interface
+        interface.update_at = now + self._state.jitter(self._state.config.update_interval)
+        self._send_hello(interface, now=now)
+        self._state.arm(interface)
+
+    def lower_interface(self, name: str, *, now: float) -> None:
+        interface = self._state.interfaces.pop(name, None)
+        if interface is None:
+            return
+        self._state.timers.cancel(interface)
+        self._state.mailbox.pop(interface, None)
+        self._state.flushing.pop(interface, None)
+        for entry in self._state.prefixes.values():
+            entry.advertised_on &= ~interface.bit
+        self._forget(list(interface.neighbours.values()), now=now)
+
+    def shut_down(self, *, now: float) -> None:
+        for interface in list(self._state.interfaces.values()):
+            if interface.neighbours:
+                self._state.packets.append(SendPacket(interface.name, None, (WildcardRetraction(),)))
+            self.lower_interface(interface.name, now=now)
+
+    def sender(self, packet: ReceivedPacket, *, now: float) -> Neighbour | None:
+        """The neighbour that the packet is from. Only a Hello makes a new one."""
+        interface = self._state.interfaces.get(packet.interface)
+        if interface is None:
+            self._state.counters["packet_on_unknown_interface"] += 1
+            return None
+        neighbour = interface.neighbours.get(packet.source)
+        if neighbour is not None:
+            return neighbour
+        if packet.source == interface.address:
+            return None
+        if not any(isinstance(tlv, Hello) for tlv in packet.tlvs):
+            self._state.counters["packet_from_stranger"] += 1
+            return None
+        if len(interface.neighbours) >= self._state.config.max_neighbours_per_interface:
+            self._state.counters["neighbour_limit"] += 1
+            return None
+        return self._meet(Neighbour(interface, packet.source, HelloHistory(), HelloHistory()), now=now)
+
+    def receive_hello(self, neighbour: Neighbour, hello: Hello, *, now: float) -> Neighbour:
+        """Returns the neighbour's entry, which is a new one if it has restarted."""
+        record = neighbour.unicast if hello.unicast else neighbour.multicast
+        if links.is_restart(record, hello.seqno):
+            self._forget([neighbour], now=now)
+            fresh = Neighbour(neighbour.interface, neighbour.address, HelloHistory(), HelloHistory())
+            neighbour = self._meet(fresh, now=now)
+            record = neighbour.unicast if hello.unicast else neighbour.multicast
+        is_wired = neighbour.interface.kind is LinkKind.WIRED
+        links.record_hello(record, hello.seqno, hello.interval_cs / 100, is_wired=is_wired, now=now)
+        self._follow_link(neighbour, now=now)
+        return neighbour
+
+    def receive_ihu(self, neighbour: Neighbour, ihu: Ihu, *, now: float) -> None:
+        if ihu.address is not None and ihu.address != neighbour.interface.address:
+            return
+        if ihu.interval_cs == 0:
+            self._state.counters["ihu_without_interval"] += 1
+            return
+        neighbour.txcost = ihu.rxcost
+        neighbour.ihu_expires_at = now + IHU_HOLD_SECONDS_PER_CS * ihu.interval_cs
+        self._follow_link(neighbour, now=now)
+
+    def run_interface(self, interface: Interface, *, now: float) -> None:
+        if min(interface.hello_at, interface.greet_at) <= now:
+            self._send_hello(interface, now=now)
+        if interface.update_at <= now:
+            interface.update_at = now + self._state.config.update_interval * self._state.rng.uniform(0.9, 1.0)
+            self._announcer.request_full_update(interface)
+        elif interface.flush_at <= now:
+            self._state.flushing[interface] = None
+            interface.flush_at = NEVER
+        self._state.arm(interface)
+
+    def run_neighbour(self, neighbour: Neighbour, *, now: float) -> None:
+        links.expire_hello(neighbour.multicast, now=now)
+        links.expire_hello(neighbour.unicast, now=now)
+        if neighbour.ihu_expires_at <= now:
+            neighbour.ihu_expires_at = NEVER
+            neighbour.txcost = METRIC_INFINITY
+        if neighbour.probe_at <= now:
+            neighbour.probe_at = NEVER
+            self._state.send(neighbour, RouteRequest(None))
+        if neighbour.dump_at <= now:
+            self._announcer.request_dump(neighbour, now=now)
+        self._follow_link(neighbour, now=now)
+        if self._is_lost(neighbour):
+            # It may still hear us: let it know at once that it is talking to the deaf.
+            self._state.send(neighbour, self._ihu(neighbour))
+            self._forget([neighbour], now=now)
+
+    def _change_interface(self, interface: Interface, event: InterfaceUp, *, now: float) -> None:
+        """The operator, or the driver, has another opinion of a link that stays up: no neighbour is lost by that."""
+        interface.kind = event.kind
+        interface.mtu = max(MTU_MIN, event.mtu)
+        if interface.address4 != event.address4:
+            interface.address4 = event.address4
+            self._announcer.request_full_update(interface)
+        if interface.cost == _nominal_cost(event):
+            return
+        interface.cost = _nominal_cost(event)
+        for neighbour in interface.neighbours.values():
+            self._follow_link(neighbour, now=now)
+            interface.unanswered[neighbour] = None
+        self._send_hello(interface, now=now)
+        self._state.arm(interface)
+
+    def _free_bit(self) -> int:
+        used = sum(interface.bit for interface in self._state.interfaces.values())
+        return ~used & (used + 1)
+
+    def _meet(self, neighbour: Neighbour, *, now: float) -> Neighbour:
+        interface = neighbour.interface
+        is_first = not interface.neighbours
+        interface.neighbours[neighbour.address] = neighbour
+        self._state.outputs.append(NeighbourUp(interface.name, neighbour.address))
+        interface.unanswered[neighbour] = None
+        greet_at = max(now, interface.last_hello_at + HELLO_SPACING)
+        if not is_first:
+            greet_at += self._state.jitter(self._state.config.urgent_timeout)
+        interface.greet_at = min(interface.greet_at, greet_at)
+        self._state.timers.set_earlier(interface, interface.greet_at)
+        return neighbour
+
+    def _follow_link(self, neighbour: Neighbour, *, now: float) -> None:
+        was_reachable = neighbour.cost < METRIC_INFINITY
+        if links.update_cost(neighbour):
+            if not was_reachable:
+                self._announcer.request_dump(neighbour, now=now)
+                if neighbour.route_count == 0:
+                    neighbour.probe_at = now + PROBE_TIMEOUT
+            self._selection.change_link_cost(neighbour, now=now)
+        self._state.arm(neighbour)
+
+    @staticmethod
+    def _is_lost(neighbour: Neighbour) -> bool:
+        is_silent = not (neighbour.multicast.history or neighbour.unicast.history)
+        return is_silent or (neighbour.interface.kind is LinkKind.WIRED and neighbour.rxcost >= METRIC_INFINITY)
+
+    def _forget(self, neighbours: list[Neighbour], *, now: float) -> None:
+        for neighbour in neighbours:
+            interface = neighbour.interface
+            interface.neighbours.pop(neighbour.address, None)
+            interface.unanswered.pop(neighbour, None)
+            self._state.timers.cancel(neighbour)
+            self._requests.forget_neighbour(neighbour)
+        self._selection.forget_neighbours(neighbours, now=now)
+        self._state.outputs += [NeighbourDown(n.interface.name, n.address) for n in neighbours]
+
+    def _send_hello(self, interface: Interface, *, now: float) -> None:
+        config = self._state.config
+        interval_cs = max(1, round(config.hello_interval * 100))
+        interface.hello_seqno = seqno_add(interface.hello_seqno, 1)
+        self._state.send(interface, Hello(interface.hello_seqno, interval_cs))
+        interface.hellos_until_ihu -= 1
+        is_round = interface.hellos_until_ihu <= 0
+        if is_round:
+            interface.hellos_until_ihu = config.ihu_multiplier
+        for neighbour in interface.neighbours.values():
+            if is_round or neighbour in interface.unanswered or neighbour.cost >= METRIC_INFINITY:
+                self._state.send(interface, self._ihu(neighbour))
+        interface.unanswered.clear()
+        interface.last_hello_at = now
+        interface.greet_at = NEVER
+        if interface.hellos_sent < len(EARLY_HELLO_INTERVALS):
+            interface.hello_at = now + min(EARLY_HELLO_INTERVALS[interface.hellos_sent], config.hello_interval)
+        else:
+            interface.hello_at = now + config.hello_interval * self._state.rng.uniform(0.9, 1.0)
+        interface.hellos_sent += 1
+
+    def _ihu(self, neighbour: Neighbour) -> Ihu:
+        config = self._state.config
+        interval_cs = min(0xFFFF, max(1, round(config.hello_interval * config.ihu_multiplier * 100)))
+        return Ihu(neighbour.rxcost, interval_cs, neighbour.address)
+
+
+def _nominal_cost(event: InterfaceUp) -> int:
+    """Never 0: loop-freedom rests on strictly positive link costs (RFC 8966 section 3.5.2)."""
+    return min(max(1, event.cost), METRIC_INFINITY - 1)

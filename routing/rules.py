@@ -1,0 +1,103 @@
+"""The arithmetic of the protocol: scalar functions on ints and floats, nothing else.
+
+The daemon calls them; the simulator's batch engine compiles these same functions with numba. So: no objects, no
+containers, no keyword-only arguments, no exceptions.
+"""
+
+from __future__ import annotations
+
+METRIC_INFINITY = 0xFFFF
+PRICE_NOT_FOR_SALE = 0xFFFF_FFFF
+MSAT_PER_GB_AT_1_SAT_PER_MB = 1_000_000
+HISTORY_BITS = 16
+
+
+def seqno_less(a: int, b: int) -> bool:
+    """a < b modulo 2^16 (RFC 8966 section 3.2.1)."""
+    return 0 < ((b - a) & 0xFFFF) < 0x8000
+
+
+def seqno_add(seqno: int, n: int) -> int:
+    return (seqno + n) & 0xFFFF
+
+
+def metric_add(a: int, b: int) -> int:
+    """Saturates at infinity, and stays there."""
+    total = a + b
+    return total if total < METRIC_INFINITY else METRIC_INFINITY
+
+
+def price_add(a: int, b: int) -> int:
+    """Saturates at "not for sale", and stays there: a sum never wraps into a bargain."""
+    total = a + b
+    return total if total < PRICE_NOT_FOR_SALE else PRICE_NOT_FOR_SALE
+
+
+def price_metric(price_msat_per_gb: int, price_weight: float) -> int:
+    """A price in metric units, rounded to nearest, half up. `price_weight` is the metric of 1 sat/MB."""
+    if price_msat_per_gb >= PRICE_NOT_FOR_SALE:
+        return METRIC_INFINITY
+    scaled = price_msat_per_gb * price_weight / MSAT_PER_GB_AT_1_SAT_PER_MB + 0.5
+    return int(scaled) if scaled < METRIC_INFINITY else METRIC_INFINITY
+
+
+def composite_metric(metric: int, fee_msat_per_gb: int, price_weight: float) -> int:
+    """What a relay announces: the metric of its own route, and its fee as a metric."""
+    return metric_add(metric, price_metric(fee_msat_per_gb, price_weight))
+
+
+def distance_less(seqno: int, metric: int, than_seqno: int, than_metric: int) -> bool:
+    """A distance is strictly better than another (RFC 8966 section 3.5.1): newer, or as new and shorter."""
+    return seqno_less(than_seqno, seqno) or (seqno == than_seqno and metric < than_metric)
+
+
+def is_feasible(seqno: int, metric: int, fd_seqno: int, fd_metric: int) -> bool:
+    """RFC 8966 section 3.5.1: a retraction is always feasible; else the distance beats the feasibility distance."""
+    return metric >= METRIC_INFINITY or distance_less(seqno, metric, fd_seqno, fd_metric)
+
+
+def wired_rxcost(history: int, nominal: int) -> int:
+    """2-out-of-3 (RFC 8966 appendix A.2.1). The newest Hello is bit 15 of `history`."""
+    newest = history >> 13
+    heard = (newest & 1) + ((newest >> 1) & 1) + ((newest >> 2) & 1)
+    return nominal if heard >= 2 else METRIC_INFINITY
+
+
+def reception_ratio(history: int, expected: int) -> float:
+    """Share of the last `expected` (at most 16) Hellos that arrived, each weighing 7/8 of the next newer one."""
+    weight = 1.0
+    total = 0.0
+    heard = 0.0
+    for i in range(min(expected, HISTORY_BITS)):
+        total += weight
+        if (history >> (HISTORY_BITS - 1 - i)) & 1:
+            heard += weight
+        weight *= 0.875
+    return heard / total if total > 0.0 else 0.0
+
+
+def etx_rxcost(ratio: float, nominal: int) -> int:
+    """What we tell the neighbour in an IHU: nominal / beta (RFC 8966 appendix A.2.2)."""
+    if ratio <= 0.0:
+        return METRIC_INFINITY
+    cost = nominal / ratio + 0.5
+    return int(cost) if cost < METRIC_INFINITY else METRIC_INFINITY
+
+
+def etx_cost(txcost: int, ratio: float, nominal: int) -> int:
+    """nominal / (alpha x beta), where alpha = min(1, nominal / txcost) (RFC 8966 appendix A.2.2)."""
+    if ratio <= 0.0 or txcost >= METRIC_INFINITY:
+        return METRIC_INFINITY
+    cost = max(txcost, nominal) / ratio + 0.5
+    return int(cost) if cost < METRIC_INFINITY else METRIC_INFINITY
+
+
+def sticky_margin(price_metric_paid: int, link_cost: int, is_wireless: bool, fraction: float) -> int:
+    """Gains up to this are not worth a switch at once: price moves below `fraction`, or the noise of a radio link."""
+    margin = int(price_metric_paid * fraction)
+    return margin + link_cost // 8 if is_wireless else margin
+
+
+def is_route_better(metric: int, current_metric: int, margin: int, is_patient: bool) -> bool:
+    """Hysteresis (RFC 8966 section 3.6): better by more than the margin now, or better at all for long enough."""
+    return metric < current_metric and (is_patient or current_metric - metric > margin)

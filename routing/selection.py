@@ -1,0 +1,323 @@
+"""The route table and the choice among its routes (RFC 8966 sections 3.5 and 3.6), on the composite cost.
+
+One deliberate reading of section 3.5.3: an update that makes the *selected* route unfeasible (same router-id, longer
+way) neither is ignored nor unselects it. We keep forwarding on it, compare it by its new metric, announce that, and ask
+for a newer seqno at once. It stays loop-free: the next hop's feasibility distance was below ours when we selected the
+route, it never rises, and ours can only fall to something that we announce, which is the next hop's own announced
+distance plus a positive cost. So a price rise costs nobody a packet.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+
+from routing import rules
+from routing.announcer import Announcer
+from routing.events import InstallRoute, LearnedPrice, LinkKind, RemoveRoute
+from routing.requests import Requests, is_route_feasible
+from routing.rules import METRIC_INFINITY
+from routing.tables import NEVER, Neighbour, PrefixEntry, Route, State
+from routing.tlv import Prefix, RouteRequest, Update
+
+HOLD_SECONDS_PER_CS = 0.035  # a route lives for 3.5 update intervals (RFC 8966 appendix B)
+REFRESH_SHARE = 0.125  # the last part of its life, in which we ask for a selected route again (section 3.8.2.3)
+SOURCE_TIMEOUT = 200.0  # garbage collection of feasibility distances (appendix B: 3 minutes)
+SCAN_INTERVAL = 1.0  # least time between two passes over the tables
+ROUTER_ID_ZEROS = bytes(8)
+ROUTER_ID_ONES = b"\xff" * 8
+_THIS_NETWORK = IPv4Network("0.0.0.0/8")
+
+
+class Selection:
+    def __init__(self, state: State, announcer: Announcer, requests: Requests) -> None:
+        self._state = state
+        self._announcer = announcer
+        self._requests = requests
+
+    def originate(self, prefix: Prefix, metric: int, *, now: float) -> None:
+        entry = self._state.prefixes.get(prefix) or self._new_entry(prefix)
+        if entry.own_metric is not None and metric > entry.own_metric:
+            # Nobody need find our longer distance unfeasible (section 3.7.3).
+            self._state.seqno = rules.seqno_add(self._state.seqno, 1)
+        entry.own_metric = metric
+        self.reconsider(entry, now=now)
+
+    def withdraw(self, prefix: Prefix, *, now: float) -> None:
+        entry = self._state.prefixes.get(prefix)
+        if entry is not None and entry.own_metric is not None:
+            entry.own_metric = None
+            self.reconsider(entry, now=now)
+            self._state.timers.set_earlier("scan", now + SOURCE_TIMEOUT)
+
+    def receive_update(self, neighbour: Neighbour, update: Update, *, now: float) -> None:
+        """Section 3.5.3."""
+        entry = self._state.prefixes.get(update.prefix)
+        route = entry.routes.get(neighbour) if entry is not None else None
+        if route is not None and (update is route.update or update == route.update):
+            self._refresh(route, now=now)
+            return
+        if not self._is_acceptable(neighbour, update):
+            return
+        if update.metric >= METRIC_INFINITY or update.router_id == self._state.config.router_id:
+            # A route that leads back to ourselves is as good as none.
+            if route is not None:
+                self._drop(route, now=now)
+        elif route is None:
+            if neighbour.route_count >= self._state.config.max_routes_per_neighbour:
+                self._state.counters["route_limit"] += 1
+                return
+            self._add(neighbour, entry or self._new_entry(update.prefix), update, now=now)
+        else:
+            self._change(route, update, now=now)
+
+    def retract_all(self, neighbour: Neighbour, *, now: float) -> None:
+        """A wildcard retraction (section 4.6.9)."""
+        for entry in list(self._state.prefixes.values()):
+            route = entry.routes.get(neighbour)
+            if route is not None:
+                self._drop(route, now=now)
+
+    def forget_neighbours(self, neighbours: list[Neighbour], *, now: float) -> None:
+        """They are gone: so are their routes. The prices that they asked end with them, without a `LearnedPrice`."""
+        for entry in list(self._state.prefixes.values()):
+            for neighbour in neighbours:
+                entry.routes.pop(neighbour, None)
+            if entry.selected is not None and entry.selected.neighbour in neighbours:
+                self.reconsider(entry, now=now)
+        for neighbour in neighbours:
+            neighbour.route_count = 0
+
+    def change_link_cost(self, neighbour: Neighbour, *, now: float) -> None:
+        for entry in list(self._state.prefixes.values()):
+            route = entry.routes.get(neighbour)
+            if route is not None:
+                route.metric = rules.metric_add(route.refmetric, neighbour.cost)
+                self.reconsider(entry, now=now)
+
+    def announce_all(self, *, now: float) -> None:
+        """Our fee has changed."""
+        for entry in self._state.prefixes.values():
+            self._announcer.announce(entry, now=now)
+
+    def reconsider(self, entry: PrefixEntry, *, now: float, barred: Route | None = None) -> None:
+        """Select again (section 3.6), and do all that follows from it. `barred` may not be kept."""
+        current = entry.selected if entry.selected is not barred else None
+        best: Route | None = None
+        unfeasible_metric = METRIC_INFINITY
+        if entry.own_metric is None:
+            best, current, unfeasible_metric = self._survey(entry, current)
+        if best is current:
+            entry.patient_at = NEVER
+        elif best is not None and current is not None and not self._is_switch_due(entry, current, best, now=now):
+            best = current
+        if best is not entry.selected:
+            self._select(entry, best, now=now)
+        self._announcer.announce(entry, now=now)
+        if unfeasible_metric <= (METRIC_INFINITY - 1 if best is None else best.metric):
+            self._requests.chase(entry, now=now)
+        if entry.requests:
+            self._requests.settle(entry, now=now)
+
+    def scan(self, *, now: float) -> None:
+        """Expire routes, refresh those about to expire, collect garbage; then sleep until the next can be due."""
+        next_at = NEVER
+        for entry in list(self._state.prefixes.values()):
+            for route in list(entry.routes.values()):
+                next_at = min(next_at, self._check_expiry(route, now=now))
+            next_at = min(next_at, self._collect_sources(entry, now=now))
+            if entry.retract_until > now:
+                next_at = min(next_at, entry.retract_until)
+            elif not (entry.routes or entry.announced or entry.sources or entry.requests):
+                self._remove_entry(entry)
+        if next_at < NEVER:
+            self._scan_by(next_at, now=now)
+
+    def _new_entry(self, prefix: Prefix) -> PrefixEntry:
+        entry = self._state.prefixes[prefix] = PrefixEntry(prefix)
+        return entry
+
+    def _is_acceptable(self, neighbour: Neighbour, update: Update) -> bool:
+        if update.interval_cs == 0:
+            reason = "update_without_interval"
+        elif update.metric < METRIC_INFINITY and update.router_id in (ROUTER_ID_ZEROS, ROUTER_ID_ONES):
+            reason = "update_router_id"  # section 4.1.3
+        elif update.metric >= METRIC_INFINITY or update.next_hop in (None, neighbour.address):
+            return True
+        elif isinstance(update.next_hop, IPv4Address):
+            # Whether it is the neighbour's cannot be known. What goes there is metered by the MAC address that answers.
+            if _is_usable(update.next_hop) and update.next_hop != neighbour.interface.address4:
+                return True
+            reason = "update_ipv4_next_hop"
+        else:
+            # We could not tell whom to pay.
+            reason = "update_third_party_next_hop"
+        self._state.counters[reason] += 1
+        return False
+
+    def _add(self, neighbour: Neighbour, entry: PrefixEntry, update: Update, *, now: float) -> None:
+        neighbour.route_count += 1
+        route = Route(
+            neighbour=neighbour,
+            entry=entry,
+            update=update,
+            router_id=update.router_id,
+            seqno=update.seqno,
+            refmetric=update.metric,
+            metric=rules.metric_add(update.metric, neighbour.cost),
+            price=update.price_msat_per_gb or 0,
+            price_epoch=update.price_epoch,
+            expires_at=now,
+        )
+        entry.routes[neighbour] = route
+        self._refresh(route, now=now)
+        self._scan_by(_refresh_at(route), now=now)
+        self._report_price(route, route.price)
+        self._follow_up(route, now=now)
+
+    def _change(self, route: Route, update: Update, *, now: float) -> None:
+        is_same_router = route.router_id == update.router_id
+        price = update.price_msat_per_gb or 0
+        is_new_price = price != route.price
+        old_next_hop = route.next_hop
+        route.update = update
+        route.router_id = update.router_id
+        route.seqno = update.seqno
+        route.refmetric = update.metric
+        route.metric = rules.metric_add(update.metric, route.neighbour.cost)
+        route.price = price
+        route.price_epoch = update.price_epoch
+        self._refresh(route, now=now)
+        self._scan_by(_refresh_at(route), now=now)
+        if is_new_price:
+            self._report_price(route, price)
+        was_selected = route.entry.selected is route
+        self._follow_up(route, is_same_router=is_same_router, now=now)
+        if was_selected and route.entry.selected is route and route.next_hop != old_next_hop:
+            self._install(route)
+
+    @staticmethod
+    def _refresh(route: Route, *, now: float) -> None:
+        route.expires_at = now + HOLD_SECONDS_PER_CS * route.update.interval_cs
+        route.is_refresh_requested = False
+
+    def _scan_by(self, at: float, *, now: float) -> None:
+        """However short the intervals that neighbours announce, the tables are not gone through all the time."""
+        self._state.timers.set_earlier("scan", max(at, now + SCAN_INTERVAL))
+
+    def _follow_up(self, route: Route, *, is_same_router: bool = True, now: float) -> None:
+        """Select again, unless the news can make no difference."""
+        entry = route.entry
+        selected = entry.selected
+        if route is selected:
+            # Section 3.5.3: unfeasible and from another router, it must go.
+            is_barred = not is_same_router and not is_route_feasible(route)
+            self.reconsider(entry, now=now, barred=route if is_barred else None)
+        elif selected is None or route.metric < selected.metric:
+            self.reconsider(entry, now=now)
+
+    def _drop(self, route: Route, *, now: float) -> None:
+        entry = route.entry
+        del entry.routes[route.neighbour]
+        route.neighbour.route_count -= 1
+        self._report_price(route, None)
+        if entry.selected is route:
+            self.reconsider(entry, now=now)
+
+    def _survey(self, entry: PrefixEntry, current: Route | None) -> tuple[Route | None, Route | None, int]:
+        """The shortest selectable route; `current` if it may be kept; the metric of the shortest unfeasible route."""
+        best: Route | None = None
+        best_metric = unfeasible_metric = METRIC_INFINITY
+        kept: Route | None = None
+        price_max = self._state.config.price_max_msat_per_gb
+        sources = entry.sources
+        for route in entry.routes.values():
+            metric = route.metric
+            if metric >= METRIC_INFINITY or route.price > price_max:
+                continue
+            source = sources.get(route.router_id)
+            if source is None:
+                if len(sources) >= self._state.config.max_sources_per_prefix:
+                    continue
+            elif not rules.distance_less(route.seqno, route.refmetric, source.seqno, source.metric):
+                unfeasible_metric = min(unfeasible_metric, metric)
+                if route is not current:
+                    continue
+            if route is current:
+                kept = route
+            if metric < best_metric or (metric == best_metric and route is current):
+                best, best_metric = route, metric
+        return best, kept, unfeasible_metric
+
+    def _is_switch_due(self, entry: PrefixEntry, current: Route, best: Route, *, now: float) -> bool:
+        """Hysteresis: a small gain is taken late and at a random time, so that not all buyers move at once."""
+        config = self._state.config
+        is_wireless = current.neighbour.interface.kind is LinkKind.WIRELESS
+        paid = rules.price_metric(current.price, config.price_weight)
+        margin = rules.sticky_margin(paid, current.neighbour.cost, is_wireless, config.sticky_fraction)
+        is_patient = now - entry.found_at < config.settle_timeout or now >= entry.patient_at
+        if rules.is_route_better(best.metric, current.metric, margin, is_patient):
+            entry.patient_at = NEVER
+            return True
+        if entry.patient_at == NEVER:
+            entry.patient_at = now + config.sticky_timeout * self._state.rng.uniform(0.5, 1.5)
+            self._state.timers.set(entry, entry.patient_at)
+        return False
+
+    def _select(self, entry: PrefixEntry, route: Route | None, *, now: float) -> None:
+        if entry.selected is None:
+            entry.found_at = now
+        entry.selected = route
+        if route is None:
+            self._state.outputs.append(RemoveRoute(entry.prefix))
+            return
+        self._install(route)
+
+    def _install(self, route: Route) -> None:
+        interface = route.neighbour.interface.name
+        install = InstallRoute(route.entry.prefix, interface, route.next_hop, route.metric, route.price)
+        self._state.outputs.append(install)
+
+    def _report_price(self, route: Route, price: int | None) -> None:
+        neighbour = route.neighbour
+        self._state.outputs.append(LearnedPrice(neighbour.interface.name, neighbour.address, route.entry.prefix, price))
+
+    def _check_expiry(self, route: Route, *, now: float) -> float:
+        """When to look at this route again."""
+        if route.expires_at <= now:
+            self._drop(route, now=now)
+            return NEVER
+        if route.entry.selected is not route or route.is_refresh_requested:
+            return route.expires_at
+        if now < _refresh_at(route):
+            return _refresh_at(route)
+        route.is_refresh_requested = True
+        self._state.send(route.neighbour, RouteRequest(route.entry.prefix))
+        return route.expires_at
+
+    def _collect_sources(self, entry: PrefixEntry, *, now: float) -> float:
+        next_at = NEVER
+        announced = entry.announced[0] if entry.announced is not None else None
+        for router_id, source in list(entry.sources.items()):
+            if router_id == announced:
+                continue
+            if source.used_at + SOURCE_TIMEOUT <= now:
+                del entry.sources[router_id]
+            else:
+                next_at = min(next_at, source.used_at + SOURCE_TIMEOUT)
+        return next_at
+
+    def _remove_entry(self, entry: PrefixEntry) -> None:
+        del self._state.prefixes[entry.prefix]
+        self._state.timers.cancel(entry)
+        for interface in self._state.interfaces.values():
+            interface.pending.pop(entry, None)
+
+
+def _refresh_at(route: Route) -> float:
+    return route.expires_at - REFRESH_SHARE * HOLD_SECONDS_PER_CS * route.update.interval_cs
+
+
+def _is_usable(next_hop: IPv4Address) -> bool:
+    """Of one host, and not ourselves."""
+    is_reserved = next_hop.is_multicast or next_hop.is_reserved  # the latter has the broadcast address
+    return not (is_reserved or next_hop.is_loopback or next_hop in _THIS_NETWORK)

@@ -1,0 +1,182 @@
+"""The tables of RFC 8966 section 3.2. Mutable, and private to the engine."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+
+from routing.config import SpeakerConfig
+from routing.events import LinkKind, Output
+from routing.rules import METRIC_INFINITY
+from routing.timers import Timers
+from routing.tlv import Prefix, Tlv, Update
+
+NEVER = float("inf")
+
+
+@dataclass(slots=True, eq=False)
+class Interface:
+    """Section 3.2.3."""
+
+    name: str
+    address: IPv6Address
+    kind: LinkKind
+    mtu: int
+    cost: int
+    bit: int  # its place in `PrefixEntry.advertised_on`
+    hello_seqno: int
+    address4: IPv4Address | None = None
+    neighbours: dict[IPv6Address, Neighbour] = field(default_factory=dict)
+    hellos_until_ihu: int = 0
+    hellos_sent: int = 0
+    last_hello_at: float = -NEVER
+    hello_at: float = NEVER
+    update_at: float = NEVER
+    flush_at: float = NEVER
+    greet_at: float = NEVER  # a Hello out of turn, with IHUs for those in `unanswered`
+    pending: dict[PrefixEntry, None] = field(default_factory=dict)  # prefixes whose news is to be sent
+    unanswered: dict[Neighbour, None] = field(default_factory=dict)
+    outbox: list[Tlv] = field(default_factory=list)  # multicast, leaves at the end of `handle`
+
+    def deadline(self) -> float:
+        return min(self.hello_at, self.update_at, self.flush_at, self.greet_at)
+
+
+@dataclass(slots=True, eq=False)
+class Neighbour:
+    """Section 3.2.4."""
+
+    interface: Interface
+    address: IPv6Address
+    multicast: HelloHistory
+    unicast: HelloHistory
+    rxcost: int = METRIC_INFINITY
+    txcost: int = METRIC_INFINITY
+    ratio: float = 0.0  # of Hellos received, wireless links only
+    cost: int = METRIC_INFINITY
+    ihu_expires_at: float = NEVER
+    probe_at: float = NEVER  # when to ask for a full dump if none has come
+    dump_at: float = NEVER
+    last_dump_at: float = -NEVER
+    route_count: int = 0
+    request_count: int = 0  # seqno requests of this neighbour that we are working on
+    outbox: list[Tlv] = field(default_factory=list)  # unicast, leaves at the end of `handle`
+
+    def deadline(self) -> float:
+        hello_at = min(self.multicast.expires_at, self.unicast.expires_at)
+        return min(hello_at, self.ihu_expires_at, self.probe_at, self.dump_at)
+
+
+@dataclass(slots=True, eq=False)
+class HelloHistory:
+    """Appendix A.1: which of the last Hellos arrived, the newest in bit 15."""
+
+    history: int = 0
+    count: int = 0  # Hellos expected so far, up to 16
+    expected_seqno: int = 0
+    interval: float = 0.0
+    expires_at: float = NEVER
+
+
+@dataclass(slots=True, eq=False)
+class Route:
+    """Section 3.2.6."""
+
+    neighbour: Neighbour
+    entry: PrefixEntry
+    update: Update  # the last one, to recognise a repeated one at once
+    router_id: bytes
+    seqno: int
+    refmetric: int
+    metric: int
+    price: int
+    price_epoch: int
+    expires_at: float
+    is_refresh_requested: bool = False
+
+    @property
+    def next_hop(self) -> IPv4Address | IPv6Address:
+        return self.update.next_hop or self.neighbour.address
+
+
+@dataclass(slots=True, eq=False)
+class Source:
+    """Section 3.2.5: the feasibility distance. Kept for a while after we stop announcing the source."""
+
+    seqno: int
+    metric: int
+    used_at: float
+
+
+@dataclass(slots=True, eq=False)
+class PendingRequest:
+    """Section 3.2.7: a seqno request that waits for its answer."""
+
+    entry: PrefixEntry
+    router_id: bytes
+    seqno: int
+    sent_at: float
+    expires_at: float
+    is_ours: bool = False
+    resend_at: float = NEVER
+    tries: int = 0
+    requesters: dict[Neighbour, None] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class PrefixEntry:
+    """All that is known of one prefix: routes by neighbour, feasibility distances by router-id, what we last said."""
+
+    prefix: Prefix
+    routes: dict[Neighbour, Route] = field(default_factory=dict)
+    selected: Route | None = None
+    own_metric: int | None = None  # we originate it
+    found_at: float = 0.0  # since when there is a selected route, without a break
+    patient_at: float = NEVER  # when a small gain may be taken
+    sources: dict[bytes, Source] = field(default_factory=dict)
+    announced: tuple[bytes, int, int] | None = None  # router-id, metric, price that our neighbours were (to be) told
+    price_epoch: int = 0
+    update: Update | None = None  # the announcement as a TLV, built when it is sent
+    advertised_on: int = 0  # bit mask of interfaces on which the last thing sent was a finite metric
+    retract_until: float = -NEVER  # full updates repeat the retraction until then
+    requests: dict[bytes, PendingRequest] = field(default_factory=dict)
+
+
+TimerKey = Interface | Neighbour | PrefixEntry | str
+
+
+@dataclass(slots=True, eq=False)
+class State:
+    """What the parts of the speaker share."""
+
+    config: SpeakerConfig
+    rng: random.Random
+    fee: int
+    seqno: int
+    timers: Timers[TimerKey] = field(default_factory=Timers)
+    interfaces: dict[str, Interface] = field(default_factory=dict)
+    prefixes: dict[Prefix, PrefixEntry] = field(default_factory=dict)
+    outputs: list[Output] = field(default_factory=list)
+    counters: Counter[str] = field(default_factory=Counter)
+    packets: list[Output] = field(default_factory=list)  # follow the outputs
+    mailbox: dict[Interface | Neighbour, None] = field(default_factory=dict)  # whose outbox has something
+    # What leaves with this `handle`: pending updates, full updates by multicast, and to one neighbour.
+    flushing: dict[Interface, None] = field(default_factory=dict)
+    dumping: dict[Interface | Neighbour, None] = field(default_factory=dict)
+
+    def jitter(self, interval: float) -> float:
+        """Between half and all of `interval`, so that neighbours do not speak at the same moment."""
+        return interval * self.rng.uniform(0.5, 1.0)
+
+    def send(self, to: Interface | Neighbour, tlv: Tlv) -> None:
+        to.outbox.append(tlv)
+        self.mailbox[to] = None
+
+    def arm(self, key: Interface | Neighbour) -> None:
+        at = key.deadline()
+        if at < NEVER:
+            self.timers.set(key, at)
+        else:
+            self.timers.cancel(key)

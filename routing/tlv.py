@@ -1,0 +1,90 @@
+"""TLVs as the engine sees them (RFC 8966 section 4.6): typed, with the packet-level parser state already resolved.
+
+Router-Id and Next Hop TLVs and address compression exist on the wire only: an `Update` here carries its own router-id
+and next hop, so that a simulator can hand these objects from one speaker to the next without bytes.
+
+Intervals are centiseconds, as on the wire; prices msat per GB; metrics u16 with 65535 for infinity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+Prefix = IPv4Network | IPv6Network
+Address = IPv4Address | IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
+class AckRequest:
+    """Section 4.6.3: the sender wants an `Ack` with this opaque value within the interval."""
+
+    opaque: int
+    interval_cs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Section 4.6.4."""
+
+    opaque: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Section 4.6.5. An interval of 0 announces no further Hello."""
+
+    seqno: int
+    interval_cs: int
+    unicast: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ihu:
+    """Section 4.6.6. `address` None: whoever receives this packet is meant."""
+
+    rxcost: int
+    interval_cs: int
+    address: Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Section 4.6.9, with the price sub-TLV (docs/spec/routing.md). A metric of 65535 is a retraction.
+
+    `next_hop` None means the address that the packet came from. `price_msat_per_gb` None: there was no price sub-TLV.
+    """
+
+    prefix: Prefix
+    metric: int
+    seqno: int
+    interval_cs: int
+    router_id: bytes
+    next_hop: Address | None = None
+    price_msat_per_gb: int | None = None
+    price_epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WildcardRetraction:
+    """Section 4.6.9, AE 0: the sender retracts every route that it has announced on this link."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRequest:
+    """Section 4.6.10. `prefix` None: a full dump of the routing table."""
+
+    prefix: Prefix | None
+
+
+@dataclass(frozen=True, slots=True)
+class SeqnoRequest:
+    """Section 4.6.11: a route to `prefix` from `router_id` with at least this seqno, please."""
+
+    prefix: Prefix
+    seqno: int
+    hop_count: int
+    router_id: bytes
+
+
+Tlv = AckRequest | Ack | Hello | Ihu | Update | WildcardRetraction | RouteRequest | SeqnoRequest

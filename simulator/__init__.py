@@ -1,0 +1,1 @@
+"""meshsim: the same protocol code, in virtual time."""

@@ -1,0 +1,85 @@
+"""Graphs to simulate, by name. Nodes are 0 to n-1; edges carry `cost`, the receive cost of a perfect link."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Callable
+
+import networkx as nx
+
+DEFAULT_COST = 96  # babeld's for a wired link
+MAX_NODES = 5000  # of the reference engine; beyond, memory is the limit (every node knows every other)
+
+
+class TopologyError(Exception):
+    """The name is not a topology; the message says what would be."""
+
+
+def _geometric(count: int, degree: float, rng: random.Random) -> nx.Graph:
+    """Nodes at random in the unit square, linked within the radius that gives about that degree; separate parts are
+    joined by the shortest link from the smallest of them, as people would who put up one long link."""
+    position = {node: (rng.random(), rng.random()) for node in range(count)}
+    radius = math.sqrt(degree / (max(count - 1, 1) * math.pi))
+    graph = nx.random_geometric_graph(count, radius, pos=position)
+    while len(parts := sorted(nx.connected_components(graph), key=lambda part: (len(part), min(part)))) > 1:
+        outside = [node for part in parts[1:] for node in part]
+        pairs = ((math.dist(position[a], position[b]), a, b) for a in parts[0] for b in outside)
+        _, a, b = min(pairs)
+        graph.add_edge(a, b)
+    return graph
+
+
+def _regular(count: int, degree: int, rng: random.Random) -> nx.Graph:
+    if degree >= count or count * degree % 2 or degree < 1:
+        raise TopologyError(f"no graph has {count} nodes of degree {degree} each")
+    for _ in range(100):
+        graph = nx.random_regular_graph(degree, count, seed=rng)
+        if nx.is_connected(graph):
+            return graph
+    raise TopologyError(f"no connected graph found with {count} nodes of degree {degree}; try a higher degree")
+
+
+def _diamond() -> nx.Graph:
+    return nx.Graph([(0, 1), (0, 2), (1, 3), (2, 3)])
+
+
+Builder = Callable[[re.Match[str], random.Random], nx.Graph]
+
+_BUILDERS: list[tuple[str, str, Builder]] = [
+    ("line:N", r"line:(\d+)", lambda found, _: nx.path_graph(int(found[1]))),
+    ("ring:N", r"ring:(\d+)", lambda found, _: nx.cycle_graph(int(found[1]))),
+    ("grid:WxH", r"grid:(\d+)x(\d+)", lambda found, _: nx.grid_2d_graph(int(found[2]), int(found[1]))),
+    ("diamond", r"diamond", lambda _found, _rng: _diamond()),
+    (
+        "geometric:N[:DEGREE]",
+        r"geometric:(\d+)(?::(\d+))?",
+        lambda found, rng: _geometric(int(found[1]), float(found[2] or 6), rng),
+    ),
+    (
+        "random-regular:N[:DEGREE]",
+        r"random-regular:(\d+)(?::(\d+))?",
+        lambda found, rng: _regular(int(found[1]), int(found[2] or 4), rng),
+    ),
+]
+NAMES = ", ".join(name for name, _, _ in _BUILDERS)
+
+
+def build(text: str, rng: random.Random, cost_range: tuple[int, int] = (DEFAULT_COST, DEFAULT_COST)) -> nx.Graph:
+    """The graph of that name. The same text and random state give the same graph. Raises TopologyError."""
+    for _, pattern, builder in _BUILDERS:
+        if not (found := re.fullmatch(pattern, text)):
+            continue
+        size = 1
+        for number in re.findall(r"\d+", found[0].partition(":")[2].partition(":")[0]):
+            size *= int(number)
+        if not 1 <= size <= MAX_NODES:
+            raise TopologyError(f"{size} nodes; 1 to {MAX_NODES} are possible")
+        graph = nx.convert_node_labels_to_integers(builder(found, rng), ordering="sorted")
+        # A ring of one or two nodes has an edge to itself; a link joins two nodes.
+        graph.remove_edges_from(list(nx.selfloop_edges(graph)))
+        for a, b in sorted(tuple(sorted(edge)) for edge in graph.edges):
+            graph.edges[a, b]["cost"] = rng.randint(*cost_range)
+        return graph
+    raise TopologyError(f"'{text}' is not a topology; known: {NAMES}")

@@ -1,0 +1,128 @@
+"""The kernel as the daemon's glue sees it, without one: what was asked of it is written down, and it can refuse."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from ipaddress import IPv6Address
+from typing import Any, cast
+
+import trio
+from trio.testing import MockClock
+
+from meshd.kernel import Direction, FlowCount, Kernel, Link, NetlinkError, NftError, Route
+from routing.events import Prefix
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    """In virtual time, that passes when nobody has anything to do."""
+    trio.run(scenario, clock=MockClock(autojump_threshold=0))
+
+
+def flow(
+    direction: Direction, mac: bytes, size: int, *, interface: str = "eth0", to: IPv6Address | None = None
+) -> FlowCount:
+    return FlowCount(direction, interface, mac, None, to, size, 1, size)
+
+
+@dataclass
+class FakeMeter:
+    waiting: list[FlowCount] = field(default_factory=list)
+    failures: list[Exception] = field(default_factory=list)
+    readings: int = 0
+    takes: float = 0.0
+
+    async def read(self) -> list[FlowCount]:
+        self.readings += 1
+        await trio.sleep(self.takes)
+        if self.failures:
+            raise self.failures.pop(0)
+        flows, self.waiting = self.waiting, []
+        return flows
+
+
+@dataclass
+class FakeGate:
+    shut: set[tuple[str, bytes]] = field(default_factory=set)
+    failures: int = 0
+    takes: float = 0.0
+
+    async def suspend(self, interface: str, mac: bytes) -> None:
+        await self._work()
+        self.shut.add((interface, mac))
+
+    async def resume(self, interface: str, mac: bytes) -> None:
+        await self._work()
+        self.shut.discard((interface, mac))
+
+    async def _work(self) -> None:
+        await trio.sleep(self.takes)
+        if self.failures:
+            self.failures -= 1
+            raise NftError("no")
+
+
+class FakeLinks:
+    def __init__(self, journal: list[Any]) -> None:
+        self.mac_by_link: dict[tuple[str, IPv6Address], bytes] = {}
+        self.link_by_name: dict[str, Link] = {}
+        self.resolve_takes = 0.0
+        self.journal = journal
+        self.send, self._changes = trio.open_memory_channel[Link](100)
+
+    async def resolve_mac(self, interface: str, address: IPv6Address) -> bytes | None:
+        await trio.sleep(self.resolve_takes)
+        return self.mac_by_link.get((interface, address))
+
+    async def all(self) -> dict[str, Link]:
+        return dict(self.link_by_name)
+
+    def change(self, link: Link) -> None:
+        self.link_by_name[link.name] = link
+        self.send.send_nowait(link)
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncIterator[AsyncIterator[Link]]:
+        yield self._changes
+
+
+class FakeRoutes:
+    def __init__(self, journal: list[Any]) -> None:
+        self.journal = journal
+        self.refusing = False
+
+    async def install_many(self, routes: Iterable[Route]) -> dict[Prefix, NetlinkError]:
+        await trio.lowlevel.checkpoint()
+        if self.refusing:
+            return {route.prefix: NetlinkError(errno.ENODEV) for route in routes}
+        self.journal += [("install", route.prefix) for route in routes]
+        return {}
+
+    async def remove(self, prefix: Prefix) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.refusing:
+            raise NetlinkError(errno.EBUSY)
+        self.journal.append(("remove", prefix))
+
+
+class FakeKernel:
+    def __init__(self) -> None:
+        self.journal: list[Any] = []
+        self.meter = FakeMeter()
+        self.gate = FakeGate()
+        self.links = FakeLinks(self.journal)
+        self.routes = FakeRoutes(self.journal)
+        self.managed: list[str] = []
+        self.manage_failures = 0
+
+    async def manage(self, interface: str) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.manage_failures:
+            self.manage_failures -= 1
+            raise NftError("busy")
+        self.managed.append(interface)
+
+    def as_kernel(self) -> Kernel:
+        return cast("Kernel", self)

@@ -1,0 +1,236 @@
+"""Runs inside a namespace for the tests: opens the real `Kernel`, makes traffic, and obeys JSON lines on stdin.
+
+Each line is [operation, argument, ...]; the answer is {"ok": result} or {"error": text}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from ipaddress import IPv6Address, ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from meshd.kernel import FlowCount, Kernel, KernelConfig, Link, NetlinkError, Route, clean
+from meshd.kernel import meter as meter_module
+from meshd.kernel import nft as nft_module
+
+_PORT = 7000
+_UDP_SIZE = 1200
+
+
+class Agent:
+    def __init__(self, kernel: Kernel, nursery: trio.Nursery) -> None:
+        self.kernel = kernel
+        self.nursery = nursery
+        self.received = 0
+        self.flows: list[FlowCount] = []
+        self.changes: list[Link] = []
+        self.reader: trio.CancelScope | None = None
+
+    async def manage(self, interface: str) -> None:
+        await self.kernel.links.wait_ready(interface)
+        await self.kernel.manage(interface)
+
+    async def unmanage(self, interface: str) -> None:
+        await self.kernel.unmanage(interface)
+
+    async def address(self, interface: str, address: str) -> None:
+        await self.kernel.add_address(interface, ip_address(address))
+
+    async def remove_address(self, interface: str, address: str) -> None:
+        await self.kernel.remove_address(interface, ip_address(address))
+
+    async def route(self, prefix: str, interface: str, next_hop: str) -> None:
+        await self.kernel.routes.install(ip_network(prefix), interface, ip_address(next_hop))
+
+    async def routes(self, entries: list[tuple[str, str, str]]) -> dict[str, int]:
+        wanted = [Route(ip_network(p), i, IPv6Address(n)) for p, i, n in entries]
+        failed = await self.kernel.routes.install_many(wanted)
+        return {str(prefix): error.code for prefix, error in failed.items()}
+
+    async def unroute(self, prefix: str) -> None:
+        await self.kernel.routes.remove(ip_network(prefix))
+
+    async def flush(self) -> None:
+        await self.kernel.routes.flush()
+
+    async def suspend(self, interface: str, mac: str) -> None:
+        await self.kernel.gate.suspend(interface, bytes.fromhex(mac))
+
+    async def resume(self, interface: str, mac: str) -> None:
+        await self.kernel.gate.resume(interface, bytes.fromhex(mac))
+
+    async def suspended(self) -> list[tuple[str, str]]:
+        return sorted((interface, mac.hex()) for interface, mac in self.kernel.gate.suspended)
+
+    async def read(self) -> list[dict[str, Any]]:
+        """Everything read since the last `read`, also by `read_all_the_time`."""
+        new = await self.kernel.meter.read()
+        flows, self.flows = [*self.flows, *new], []
+        return [_plain(flow) for flow in flows]
+
+    async def read_all_the_time(self) -> None:
+        self.reader = trio.CancelScope()
+        self.nursery.start_soon(self._read_loop, self.reader)
+
+    async def stop_reading(self) -> None:
+        assert self.reader is not None
+        self.reader.cancel()
+        await trio.sleep(0)
+
+    async def _read_loop(self, scope: trio.CancelScope) -> None:
+        with scope:
+            while True:
+                flows = await self.kernel.meter.read()
+                self.flows += flows
+                await trio.sleep(0.001)
+
+    async def totals(self) -> dict[str, int]:
+        return {f"{d.value} {i} {m.hex()}": size for (d, i, m), size in self.kernel.meter.totals.items()}
+
+    async def reloads(self) -> int:
+        return self.kernel.meter.reloads
+
+    async def rotate_at(self, elements: int) -> None:
+        meter_module._MANY_ELEMENTS = elements
+
+    async def set_size(self, elements: int) -> None:
+        """From the next loading of the rules."""
+        nft_module._SET_SIZE = elements
+
+    async def link(self, interface: str) -> dict[str, Any]:
+        link = await self.kernel.links.get(interface)
+        return {"mac": link.mac.hex(), "mtu": link.mtu, "is_up": link.is_up, "link_local": str(link.link_local)}
+
+    async def mac(self, interface: str, address: str) -> str | None:
+        mac = await self.kernel.links.resolve_mac(interface, IPv6Address(address))
+        return mac.hex() if mac else None
+
+    async def known_mac(self, interface: str, address: str) -> str | None:
+        mac = await self.kernel.links.neighbour_mac(interface, IPv6Address(address))
+        return mac.hex() if mac else None
+
+    async def watch(self) -> None:
+        self.nursery.start_soon(self._watch)
+
+    async def _watch(self) -> None:
+        async with self.kernel.links.watch() as changes:
+            async for link in changes:
+                self.changes.append(link)
+
+    async def seen(self, interface: str, is_up: bool) -> bool:
+        """Wait for it, two seconds at most."""
+        with trio.move_on_after(2):
+            while True:
+                last = [link for link in self.changes if link.name == interface][-1:]
+                if last and last[0].is_up == is_up:
+                    return True
+                await trio.sleep(0.005)
+        return False
+
+    async def listen(self, address: str) -> None:
+        """Take in all that is sent to us by TCP and UDP."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        tcp = trio.socket.socket(family, socket.SOCK_STREAM)
+        await tcp.bind((address, _PORT))
+        tcp.listen()
+        udp = trio.socket.socket(family, socket.SOCK_DGRAM)
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        await udp.bind((address, _PORT))
+        self.nursery.start_soon(trio.serve_listeners, self._sink, [trio.SocketListener(tcp)])
+        self.nursery.start_soon(self._udp_sink, udp)
+
+    async def _sink(self, stream: trio.SocketStream) -> None:
+        async for data in stream:
+            self.received += len(data)
+
+    async def _udp_sink(self, udp: trio.socket.SocketType) -> None:
+        while True:
+            data = await udp.recv(65536)
+            self.received += len(data)
+
+    async def send_from(self, source: str, address: str) -> None:
+        """One datagram, from that of our addresses."""
+        with trio.socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            await udp.bind((source, 0))
+            await udp.sendto(bytes(100), (address, _PORT))
+
+    async def send(self, protocol: str, address: str, size: int) -> None:
+        if protocol == "tcp":
+            stream = await trio.open_tcp_stream(address, _PORT)
+            await stream.send_all(bytes(size))
+            await stream.aclose()
+            return
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with trio.socket.socket(family, socket.SOCK_DGRAM) as udp:
+            await udp.connect((address, _PORT))
+            for _ in range(size // _UDP_SIZE):
+                await udp.send(bytes(_UDP_SIZE))
+
+    async def answers(self, address: str) -> bool:
+        """Whether a TCP connection comes about within half a second."""
+        with trio.move_on_after(0.5):
+            stream = await trio.open_tcp_stream(address, _PORT)
+            await stream.aclose()
+            return True
+        return False
+
+    async def sunk(self) -> int:
+        return self.received
+
+
+def _plain(flow: FlowCount) -> dict[str, Any]:
+    return {
+        "direction": flow.direction.value,
+        "interface": flow.interface,
+        "mac": flow.mac.hex(),
+        "source": str(flow.source),
+        "destination": str(flow.destination),
+        "bytes": flow.bytes,
+        "packets": flow.packets,
+    }
+
+
+async def _obey(agent: Agent) -> None:
+    buffer = b""
+    async for data in trio.lowlevel.FdStream(os.dup(0)):
+        buffer += data
+        if not buffer.endswith(b"\n"):
+            continue
+        name, *arguments = json.loads(buffer)
+        buffer = b""
+        operation: Callable[..., Awaitable[Any]] = getattr(agent, name)
+        try:
+            answer = {"ok": await operation(*arguments)}
+        except (NetlinkError, OSError) as error:
+            answer = {"error": f"{type(error).__name__} {error}"}
+        print(json.dumps(answer), flush=True)
+
+
+async def _leave_on_sigterm(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            scope.cancel()
+
+
+async def _main(record: Path) -> None:
+    async with trio.open_nursery() as outer:
+        outer.start_soon(_leave_on_sigterm, outer.cancel_scope)
+        async with Kernel.open(KernelConfig(record)) as kernel, trio.open_nursery() as nursery:
+            await _obey(Agent(kernel, nursery))
+            nursery.cancel_scope.cancel()
+        outer.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    if sys.argv[2:] == ["clean"]:
+        trio.run(clean, KernelConfig(Path(sys.argv[1])))
+    else:
+        trio.run(_main, Path(sys.argv[1]))

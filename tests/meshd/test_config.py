@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import tomllib
+from dataclasses import FrozenInstanceError
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from meshd.config import NOT_FOR_SALE, Config, ConfigError, example_config, load, parse, reference
+from routing.events import LinkKind
+
+
+def test_empty_file_is_the_defaults() -> None:
+    assert parse("") == Config()
+
+
+def test_full_file() -> None:
+    config = parse(
+        """
+        [node]
+        name = "n1"
+        state_dir = "/tmp/n1"
+        log_format = "json"
+        [[interface]]
+        name = "wlan0"
+        kind = "wireless"
+        cost = 256
+        [[interface]]
+        name = "eth0"
+        security = "none"
+        [routing]
+        announce = ["10.1.0.0/24", "fd00:1::/64"]
+        hello_interval = 1
+        [price]
+        fee_msat_per_gb = "not for sale"
+        [payments]
+        enabled = false
+        [chain]
+        backend = "kernel"
+        """
+    )
+    assert config.node.name == "n1"
+    assert config.node.state_dir == Path("/tmp/n1")  # noqa: S108
+    assert [(item.name, item.kind, item.cost) for item in config.interfaces] == [
+        ("wlan0", LinkKind.WIRELESS, 256),
+        ("eth0", LinkKind.WIRED, 96),
+    ]
+    assert config.routing.announce == (ip_network("10.1.0.0/24"), ip_network("fd00:1::/64"))
+    assert config.routing.hello_interval == 1.0 and isinstance(config.routing.hello_interval, float)
+    assert config.price.fee_msat_per_gb == NOT_FOR_SALE
+    assert not config.payments.enabled
+
+
+def test_configuration_cannot_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        parse("").node.name = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[rooting]", 'unknown table [rooting]; did you mean "routing"?'),
+        ("name = 1", "unknown table [name]; known are node, interface, routing, price, payments, chain"),
+        ("[routing]\nhelo_interval = 1", '[routing]: unknown key helo_interval; did you mean "hello_interval"?'),
+        ("[chain]\nzzz = 1", "[chain]: unknown key zzz; known are backend, socket"),
+        ('[[interface]]\nname="a"\ncots = 1', '[[interface]] number 1: unknown key cots; did you mean "cost"?'),
+        ("[[interface]]\n", "[[interface]] number 1: name is missing (an interface name of 1 to 15 characters)"),
+        ("[interface]\n", "interfaces are written as [[interface]], with two brackets, one for each"),
+        ("node = 3", "[node] must be a table"),
+        ("[routing]\nport = 70000", "[routing]: port = 70000: expected an integer from 1 to 65535"),
+        ("[routing]\nport = true", "[routing]: port = True: expected an integer from 1 to 65535"),
+        ('[routing]\nport = "6696"', '[routing]: port = "6696": expected an integer from 1 to 65535'),
+        ("[routing]\nhello_interval = nan", "[routing]: hello_interval = nan: expected seconds from 0.05 to 600"),
+        ("[payments]\ntick = 0", "[payments]: tick = 0: expected seconds from 0.1 to 60"),
+        ("[payments]\nenabled = 1", "[payments]: enabled = 1: expected true or false"),
+        ('[node]\nstate_dir = "var"', '[node]: state_dir = "var": expected an absolute path'),
+        ('[node]\nlog_level = "loud"', 'expected "debug" or "info" or "warning" or "error"'),
+        ('[node]\nname = "a b"', "expected 1 to 63 letters, digits, dots, hyphens or underscores"),
+        ('[[interface]]\nname = "a/b"', "expected an interface name of 1 to 15 characters"),
+        ('[[interface]]\nname = "a"\nsecurity = "wireguard"', "wireguard is not built yet (part 3)"),
+        ('[chain]\nbackend = "bitcoind"', "bitcoind is not built yet (part 4)"),
+        ('[chain]\nbackend = "explorer"', "explorer is not built yet (part 4)"),
+        ('[chain]\nbackend = "bank"', 'backend = "bank": expected "kernel"'),
+        ("[chain]\nbackend = []", 'backend = []: expected "kernel"'),
+        ('[routing]\nannounce = ["10.0.0.1/24"]', "a list of prefixes: 10.0.0.1/24 has host bits set"),
+        ('[routing]\nannounce = "10.0.0.0/24"', "expected a list of prefixes, such as"),
+        ('[price]\nfee_msat_per_gb = "free"', 'fee_msat_per_gb = "free": expected an integer from 0 to 4294967294, or'),
+        ("[price]\nfee_msat_per_gb = 4294967295", "fee_msat_per_gb = 4294967295: expected an integer from 0"),
+        ('[[interface]]\nname="a"\n[[interface]]\nname="a"', '[[interface]]: name = "a" is there 2 times'),
+        ("[payments]\nwindow_msat = 2000000", "window_msat = 2000000: expected at most max_window_msat (1000000)"),
+        ("[payments]\nmax_window_msat = 200000000", "max_window_msat = 200000000: expected at most what a channel"),
+        ("[payments]\nexpiry_margin_blocks = 1500", "expiry_margin_blocks = 1500: expected less than a third of"),
+        ("[routing]\nupdate_interval = 1", "update_interval = 1: expected at least hello_interval (4)"),
+        ("[node\n", "at line 1"),
+    ],
+)
+def test_errors_say_what_is_wrong_where_and_what_would_be_right(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    assert message in str(caught.value)
+
+
+def test_load_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "meshd.toml"
+    with pytest.raises(ConfigError, match=r"meshd\.toml: No such file"):
+        load(path)
+    path.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match=r"meshd\.toml: not UTF-8"):
+        load(path)
+    path.write_text("[rooting]")
+    with pytest.raises(ConfigError, match=r"meshd\.toml: unknown table"):
+        load(path)
+    path.write_text("[routing]\nport = 1234")
+    assert load(path).routing.port == 1234
+
+
+def test_example_is_the_defaults_and_one_interface() -> None:
+    config = parse(example_config())
+    assert [interface.name for interface in config.interfaces] == ["wlan0"]
+    assert parse(example_config().replace("[[interface]]\n", "").replace('name = "wlan0"', "")) == Config()
+
+
+def test_every_key_is_in_the_example_and_its_shown_default_is_taken() -> None:
+    uncommented = "\n".join(
+        line[1:] if line.startswith("#") and not line.startswith("# ") else line
+        for line in example_config().splitlines()
+    )
+    document = tomllib.loads(uncommented)
+    for key in reference():
+        table = document[key.table][0] if key.table == "interface" else document[key.table]
+        assert key.name in table
+        assert key.doc.endswith(".") and key.expected
+        if key.default is not None:
+            assert tomllib.loads(f"value = {key.default}")["value"] == table[key.name]
+    assert parse(uncommented) == parse(example_config())

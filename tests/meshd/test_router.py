@@ -1,0 +1,258 @@
+"""The router carries out what the speaker says: the kernel before the neighbours, and whatever fails, it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from ipaddress import IPv6Address, IPv6Network
+from typing import Any, cast
+
+import pytest
+import trio
+
+from meshd import router as router_module
+from meshd.babel_socket import Datagram
+from meshd.billing import Billing
+from meshd.config import InterfaceConfig
+from meshd.kernel import Link
+from meshd.router import FAREWELL_TIMEOUT, RETRY_INTERVAL, Router
+from routing import events
+from routing.speaker import Speaker
+from routing.tlv import WildcardRetraction
+from tests.meshd.fakes import FakeKernel, run
+
+OURS, THEIRS = IPv6Address("fe80::1"), IPv6Address("fe80::2")
+NET, OTHER_NET = IPv6Network("fd00:1::/64"), IPv6Network("fd00:2::/64")
+PACKET = events.SendPacket("eth0", None, (WildcardRetraction(),))
+INSTALL = events.InstallRoute(NET, "eth0", THEIRS, 96, 5)
+
+
+class ScriptedSpeaker:
+    def __init__(self) -> None:
+        self.given: list[events.Input] = []
+        self.answers: dict[type, list[events.Output]] = {}
+
+    def handle(self, event: events.Input, *, now: float) -> list[events.Output]:
+        self.given.append(event)
+        return self.answers.get(type(event), [])
+
+    def next_deadline(self) -> float | None:
+        return None
+
+
+class FakeSocket:
+    def __init__(self, journal: list[Any]) -> None:
+        self.journal = journal
+        self.joined: list[int] = []
+        self.stuck = False
+        self.failing = False
+        self.closed = False
+        self.arrive, self._arrived = trio.open_memory_channel[Datagram](100)
+
+    async def bind(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def join(self, index: int) -> None:
+        self.joined.append(index)
+
+    def leave(self, index: int) -> None:
+        self.joined.remove(index)
+
+    async def receive(self) -> Datagram:
+        return await self._arrived.receive()
+
+    async def send(self, index: int, destination: IPv6Address | None, data: bytes) -> None:
+        await (trio.sleep_forever() if self.stuck else trio.lowlevel.checkpoint())
+        if self.failing:
+            raise OSError("network is down")
+        self.journal.append(("packet", index))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Node:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kernel = FakeKernel()
+        self.journal = self.kernel.journal
+        self.speaker = ScriptedSpeaker()
+        self.socket = FakeSocket(self.journal)
+        monkeypatch.setattr(router_module, "BabelSocket", lambda _port: self.socket)
+        self.told: list[tuple[Any, ...]] = []
+        self.router = Router(
+            cast("Speaker", self.speaker),
+            self.kernel.as_kernel(),
+            Billing(price_notice=10.0),
+            [InterfaceConfig(name="eth0"), InterfaceConfig(name="eth1")],
+            port=6696,
+            on_neighbour=lambda *what: self.told.append(what),
+            on_interface=lambda *what: self.told.append(what),
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Router]:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.router.run)
+            yield self.router
+            nursery.cancel_scope.cancel()
+
+    async def link(
+        self, *, index: int = 3, name: str = "eth0", address: IPv6Address | None = OURS, mtu: int = 1500
+    ) -> None:
+        self.kernel.links.change(Link(index, name, b"\x02" + bytes(5), mtu, address is not None, address))
+        await trio.sleep(0.01)
+
+    async def trigger(self, *outputs: events.Output) -> None:
+        """Have the speaker say this."""
+        self.speaker.answers[events.SetFee] = list(outputs)
+        await self.router.put(events.SetFee(1))
+        await trio.sleep(0.5)
+
+
+@pytest.fixture
+def node(monkeypatch: pytest.MonkeyPatch) -> Node:
+    return Node(monkeypatch)
+
+
+def test_routes_are_in_the_kernel_before_the_packet_that_announces_them(node: Node) -> None:
+    async def scenario() -> None:
+        async with node.running():
+            await node.link()
+            await node.trigger(
+                INSTALL,
+                events.RemoveRoute(OTHER_NET),
+                events.RemoveRoute(NET),
+                INSTALL,
+                PACKET,
+                events.RemoveRoute(NET),
+            )
+            assert node.journal == [("remove", OTHER_NET), ("install", NET), ("packet", 3), ("remove", NET)]
+
+    run(scenario)
+
+
+def test_a_kernel_that_refuses_and_an_interface_that_fails_end_nothing(node: Node) -> None:
+    async def scenario() -> None:
+        async with node.running():
+            await node.link()
+            node.kernel.routes.refusing = True
+            node.socket.failing = True
+            await node.trigger(INSTALL, events.RemoveRoute(OTHER_NET), PACKET)
+            node.kernel.routes.refusing = node.socket.failing = False
+            await node.trigger(INSTALL, PACKET)
+            assert node.journal == [("install", NET), ("packet", 3)]
+            assert node.router.counters["packets not sent"] == 1
+
+    run(scenario)
+
+
+def test_a_congested_interface_does_not_hold_up_the_others(node: Node) -> None:
+    async def scenario() -> None:
+        async with node.running():
+            await node.link()
+            node.socket.stuck = True
+            began = trio.current_time()
+            await node.trigger(PACKET, INSTALL)
+            assert ("install", NET) in node.journal
+            assert trio.current_time() - began < 1.0
+            assert node.router.counters["packets not sent"] == 1
+
+    run(scenario)
+
+
+def test_interfaces_come_change_and_go(node: Node) -> None:
+    async def scenario() -> None:
+        async with node.running() as router:
+            await node.link(address=None)
+            assert node.speaker.given == []
+            await node.link()
+            await node.link(name="other", index=9)
+            await node.link(mtu=1400)
+            assert router.attached["eth0"].mtu == 1400
+            assert node.told == [("eth0", 3, OURS)]
+            await node.link(index=4)  # deleted and made anew
+            assert (node.kernel.managed, node.socket.joined) == (["eth0", "eth0"], [4])
+            await node.link(index=4, address=None)
+            await node.link(index=4)
+            assert len(node.kernel.managed) == 2
+            kinds = [type(event) for event in node.speaker.given]
+            up, down = events.InterfaceUp, events.InterfaceDown
+            assert kinds == [up, up, down, up, down, up]  # the second tells of the new MTU
+            assert [event.mtu for event in node.speaker.given[:2]] == [1500, 1400]
+            assert node.told[1:] == [
+                ("eth0", 3, None),
+                ("eth0", 4, OURS),
+                ("eth0", 4, None),
+                ("eth0", 4, OURS),
+            ]
+
+    run(scenario)
+
+
+def test_an_interface_that_could_not_be_metered_is_not_used_and_tried_again(node: Node) -> None:
+    async def scenario() -> None:
+        async with node.running() as router:
+            node.kernel.manage_failures = 2
+            await node.link()
+            assert not router.attached and not node.speaker.given
+            await trio.sleep(3 * RETRY_INTERVAL)
+            assert "eth0" in router.attached
+            assert [type(event) for event in node.speaker.given] == [events.InterfaceUp]
+
+    run(scenario)
+
+
+def test_nonsense_is_counted_and_what_comes_from_elsewhere_dropped(node: Node) -> None:
+    async def scenario() -> None:
+        async with node.running() as router:
+            await node.link()
+            for index, data in ((3, b"junk"), (8, b"junk"), (3, bytes((42, 2, 0, 0)))):
+                await node.socket.arrive.send(Datagram(index, THEIRS, data, True))
+            await trio.sleep(0.1)
+            assert (router.counters["packets received"], router.counters["packets malformed"]) == (2, 1)
+            assert node.speaker.given[1:] == [events.ReceivedPacket("eth0", THEIRS, (), True)]
+
+    run(scenario)
+
+
+def test_prices_and_neighbours_are_passed_on(node: Node) -> None:
+    async def scenario() -> None:
+        async with node.running() as router:
+            await node.trigger(
+                events.NeighbourUp("eth0", THEIRS),
+                events.LearnedPrice("eth0", THEIRS, NET, 7),
+                events.AnnouncedPrice(NET, 9),
+                events.NeighbourDown("eth0", THEIRS),
+            )
+            there = NET.network_address
+            now = trio.current_time()
+            assert router._billing.owed_limit_units(("eth0", THEIRS), there, 2, now=now) == 14
+            assert router._billing.earned_units(there, 2, now=now) == 18
+            assert node.told == [("eth0", THEIRS, True), ("eth0", THEIRS, False)]
+
+    run(scenario)
+
+
+def test_neighbours_are_told_at_the_end_and_routes_stay_for_the_kernels_cleaning(node: Node) -> None:
+    async def scenario() -> None:
+        async with node.running():
+            await node.link()
+            node.speaker.answers[events.Shutdown] = [events.RemoveRoute(NET), PACKET]
+        assert node.speaker.given[-1] == events.Shutdown()
+        assert node.journal == [("packet", 3)]
+        assert node.socket.closed
+
+    run(scenario)
+
+
+def test_the_end_comes_even_if_nobody_can_be_told(node: Node) -> None:
+    async def scenario() -> None:
+        async with node.running():
+            await node.link()
+            node.socket.stuck = True
+            node.speaker.answers[events.Shutdown] = [PACKET] * 100
+            began = trio.current_time()
+        assert trio.current_time() - began <= FAREWELL_TIMEOUT
+        assert node.socket.closed
+
+    run(scenario)

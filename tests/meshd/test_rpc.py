@@ -1,0 +1,215 @@
+"""What meshctl is told, and what it may do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from ipaddress import ip_network
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import trio
+
+from meshd.accounting import Accounting
+from meshd.billing import Billing
+from meshd.config import Config, InterfaceConfig
+from meshd.control import INVALID_PARAMS, NOT_FOUND, REFUSED, RpcError
+from meshd.daemon import Daemon
+from meshd.identity import overlay_address
+from meshd.rpc import BALANCE_AGE, Methods, methods
+from payments import events as pay
+from payments.ports import ChainError
+from payments.records import ChannelState, Direction
+from routing.events import SetFee
+from routing.speaker import NeighbourView, RouteView
+from tests.meshd.fakes import FakeKernel, run
+
+KEY = bytes(range(32))
+PEER, PEER_OTHER = b"\xaa" * 32, b"\xab" * 32
+LINK = ("eth0", overlay_address(PEER))
+LEDGER = pay.LedgerView(PEER, True, 5 * 10**9, 0, 0, 0, 0, 3, 4, 0, 7, 10_000, False, 0)
+CHANNEL = pay.ChannelView(b"c" * 32, PEER, Direction.IN, ChannelState.OPEN, 1000, 5, 5, None, 99, None)
+
+
+def route(prefix: str, metric: int = 100, *, selected: bool = True, feasible: bool = True) -> RouteView:
+    network = ip_network(prefix)
+    return RouteView(network, "eth0", LINK[1], LINK[1], metric, metric, 5, 0, 1, bytes(8), feasible, selected)
+
+
+class Node:
+    """The daemon as far as the methods look into it."""
+
+    def __init__(self, *, enabled: bool = True) -> None:
+        self.routes: list[RouteView] = []
+        self.neighbours: list[NeighbourView] = []
+        self.asked: list[Any] = []
+        self.balance: int | Exception = 5
+        self.balances_asked = 0
+        self.balance_takes = 0.0
+        speaker = SimpleNamespace(
+            routes=lambda: self.routes,
+            neighbours=lambda: self.neighbours,
+            counters=dict,
+            announced_price=lambda _: 12,
+        )
+        engine = SimpleNamespace(ledgers=lambda: [LEDGER], channels=lambda: [CHANNEL])
+        self.daemon = SimpleNamespace(
+            config=Config(interfaces=(InterfaceConfig(name="eth0"),)),
+            identity=SimpleNamespace(public_key=KEY, address=overlay_address(KEY)),
+            started_at=0.0,
+            fee_msat_per_gb=100,
+            payments_enabled=enabled,
+            own_prefixes=[ip_network("fd00::1/128")],
+            accounting=Accounting(
+                FakeKernel().as_kernel(), Billing(price_notice=1), report=None, strangers_window_msat=1
+            ),
+            router=SimpleNamespace(speaker=speaker, attached={}, counters={}, put=self._put),
+            sessions=SimpleNamespace(counters={}, peer_on=lambda *_: None),
+            paymaster=SimpleNamespace(
+                engine=engine,
+                is_paying=True,
+                height=7,
+                is_chain_connected=True,
+                wallet=self._wallet,
+                put=self._put,
+                hold_payments=self._put,
+            ),
+        )
+        self.methods = Methods(cast("Daemon", self.daemon))
+
+    async def _put(self, what: object) -> None:
+        self.asked.append(what)
+
+    async def _wallet(self) -> SimpleNamespace:
+        return SimpleNamespace(balance_sat=self._balance, new_script_pubkey=self._new_script)
+
+    async def _balance(self) -> int:
+        self.balances_asked += 1
+        await trio.sleep(self.balance_takes)
+        if isinstance(self.balance, Exception):
+            raise self.balance
+        return self.balance
+
+    async def _new_script(self) -> bytes:
+        await trio.sleep(self.balance_takes)
+        return b"\x00\x14"
+
+
+async def code_of(call: Callable[[dict[str, Any]], Awaitable[Any]], params: dict[str, Any] | None = None) -> int:
+    with pytest.raises(RpcError) as refused:
+        await call(params or {})
+    return refused.value.code
+
+
+def test_every_reading_method_gives_json() -> None:
+    async def scenario() -> None:
+        node = Node()
+        node.routes = [route("fd00::/8"), route("10.0.0.0/8", selected=False)]
+        node.neighbours = [NeighbourView("eth0", LINK[1], 96, 96, 96, 0xFFFF, 2)]
+        node.daemon.accounting.neighbours.peer_by_link[LINK] = PEER
+        table = methods(cast("Daemon", node.daemon))
+        for method in table.values():
+            if not method.writes and not method.params:
+                json.dumps(await method.handler({}), allow_nan=False)
+        (row,) = await node.methods.neighbours({})
+        assert (row["identity"], row["owed_to_us_msat"], row["owed_to_them_msat"]) == (PEER.hex(), 7, 0)
+        (ledger,) = await node.methods.ledger({})
+        assert ledger["billed_msat"] == 5
+
+    run(scenario)
+
+
+def test_the_balance_is_asked_for_once_for_all_who_ask_together() -> None:
+    async def scenario() -> None:
+        node = Node()
+        node.balance_takes = 0.2
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(node.methods.status, {})
+        assert node.balances_asked == 1
+        await trio.sleep(2 * BALANCE_AGE)
+        node.balance = ChainError("away")
+        assert (await node.methods.status({}))["wallet"]["balance_sat"] is None
+        node.balance_takes = 1000.0
+        await trio.sleep(2 * BALANCE_AGE)
+        assert (await node.methods.status({}))["wallet"]["balance_sat"] is None
+
+    run(scenario)
+
+
+def test_path_says_which_way_and_why_not_another() -> None:
+    async def scenario() -> None:
+        node = Node()
+        wide, unfeasible = route("fd00::/8"), route("fd00::/16", 50, selected=False, feasible=False)
+        node.routes = [
+            wide,
+            route("fd00::/16", 100),
+            replace(unfeasible, interface="eth1"),
+            route("fd00::/16", 200, selected=False),
+            route("fd00::/16", 65535, selected=False),
+        ]
+        path = await node.methods.path({"destination": "fd00::5"})
+        assert (path["prefix"], path["chosen"]["metric"]) == ("fd00::/16", 100)
+        reasons = [other["reason"] for other in path["alternatives"]]
+        assert reasons == ["not feasible: it could loop", "metric 200 is above 100", "unreachable"]
+        own = await node.methods.path({"destination": "fd00::1"})
+        assert own["origin"] and own["chosen"] is None
+        assert await code_of(node.methods.path, {"destination": "10.0.0.1"}) == NOT_FOUND
+        assert await code_of(node.methods.path, {"destination": "example"}) == INVALID_PARAMS
+
+    run(scenario)
+
+
+def test_price_is_set_within_its_range() -> None:
+    async def scenario() -> None:
+        node = Node()
+        for bad in (-1, 2**32):
+            assert await code_of(node.methods.price_set, {"fee_msat_per_gb": bad}) == INVALID_PARAMS
+        assert node.asked == [] and node.daemon.fee_msat_per_gb == 100
+        assert await node.methods.price_set({"fee_msat_per_gb": 2**32 - 1}) == {"fee_msat_per_gb": 2**32 - 1}
+        assert node.asked == [SetFee(2**32 - 1)]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("text", [PEER.hex(), PEER.hex().upper(), "aaaa", str(overlay_address(PEER))])
+def test_channels_are_closed_with_the_peer_that_is_meant(text: str) -> None:
+    async def scenario() -> None:
+        node = Node()
+        closed = await node.methods.channel_close({"peer": text})
+        assert closed["channels"] == [CHANNEL.channel_id.hex()]
+        assert node.asked == [pay.OperatorCloseChannels(PEER)]
+
+    run(scenario)
+
+
+def test_a_peer_that_is_not_clearly_meant_is_none() -> None:
+    async def scenario() -> None:
+        node = Node()
+        assert await code_of(node.methods.channel_close, {"peer": ""}) == INVALID_PARAMS
+        assert await code_of(node.methods.channel_close, {"peer": "zz:zz"}) == INVALID_PARAMS
+        assert await code_of(node.methods.channel_close, {"peer": "b"}) == NOT_FOUND
+        other = replace(LEDGER, peer=PEER_OTHER)
+        node.daemon.paymaster.engine.ledgers = lambda: [LEDGER, other]
+        assert await code_of(node.methods.channel_close, {"peer": "a"}) == NOT_FOUND
+        assert node.asked == []
+        await node.methods.channel_close({})
+        assert node.asked == [pay.OperatorCloseChannels(None)]
+
+    run(scenario)
+
+
+def test_without_payments_nothing_waits_for_an_engine_that_does_not_run() -> None:
+    async def scenario() -> None:
+        node = Node(enabled=False)
+        of = node.methods
+        for call in (of.pay_hold, of.pay_resume, of.channel_close, of.wallet_script):
+            assert await code_of(call) == REFUSED
+        assert await code_of(of.price_set, {"fee_msat_per_gb": 1}) == REFUSED
+        status = await of.status({})
+        assert (status["paying"], status["wallet"]["balance_sat"], node.balances_asked) == (False, None, 0)
+        assert node.asked == []
+
+    run(scenario)

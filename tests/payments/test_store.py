@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import sqlite3
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from payments.adapters.store import Store, StoreError
+from payments.channel import Channel
+from payments.channel_tx import ChannelTerms, public_key
+from payments.ports import Outpoint
+from payments.records import (
+    ChannelRecord,
+    ChannelState,
+    Direction,
+    EngineState,
+    ForgottenChannel,
+    HeightRecord,
+    LedgerRecord,
+)
+from payments.units import MAX_MSAT, MAX_UNITS
+
+TERMS = ChannelTerms(
+    payer_pubkey=public_key(b"\x01" * 32),
+    payee_pubkey=public_key(b"\x02" * 32),
+    expiry_height=2_000,
+    capacity_sat=100_000,
+    payer_change_script=b"\x00\x14" + bytes(20),
+)
+LEDGER = LedgerRecord(b"p" * 32, MAX_UNITS, 2**64, 2**63, 1, 0, 7, 10_000, 5)
+BARE = Channel(b"c" * 16, b"p" * 32, Direction.IN, ChannelState.OPENING, TERMS, 100).record()
+FULL = ChannelRecord(
+    channel_id=b"d" * 16,
+    peer=b"p" * 32,
+    direction=Direction.OUT,
+    state=ChannelState.CLAIMING,
+    terms=TERMS,
+    opened_height=101,
+    funding=Outpoint(b"t" * 32, 7),
+    funding_raw=b"raw",
+    is_confirmed=True,
+    cumulative_msat=MAX_MSAT,
+    signature=b"s" * 72,
+    acknowledged_msat=3,
+    spend_txid=b"u" * 32,
+    spend_raw=b"spend",
+)
+
+
+def test_what_was_applied_is_there_after_reopening(tmp_path: Path) -> None:
+    path = tmp_path / "payments.db"
+    store = Store.open(path)
+    assert store.load() == EngineState()
+    store.apply([LEDGER, BARE, FULL, HeightRecord(102)])
+    store.close()
+    store = Store.open(path)
+    assert store.load() == EngineState((LEDGER,), (BARE, FULL), 102)
+    store.close()
+
+
+def test_a_later_row_replaces_an_earlier_one_and_a_forgotten_one_is_gone(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "payments.db")
+    newer = replace(FULL, cumulative_msat=5)
+    store.apply([FULL, newer, BARE])
+    store.apply([ForgottenChannel(BARE.channel_id), replace(LEDGER, billed_units=9)])
+    assert store.load() == EngineState((replace(LEDGER, billed_units=9),), (newer,), 0)
+    store.close()
+
+
+def test_a_round_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "payments.db")
+    with pytest.raises(StoreError):
+        store.apply([LEDGER, HeightRecord(None)])  # type: ignore[arg-type]
+    assert store.load() == EngineState()
+    store.apply([HeightRecord(1)])  # and it goes on
+    assert store.load().height == 1
+    store.close()
+
+
+def test_durable_settings(tmp_path: Path) -> None:
+    path = tmp_path / "payments.db"
+    store = Store.open(path)
+    pragma = {
+        name: store._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")
+    }
+    assert pragma == {"journal_mode": "wal", "synchronous": 2}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    store.close()
+
+
+def test_survives_a_process_that_never_closed(tmp_path: Path) -> None:
+    """The write-ahead log alone has the last commit: copy the files as a crash leaves them."""
+    store = Store.open(tmp_path / "payments.db")
+    store.apply([LEDGER])
+    for name in ("payments.db", "payments.db-wal"):
+        (tmp_path / f"copy-{name}").write_bytes((tmp_path / name).read_bytes())
+    store.close()
+    copy = Store.open(tmp_path / "copy-payments.db")
+    assert copy.load().ledgers == (LEDGER,)
+    copy.close()
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "payments.db")
+    with pytest.raises(StoreError, match="locked"):
+        Store.open(tmp_path / "payments.db")
+    store.close()
+
+
+def test_another_schema_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "payments.db"
+    Store.open(path).close()
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 2")
+    connection.commit()
+    connection.close()
+    with pytest.raises(StoreError, match="version 2"):
+        Store.open(path)
+
+
+def test_damage_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "payments.db"
+    store = Store.open(path)
+    store.apply([replace(FULL, channel_id=bytes([i]) * 16, funding_raw=bytes(3000)) for i in range(50)])
+    store.close()
+    content = bytearray(path.read_bytes())
+    content[8192:12288] = b"\xff" * 4096
+    path.write_bytes(content)
+    with pytest.raises(StoreError):
+        Store.open(path)
+
+
+def test_no_database_at_all(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("not a database, but long enough to look at; " * 20)
+    with pytest.raises(StoreError):
+        Store.open(tmp_path / "text")
+    with pytest.raises(StoreError):
+        Store.open(tmp_path / "missing" / "payments.db")
+
+
+def test_readings_are_written_with_the_rows_and_taken_once(tmp_path: Path) -> None:
+    path = tmp_path / "payments.sqlite"
+    store = Store.open(path)
+    store.apply([LEDGER], {b"flow 1": 10, b"flow 2": 2**62})
+    store.apply([], {b"flow 1": 11})
+    with pytest.raises(StoreError):
+        store.apply([HeightRecord(None)], {b"flow 1": 99})  # type: ignore[arg-type]
+    store.close()
+    store = Store.open(path)
+    assert store.take_readings() == {b"flow 1": 11, b"flow 2": 2**62}
+    assert store.take_readings() == {}
+    store.close()
+
+
+def test_readings_of_flows_long_gone_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("payments.adapters.store.MAX_READINGS", 8)
+    store = Store.open(tmp_path / "payments.sqlite")
+    for number in range(30):
+        store.apply([], {b"always": number, b"flow %d" % number: number})
+    readings = store.take_readings()
+    store.close()
+    assert readings[b"always"] == readings[b"flow 29"] == 29
+    assert 8 <= len(readings) <= 8 + 8 // 4 + 2

@@ -1,0 +1,355 @@
+"""The wallet on the embedded chain."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import trio
+from embit import bip32
+from embit.script import p2wpkh
+
+from payments.adapters.chain_index import inputs_of
+from payments.adapters.kernel_chain import KernelChain
+from payments.adapters.wallet_bitcoinlib import MAX_INPUTS, BitcoinlibWallet
+from payments.channel_tx import (
+    build_claim,
+    build_refund,
+    find_funding_output,
+    funding_script_pubkey,
+    parse_transaction,
+)
+from payments.ports import ChainError, InsufficientFundsError, Outpoint, SignedTransaction, Utxo, WalletError
+from tests.payments.chain_support import (
+    CAPACITY,
+    FEE_RATE,
+    PAYEE_SCRIPT,
+    PAYER,
+    LocalChain,
+    OpenChannel,
+    make_terms,
+    own_script,
+)
+
+SEED = bytes(range(32))
+
+
+class Desk:
+    """A wallet, its chain, and what a test does with them."""
+
+    def __init__(self, directory: Path, chain: KernelChain, wallet: BitcoinlibWallet) -> None:
+        self.directory = directory
+        self.chain = chain
+        self.wallet = wallet
+
+    async def receive(self, *amounts: int, confirmed: bool = True) -> None:
+        for amount in amounts:
+            self.chain.faucet(await self.wallet.new_script_pubkey(), amount)
+        if confirmed:
+            self.chain.mine()
+
+    async def pay(self, amount: int, name: str = "somebody") -> SignedTransaction:
+        return await self.wallet.fund(own_script(name), amount, fee_rate=FEE_RATE)
+
+    async def restart(self) -> None:
+        await self.wallet.close()
+        self.wallet = await BitcoinlibWallet.open(self.directory, LocalChain(self.chain), seed=SEED)
+
+
+def with_wallet(place: Path, scenario: Callable[[Desk], Awaitable[None]]) -> None:
+    async def main() -> None:
+        wallet = await BitcoinlibWallet.open(place / "wallet", LocalChain(chain), seed=SEED)
+        desk = Desk(place / "wallet", chain, wallet)
+        try:
+            await scenario(desk)
+        finally:
+            await desk.wallet.close()
+
+    chain = KernelChain(place / "chain")
+    try:
+        trio.run(main)
+    finally:
+        chain.close()
+
+
+def inputs(signed: SignedTransaction) -> set[Outpoint]:
+    return set(inputs_of(parse_transaction(signed.raw)))
+
+
+def test_funds_a_channel_and_later_sees_its_change(tmp_path: Path) -> None:
+    async def scenario(desk: Desk) -> None:
+        await desk.receive(300_000)
+        terms = make_terms(payer_change_script=await desk.wallet.new_script_pubkey())
+        funding = await desk.wallet.fund(funding_script_pubkey(terms), CAPACITY, fee_rate=FEE_RATE)
+        channel = OpenChannel(terms, Outpoint(funding.txid, find_funding_output(funding.raw, terms)))
+        assert desk.chain.submit(funding.raw).accepted
+        assert await desk.wallet.balance_sat() == 200_000 - funding.fee_sat
+        desk.chain.mine()
+        status = desk.chain.transaction(funding.txid)
+        assert status is not None
+        assert status.fee_sat == funding.fee_sat
+        claim = build_claim([channel.claim_of(40_000)], destination=PAYEE_SCRIPT, fee_rate=FEE_RATE)
+        assert desk.chain.submit(claim.raw).accepted
+        desk.chain.mine()
+        assert await desk.wallet.balance_sat() == 260_000 - funding.fee_sat
+
+    with_wallet(tmp_path, scenario)
+
+
+def test_refund_comes_back_to_the_wallet(tmp_path: Path) -> None:
+    async def scenario(desk: Desk) -> None:
+        await desk.receive(300_000)
+        change = await desk.wallet.new_script_pubkey()
+        terms = make_terms(payer_change_script=change, expiry_height=desk.chain.tip().height + 2)
+        funding = await desk.wallet.fund(funding_script_pubkey(terms), CAPACITY, fee_rate=FEE_RATE)
+        outpoint = Outpoint(funding.txid, find_funding_output(funding.raw, terms))
+        assert desk.chain.submit(funding.raw).accepted
+        desk.chain.mine(3)
+        refund = build_refund(terms, outpoint, payer_key=PAYER, fee_rate=FEE_RATE)
+        assert desk.chain.submit(refund.raw).accepted
+        desk.chain.mine()
+        assert await desk.wallet.balance_sat() == 300_000 - funding.fee_sat - refund.fee_sat
+
+    with_wallet(tmp_path, scenario)
+
+
+def test_scripts_are_bip84_of_the_seed_and_never_twice(tmp_path: Path) -> None:
+    async def scenario(desk: Desk) -> None:
+        scripts = [await desk.wallet.new_script_pubkey() for _ in range(3)]
+        await desk.restart()
+        scripts += [await desk.wallet.new_script_pubkey() for _ in range(3)]
+        assert len(set(scripts)) == 6
+        branch = bip32.HDKey.from_seed(SEED).derive("m/84h/1h/0h/0")
+        derived = [p2wpkh(branch.derive([index])).data for index in range(8)]
+        assert set(scripts) <= set(derived)
+
+    with_wallet(tmp_path, scenario)
+
+
+def test_fee_is_the_rate_and_the_output_is_exact(tmp_path: Path) -> None:
+    async def scenario(desk: Desk) -> None:
+        await desk.receive(50_000, 60_000, 70_000)
+        for rate in (1.0, 3.7, 20.0):
+            signed = await desk.wallet.fund(own_script("x"), 125_000, fee_rate=rate)
+            transaction = parse_transaction(signed.raw)
+            assert transaction.vout[0].value == 125_000
+            spent = sum(desk.chain.output(outpoint).value_sat for outpoint in inputs(signed))  # type: ignore[union-attr]
+            assert spent - sum(output.value for output in transaction.vout) == signed.fee_sat
+            size = len(signed.raw) - 0.75 * sum(len(item.witness.serialize()) for item in transaction.vin) - 1.5
+            assert size * rate <= signed.fee_sat <= (size + 8) * rate + 1
+            await desk.wallet.release(signed.txid)
+        assert desk.chain.submit(signed.raw).accepted
+
+    with_wallet(tmp_path, scenario)
+
+
+def test_pending_fundings_never_share_an_input(tmp_path: Path) -> None:
+    async def scenario(desk: Desk) -> None:
+        await desk.receive(50_000, 50_000, 50_000)
+        first, second = await desk.pay(20_000), await desk.pay(20_000)
+        await desk.restart()
+        third = await desk.pay(20_000)
+        assert not inputs(first) & inputs(second)
+        assert not (inputs(first) | inputs(second)) & inputs(third)
+        with pytest.raises(InsufficientFundsError):
+            await desk.pay(20_000)
+        for funding in (first, second, third):
+            assert desk.chain.submit(funding.raw).accepted
+
+    with_wallet(tmp_path, scenario)
+
+
+def test_concurrent_fundings_never_share_an_input(tmp_path: Path) -> None:
+    async def scenario(desk: Desk) -> None:
+        await desk.receive(*[50_000] * 4)
+        made: list[SignedTransaction] = []
+
+        async def pay() -> None:
+            made.append(await desk.pay(20_000))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(pay)
+        assert len(set.union(*map(inputs, made))) == sum(len(inputs(each)) for each in made) == 4
+
+    with_wallet(tmp_path, scenario)
+
+
+def test_crash_between_funding_and_broadcast_loses_nothing(tmp_path: Path) -> None:
+    async def scenario(desk: Desk) -> None:
+        await desk.receive(100_000)
+        forgotten = await desk.pay(20_000)
+        await desk.restart()
+        assert await desk.wallet.pending() == [forgotten]
+        assert await desk.wallet.balance_sat() == 100_000
+        with pytest.raises(InsufficientFundsError):
+            await desk.pay(20_000)
+        await desk.wallet.release(forgotten.txid)
+        assert desk.chain.submit((await desk.pay(20_000)).raw).accepted
+        await desk.restart()
+        assert [each.txid for each in await desk.wallet.pending()] != [forgotten.txid]
+
+    with_wallet(tmp_path, scenario)
+
+
+def test_release_frees_the_inputs_at_once_and_only_its_own(tmp_path: Path) -> None:
+    async def scenario(desk: Desk) -> None:
+        await desk.receive(50_000, 50_000)
+        kept, dropped = await desk.pay(20_000), await desk.pay(20_000)
+        await desk.wallet.release(dropped.txid)
+        await desk.wallet.release(bytes(32))
+        again = await desk.pay(21_000)
+        assert inputs(again) == inputs(dropped)
+        assert {each.txid for each in await desk.wallet.pending()} == {kept.txid, again.txid}
+
+    with_wallet(tmp_path, scenario)
+
+
+def test_own_change_is_spent_unconfirmed_but_nothing_else(tmp_path: Path) -> None:
+    async def scenario(desk: Desk) -> None:
+        await desk.receive(100_000)
+        await desk.receive(500_000, confirmed=False)
+        first = await desk.pay(20_000, "a")
+        with pytest.raises(InsufficientFundsError):  # its change is not on the chain yet
+            await desk.pay(20_000, "b")
+        assert desk.chain.submit(first.raw).accepted
+        second = await desk.pay(20_000, "b")
+        assert {outpoint.txid for outpoint in inputs(second)} == {first.txid}
+        assert desk.chain.submit(second.raw).accepted
+        with pytest.raises(InsufficientFundsError):
+            await desk.pay(400_000, "c")
+        desk.chain.mine()
+        assert await desk.wallet.pending() == []
+        assert desk.chain.submit((await desk.pay(400_000, "c")).raw).accepted
+
+    with_wallet(tmp_path, scenario)
+
+
+def test_dust_change_goes_to_the_fee(tmp_path: Path) -> None:
+    async def scenario(desk: Desk) -> None:
+        await desk.receive(20_000)
+        signed = await desk.pay(20_000 - 111 * 2 - 100)
+        assert len(parse_transaction(signed.raw).vout) == 1
+        assert signed.fee_sat == 111 * 2 + 100
+        assert desk.chain.submit(signed.raw).accepted
+
+    with_wallet(tmp_path, scenario)
+
+
+def test_many_small_outputs_are_no_burden(tmp_path: Path) -> None:
+    """bitcoinlib's own selection would try 2^60 combinations here."""
+
+    async def scenario(desk: Desk) -> None:
+        script = await desk.wallet.new_script_pubkey()
+        for _ in range(60):
+            desk.chain.faucet(script, 1_000)
+        desk.chain.mine()
+        signed = await desk.wallet.fund(own_script("x"), 40_000, fee_rate=1.0)
+        assert 40 < len(inputs(signed)) <= MAX_INPUTS
+        assert desk.chain.submit(signed.raw).accepted
+
+    with_wallet(tmp_path, scenario)
+
+
+def test_nonsense_is_refused(tmp_path: Path) -> None:
+    async def scenario(desk: Desk) -> None:
+        for amount, rate in [(0, 1.0), (-5, 1.0), (293, 1.0), (10**16, 1.0), (20_000, 0.0), (20_000, float("nan"))]:
+            with pytest.raises(WalletError):
+                await desk.wallet.fund(own_script("x"), amount, fee_rate=rate)
+
+    with_wallet(tmp_path, scenario)
+
+
+def test_another_seed_or_a_damaged_file_is_an_error(tmp_path: Path) -> None:
+    async def scenario(desk: Desk) -> None:
+        chain = LocalChain(desk.chain)
+        for seed in (bytes(32), b"short", bytes(65)):
+            with pytest.raises(WalletError):
+                await BitcoinlibWallet.open(desk.directory, chain, seed=seed)
+        with pytest.raises(WalletError):
+            await BitcoinlibWallet.open(desk.directory, chain, seed=SEED, network="dogecoin")
+        (desk.directory / "fundings.json").write_text('[{"raw": "00", "fee_sat": 1}]')
+        with pytest.raises(WalletError):
+            await BitcoinlibWallet.open(desk.directory, chain, seed=SEED)
+        (desk.directory / "fundings.json").write_text("[]")
+
+    with_wallet(tmp_path, scenario)
+
+
+def test_lost_directory_is_recovered_from_the_seed(tmp_path: Path) -> None:
+    async def scenario(desk: Desk) -> None:
+        await desk.receive(100_000)
+        for _ in range(20):
+            await desk.wallet.new_script_pubkey()
+        await desk.receive(50_000)
+        payment = await desk.pay(30_000)
+        assert desk.chain.submit(payment.raw).accepted
+        desk.chain.mine()
+        balance = await desk.wallet.balance_sat()
+        used = await desk.wallet.new_script_pubkey()
+        await desk.wallet.close()
+        shutil.rmtree(desk.directory)
+        desk.wallet = await BitcoinlibWallet.open(desk.directory, LocalChain(desk.chain), seed=SEED)
+        assert await desk.wallet.balance_sat() == balance == 120_000 - payment.fee_sat
+        assert await desk.wallet.new_script_pubkey() == used  # which never had money
+
+    with_wallet(tmp_path, scenario)
+
+
+class BrokenChain(LocalChain):
+    async def utxos(self, script_pubkeys: object) -> list[Utxo]:
+        raise ChainError("gone")
+
+
+def test_chain_that_is_away_is_a_chain_error_and_recovery_is_made_up_for(tmp_path: Path) -> None:
+    async def main() -> None:
+        with pytest.raises(ChainError):
+            await BitcoinlibWallet.open(tmp_path / "wallet", BrokenChain(chain), seed=SEED)
+        first_script = p2wpkh(bip32.HDKey.from_seed(SEED).derive("m/84h/1h/0h/0/7")).data
+        chain.faucet(first_script, 10_000)
+        wallet = await BitcoinlibWallet.open(tmp_path / "wallet", LocalChain(chain), seed=SEED)
+        assert await wallet.balance_sat() == 10_000
+        await wallet.close()
+
+    chain = KernelChain(tmp_path / "chain")
+    trio.run(main)
+    chain.close()
+
+
+PROGRAM = """
+import sys, trio
+from pathlib import Path
+from payments.adapters.kernel_chain import KernelChain
+from payments.adapters.wallet_bitcoinlib import BitcoinlibWallet
+from tests.payments.chain_support import LocalChain
+chain = KernelChain(Path(sys.argv[1]) / "chain")
+async def main():
+    wallet = await BitcoinlibWallet.open(Path(sys.argv[1]) / "wallet", LocalChain(chain), seed=bytes(32))
+    await wallet.close()
+trio.run(main)
+chain.close()
+"""
+
+
+def test_nothing_is_written_to_home_and_no_secret_to_disk(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {key: value for key, value in os.environ.items() if key != "BCL_DATA_DIR"}
+    subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path)], env={**environment, "HOME": str(home)}, check=True, timeout=30
+    )
+    assert list(home.iterdir()) == []
+    root = bip32.HDKey.from_seed(bytes(32))
+    account = root.derive("m/84h/1h/0h")
+    stored = (tmp_path / "wallet" / "wallet.sqlite").read_bytes()
+    assert account.get_public_key().sec() in stored
+    for secret in (root.secret, account.secret, account.derive("m/0/0").secret):
+        assert secret not in stored
+        assert secret.hex().encode() not in stored
+    assert b"zprv" not in stored
+    assert (tmp_path / "wallet").stat().st_mode & 0o077 == 0

@@ -1,0 +1,344 @@
+"""Payment engines wired together over whole or broken sessions, with a chain that does what its tests need of Bitcoin:
+who spends what, when it confirms, what is too early. Time is virtual; whatever is random comes from one seed."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from embit.script import Script
+from embit.transaction import Transaction, TransactionInput, TransactionOutput
+
+from payments import events as ev
+from payments.engine import PaymentConfig, PaymentEngine
+from payments.ports import BroadcastResult, Outpoint, OutputStatus, SignedTransaction
+from payments.records import (
+    Change,
+    ChannelRecord,
+    EngineState,
+    ForgottenChannel,
+    HeightRecord,
+    LedgerRecord,
+)
+from payments.units import UNITS_PER_MSAT
+
+CONFIG = PaymentConfig(
+    expiry_blocks=60, expiry_margin=6, max_expiry_blocks=200, min_capacity_sat=1_000, open_debt_msat=1
+)
+
+
+class Crash(Exception):  # noqa: N818 - an event of the test, not an error
+    """The process died here."""
+
+
+class MemoryStore:
+    def __init__(self) -> None:
+        self.ledgers: dict[bytes, LedgerRecord] = {}
+        self.channels: dict[bytes, ChannelRecord] = {}
+        self.height = 0
+
+    def apply(self, changes: tuple[Change, ...]) -> None:
+        for change in changes:
+            match change:
+                case LedgerRecord():
+                    self.ledgers[change.peer] = change
+                case ChannelRecord():
+                    self.channels[change.channel_id] = change
+                case HeightRecord():
+                    self.height = change.height
+                case ForgottenChannel():
+                    self.channels.pop(change.channel_id, None)
+
+    def load(self) -> EngineState:
+        return EngineState(tuple(self.ledgers.values()), tuple(self.channels.values()), self.height)
+
+
+class FakeChain:
+    """No scripts, no fees of its own: outputs, spends, locktimes, blocks."""
+
+    def __init__(self) -> None:
+        self.height = 100
+        self.transactions: dict[bytes, Transaction] = {}
+        self.raw: dict[bytes, bytes] = {}
+        self.height_by_txid: dict[bytes, int | None] = {}
+        self.spender: dict[Outpoint, bytes] = {}
+        self.is_refusing = False
+        self._next_input = 0
+
+    def fund(self, script_pubkey: bytes, amount_sat: int) -> SignedTransaction:
+        """From an input that nobody else has."""
+        self._next_input += 1
+        spent = TransactionInput(self._next_input.to_bytes(32, "big"), 0)
+        transaction = Transaction(2, [spent], [TransactionOutput(amount_sat, Script(script_pubkey))], 0)
+        return SignedTransaction(transaction.serialize(), transaction.hash(), 150)
+
+    def broadcast(self, raw: bytes) -> BroadcastResult:
+        transaction = Transaction.parse(raw)
+        txid = transaction.hash()
+        if txid in self.transactions:
+            return BroadcastResult(accepted=True)
+        inputs = [Outpoint(bytes(i.txid)[::-1], i.vout) for i in transaction.vin]
+        if self.is_refusing:
+            return BroadcastResult(accepted=False, code="refusing")
+        if any(outpoint in self.spender for outpoint in inputs):
+            return BroadcastResult(accepted=False, code="conflict")
+        if transaction.locktime > self.height:
+            return BroadcastResult(accepted=False, code="non-final")
+        self.transactions[txid], self.raw[txid], self.height_by_txid[txid] = transaction, raw, None
+        self.spender.update(dict.fromkeys(inputs, txid))
+        return BroadcastResult(accepted=True)
+
+    def mine(self, blocks: int = 1) -> None:
+        for _ in range(blocks):
+            self.height += 1
+            for txid, height in self.height_by_txid.items():
+                if height is None:
+                    self.height_by_txid[txid] = self.height
+
+    def output(self, outpoint: Outpoint) -> OutputStatus | None:
+        transaction = self.transactions.get(outpoint.txid)
+        if transaction is None or outpoint.index >= len(transaction.vout):
+            return None
+        output = transaction.vout[outpoint.index]
+        spender = self.spender.get(outpoint)
+        return OutputStatus(
+            value_sat=output.value,
+            script_pubkey=output.script_pubkey.data,
+            height=self.height_by_txid[outpoint.txid],
+            spent_by=spender,
+            spent_height=None if spender is None else self.height_by_txid[spender],
+        )
+
+    def received_sat(self, scripts: set[bytes]) -> int:
+        """All that was ever paid to these scripts in a block."""
+        return sum(
+            int(output.value)
+            for txid, transaction in self.transactions.items()
+            for output in transaction.vout
+            if self.height_by_txid[txid] is not None and output.script_pubkey.data in scripts
+        )
+
+
+@dataclass
+class Node:
+    """The daemon around one engine, as small as it can be."""
+
+    name: str
+    key: bytes
+    chain: FakeChain
+    config: PaymentConfig
+    now: Callable[[], float]
+    store: MemoryStore = field(default_factory=MemoryStore)
+    watched: dict[bytes, Outpoint] = field(default_factory=dict)
+    suspended: set[bytes] = field(default_factory=set)
+    scripts: set[bytes] = field(default_factory=set)
+    log: list[ev.Output] = field(default_factory=list)
+    outbox: deque[tuple[bytes, bytes]] = field(default_factory=deque)
+    todo: deque[ev.Input] = field(default_factory=deque)
+    dropped: set[bytes] = field(default_factory=set)
+    crash_after: int | None = None  # so many more outputs are run
+    is_down: bool = False
+    restarts: int = 0
+
+    def __post_init__(self) -> None:
+        self.boot()
+
+    def boot(self) -> None:
+        """A fresh process on the same disk."""
+        self.restarts += 1
+        self.crash_after, self.is_down = None, False
+        self.outbox.clear()
+        self.todo.clear()
+        self.watched.clear()
+        self.suspended.clear()
+        self.engine = PaymentEngine(
+            self.config,
+            seed=(self.key * 2)[:32],
+            state=self.store.load(),
+            rng=random.Random(f"{self.name}{self.restarts}"),
+            now=self.now(),
+        )
+        self.run(self.engine.start(now=self.now()))
+        self.todo.append(ev.ChainTipChanged(self.chain.height, 1.0))
+        self.report_chain()
+
+    def give(self, event: ev.Input) -> None:
+        self.run(self.engine.handle(event, now=self.now()))
+
+    def run(self, outputs: list[ev.Output]) -> None:
+        assert not any(isinstance(output, ev.Persist) for output in outputs[1:]), "Persist must come first"
+        for output in outputs:
+            if self.crash_after is not None:
+                if self.crash_after == 0:
+                    self.is_down = True
+                    raise Crash
+                self.crash_after -= 1
+            self.log.append(output)
+            self._run(output)
+
+    def _run(self, output: ev.Output) -> None:
+        match output:
+            case ev.Persist():
+                self.store.apply(output.changes)
+            case ev.SendMessage():
+                self.outbox.append((output.peer, output.data))
+            case ev.FundChannel():
+                transaction = self.chain.fund(output.script_pubkey, output.amount_sat)
+                self.todo.append(ev.ChannelFunded(output.channel_id, transaction))
+            case ev.BroadcastTransaction():
+                self.todo.append(ev.BroadcastDone(output.txid, self.chain.broadcast(output.raw)))
+            case ev.WatchOutput():
+                self.watched[output.channel_id] = output.outpoint
+                self.report(output.channel_id)
+            case ev.UnwatchOutput():
+                self.watched.pop(output.channel_id, None)
+            case ev.NeedScript():
+                script = b"\x00\x14" + self.key[:8] + len(self.scripts).to_bytes(12, "big")
+                self.scripts.add(script)
+                self.todo.append(ev.NewScript(script))
+            case ev.Suspend():
+                self.suspended.add(output.peer)
+            case ev.Resume():
+                self.suspended.discard(output.peer)
+            case ev.DropConnection():
+                self.dropped.add(output.peer)
+
+    def report(self, channel_id: bytes) -> None:
+        status = self.chain.output(self.watched[channel_id])
+        raw = None if status is None or status.spent_by is None else self.chain.raw[status.spent_by]
+        self.todo.append(ev.ChannelOutputSeen(channel_id, status, raw))
+
+    def report_chain(self) -> None:
+        for channel_id in list(self.watched):
+            self.report(channel_id)
+
+    def new_block(self) -> None:
+        self.todo.append(ev.ChainTipChanged(self.chain.height, 1.0))
+        self.report_chain()
+
+    def notices(self, kind: type) -> list[ev.Output]:
+        return [output for output in self.log if isinstance(output, kind)]
+
+    def ledger(self, other: Node) -> ev.LedgerView:
+        return next(view for view in self.engine.ledgers() if view.peer == other.key)
+
+    def channels(self, **wanted: object) -> list[ev.ChannelView]:
+        found = self.engine.channels()
+        return [c for c in found if all(getattr(c, name) == value for name, value in wanted.items())]
+
+
+class World:
+    """Two nodes, `a` and `b`, one session between them, one chain."""
+
+    def __init__(self, config: PaymentConfig = CONFIG, chain: FakeChain | None = None, **changes: object) -> None:
+        self.time = 1000.0
+        self.chain = chain or FakeChain()
+        config = replace(config, **changes)  # type: ignore[arg-type]
+        self.a = Node("a", b"A" * 32, self.chain, config, lambda: self.time)
+        self.b = Node("b", b"B" * 32, self.chain, config, lambda: self.time)
+        self.wire: dict[str, deque[bytes]] = {"a": deque(), "b": deque()}  # by receiver
+        self.is_connected = False
+
+    @property
+    def nodes(self) -> tuple[Node, Node]:
+        return self.a, self.b
+
+    def other(self, node: Node) -> Node:
+        return self.b if node is self.a else self.a
+
+    def connect(self) -> None:
+        self.disconnect()
+        self.is_connected = True
+        for node in self.nodes:
+            node.give(ev.PeerConnected(self.other(node).key))
+
+    def disconnect(self) -> None:
+        """What is on its way is lost."""
+        for queue in self.wire.values():
+            queue.clear()
+        for node in self.nodes:
+            node.outbox.clear()
+            if self.is_connected:
+                node.give(ev.PeerDisconnected(self.other(node).key))
+                node.outbox.clear()
+        self.is_connected = False
+
+    def crash(self, node: Node) -> None:
+        node.boot()
+        if self.is_connected:
+            for queue in self.wire.values():
+                queue.clear()
+            self.is_connected = False
+            self.other(node).outbox.clear()
+            self.other(node).give(ev.PeerDisconnected(node.key))
+            self.other(node).outbox.clear()
+
+    def collect(self) -> None:
+        for node in self.nodes:
+            while node.outbox:
+                _, data = node.outbox.popleft()
+                if self.is_connected:
+                    self.wire[self.other(node).name].append(data)
+
+    def deliver(self, node: Node, limit: int = 1) -> int:
+        """Up to so many of the messages that are on their way to `node`; how many there were."""
+        self.collect()
+        queue, count = self.wire[node.name], 0
+        while queue and count < limit:
+            count += 1
+            node.give(ev.ReceivedMessage(self.other(node).key, queue.popleft()))
+        return count
+
+    def work(self, node: Node) -> int:
+        """What chain and wallet have answered."""
+        count = 0
+        while node.todo:
+            count += 1
+            node.give(node.todo.popleft())
+        return count
+
+    def pump(self) -> None:
+        """Until nobody has anything to do without time passing."""
+        for _ in range(10_000):
+            if sum(self.work(node) + self.deliver(node, 1000) for node in self.nodes) == 0:
+                return
+        raise AssertionError("the engines never come to rest")
+
+    def advance(self, seconds: float) -> None:
+        self.pump()
+        end = self.time + seconds
+        for _ in range(100_000):
+            deadline = min(node.engine.next_deadline() for node in self.nodes)
+            if deadline > end:
+                self.time = end
+                return
+            self.time = max(self.time, deadline)
+            for node in self.nodes:
+                if node.engine.next_deadline() <= self.time:
+                    node.give(ev.TimerExpired())
+            self.pump()
+        raise AssertionError("the timers never come to rest")
+
+    def mine(self, blocks: int = 1) -> None:
+        for _ in range(blocks):
+            self.chain.mine()
+            for node in self.nodes:
+                node.new_block()
+            self.pump()
+
+    def meter(self, seller: Node, buyer: Node, msat: float, *, counted_by_buyer: float = 1.0) -> None:
+        """The buyer hands the seller traffic worth so much."""
+        units = int(msat * UNITS_PER_MSAT)
+        buyer.give(ev.MeteredTraffic(seller.key, 0, int(units * counted_by_buyer)))
+        seller.give(ev.MeteredTraffic(buyer.key, units, 0))
+
+    def with_channel(self) -> World:
+        """Connected, and `a` has a channel open to `b` with nothing paid yet (1 msat was owed)."""
+        self.connect()
+        self.pump()
+        self.meter(self.b, self.a, 1)
+        self.pump()
+        self.mine()
+        return self

@@ -1,0 +1,100 @@
+"""The speaker and prices, as message charts."""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Network
+
+from routing.events import AnnouncedPrice, LearnedPrice, OriginateRoute, SetFee
+from routing.rules import PRICE_NOT_FOR_SALE
+from routing.tlv import Update
+from tests.routing.chart import DESTINATION, Chart, installed, peer_address, update
+
+OWN = IPv6Network("fd01::/64")
+INFINITY = 65535
+
+
+def test_our_price_is_that_of_the_next_hop_and_our_fee() -> None:
+    chart = Chart(fee_msat_per_gb=500_000)
+    chart.meet("a", "b")
+    chart.hear("a", update(100, price=1_000_000))
+    assert chart.take(LearnedPrice) == [LearnedPrice("a", peer_address("a"), DESTINATION, 1_000_000)]
+    assert chart.take(AnnouncedPrice) == [AnnouncedPrice(DESTINATION, 1_500_000)]
+    assert chart.speaker.announced_price(DESTINATION) == 1_500_000
+    chart.wait(0.1)
+    (announced,) = chart.sent(Update, "b")
+    assert (announced.metric, announced.price_msat_per_gb) == (100 + 96 + 128, 1_500_000)
+
+
+def test_a_new_fee_is_told_at_once_and_only_where_we_relay() -> None:
+    chart = Chart()
+    chart.feed(OriginateRoute(OWN))
+    chart.meet("a", "b")
+    chart.hear("a", update(100))
+    chart.wait(0.1)
+    chart.outputs.clear()
+    chart.feed(SetFee(1_000_000))
+    assert chart.take(AnnouncedPrice) == [AnnouncedPrice(DESTINATION, 1_000_000)]
+    chart.wait(0.02)
+    (announced,) = chart.sent(Update)
+    assert (announced.prefix, announced.metric, announced.price_msat_per_gb) == (DESTINATION, 452, 1_000_000)
+
+
+def test_who_carries_for_nobody_announces_only_its_own() -> None:
+    chart = Chart()
+    chart.feed(OriginateRoute(OWN))
+    chart.meet("a", "b")
+    chart.hear("a", update(100))
+    chart.wait(0.1)
+    chart.outputs.clear()
+    chart.feed(SetFee(PRICE_NOT_FOR_SALE))
+    assert [(u.prefix, u.metric) for u in chart.sent(Update, "b")] == [(DESTINATION, INFINITY)]
+    assert chart.speaker.selected(DESTINATION) is not None
+    assert chart.speaker.announced_price(DESTINATION) is None
+    assert chart.speaker.announced_price(OWN) == 0
+
+
+def test_routes_above_the_maximum_price_or_not_for_sale_are_not_taken() -> None:
+    chart = Chart(price_max_msat_per_gb=1_000_000)
+    chart.meet("a", "b")
+    chart.hear("a", update(0, price=1_000_001))
+    chart.hear("b", update(0, price=PRICE_NOT_FOR_SALE))
+    assert chart.route_changes() == []
+    chart.hear("a", update(0, price=1_000_000))
+    assert chart.route_changes() == [installed("a", 96, 1_000_000)]
+
+
+def test_a_settled_route_does_not_follow_small_price_moves_at_once() -> None:
+    chart = Chart(update_interval=600.0)
+    chart.meet("a", "b")
+    chart.hear("a", update(1000, price=4_000_000))
+    chart.wait(11.0)
+    chart.outputs.clear()
+    chart.hear("b", update(950, price=3_800_000))  # 5 % cheaper
+    assert chart.route_changes() == []
+    chart.wait(7.9)
+    assert chart.route_changes() == []
+    chart.wait(17.0)  # but it lasts
+    assert chart.route_changes() == [installed("b", 1046, 3_800_000)]
+
+
+def test_a_large_price_move_is_followed_at_once() -> None:
+    chart = Chart()
+    chart.meet("a", "b")
+    chart.hear("a", update(1000, price=4_000_000))
+    chart.hear("b", update(1001, price=4_000_000))
+    chart.wait(11.0)
+    chart.outputs.clear()
+    chart.hear("a", update(1512, price=6_000_000))
+    assert chart.route_changes() == [installed("b", 1097, 4_000_000)]
+
+
+def test_a_price_is_told_even_if_nothing_else_changes() -> None:
+    chart = Chart(price_weight=0.0)
+    chart.meet("a", "b")
+    chart.hear("a", update(100, price=10))
+    chart.wait(20.0)
+    chart.outputs.clear()
+    chart.hear("a", update(100, price=11))
+    chart.wait(0.02)
+    (announced,) = chart.sent(Update, "b")
+    assert announced.price_msat_per_gb == 11

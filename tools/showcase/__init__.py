@@ -1,0 +1,1 @@
+"""What tools/demo runs: six nodes, a real transfer, prices, payments, and the books at the end."""
