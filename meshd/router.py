@@ -112,10 +112,10 @@ class Router:
         await self._execute(outputs)
 
     async def _execute(self, outputs: Sequence[events.Output]) -> None:
-        routes: dict[events.Prefix, events.InstallRoute | events.RemoveRoute] = {}
+        routes: dict[events.Prefix, events.RouteChange] = {}
         for output in outputs:
             match output:
-                case events.InstallRoute() | events.RemoveRoute():
+                case events.InstallRoute() | events.BlockRoute() | events.RemoveRoute():
                     # Many at a time, the last word on each prefix only; but always before what follows them leaves.
                     routes[output.prefix] = output
                 case events.SendPacket():
@@ -136,20 +136,34 @@ class Router:
                     assert_never(output)
         await self._apply(routes)
 
-    async def _apply(self, routes: dict[events.Prefix, events.InstallRoute | events.RemoveRoute]) -> None:
-        install = []
+    async def _apply(self, routes: dict[events.Prefix, events.RouteChange]) -> None:
+        install, block = [], []
         for route in routes.values():
-            if isinstance(route, events.InstallRoute):
-                install.append(Route(route.prefix, route.interface, route.next_hop))
-                log.debug("route", prefix=route.prefix, via=route.next_hop, dev=route.interface, metric=route.metric)
-            else:
-                log.debug("route removed", prefix=route.prefix)
-                await self._remove(route.prefix)
+            match route:
+                case events.InstallRoute(prefix, interface, next_hop, metric, _):
+                    install.append(Route(prefix, interface, next_hop))
+                    log.debug("route", prefix=prefix, via=next_hop, dev=interface, metric=metric)
+                case events.BlockRoute(prefix):
+                    block.append(prefix)
+                    log.debug("route lost", prefix=prefix)
+                case events.RemoveRoute(prefix):
+                    log.debug("route removed", prefix=prefix)
+                    await self._remove(prefix)
         routes.clear()
+        if block:
+            await self._block(block)
         if install:
             for prefix, error in (await self._kernel.routes.install_many(install)).items():
                 # The interface may go down between the decision and the kernel; its event follows and repairs it.
                 log.warning("route not installed", prefix=prefix, reason=error)
+
+    async def _block(self, prefixes: Sequence[events.Prefix]) -> None:
+        try:
+            failed = await self._kernel.routes.block_many(prefixes)
+        except NetlinkError as error:
+            failed = dict.fromkeys(prefixes, error)
+        for prefix, reason in failed.items():
+            log.warning("route not blocked", prefix=prefix, reason=reason)
 
     async def _remove(self, prefix: events.Prefix) -> None:
         try:

@@ -14,6 +14,7 @@ from routing.rules import METRIC_INFINITY, PRICE_NOT_FOR_SALE
 from routing.tables import NEVER, Interface, Neighbour, PrefixEntry, Source, State
 from routing.tlv import Prefix, Tlv, Update
 
+HOLD_INTERVALS = 3.5  # a neighbour keeps our route for so many update intervals (appendix B)
 RETRACTION_HOLD_INTERVALS = 2.5  # full updates repeat a retraction for so many update intervals
 SMALL_CHANGE_SHARE = 10  # a metric move below a tenth is small
 UPDATE_OCTETS = 48  # a priced IPv6 host route with its Router-Id TLV
@@ -54,10 +55,14 @@ class Announcer:
             interface.flush_at = now + self._state.jitter(delay)
             self._state.timers.set_earlier(interface, interface.flush_at)
 
-    def flush(self, interface: Interface) -> None:
+    def hold_until(self, *, now: float) -> float:
+        """When every neighbour has let a route of ours expire, whatever it missed (section 3.5.4)."""
+        return now + HOLD_INTERVALS * self._state.config.update_interval
+
+    def flush(self, interface: Interface, *, now: float) -> None:
         pending, interface.pending = interface.pending, {}
         interface.flush_at = NEVER
-        updates = (self._update_on(entry, interface, is_full=False) for entry in pending)
+        updates = (self._update_on(entry, interface, is_full=False, now=now) for entry in pending)
         self._emit(interface, None, [update for update in updates if update is not None])
 
     def send_full_update(self, to: Interface | Neighbour, *, now: float) -> None:
@@ -67,7 +72,7 @@ class Announcer:
         for entry in self._state.prefixes.values():
             if entry.announced is None and entry.retract_until < now:
                 continue
-            update = self._update_on(entry, interface, is_full=True)
+            update = self._update_on(entry, interface, is_full=True, now=now)
             if update is not None:
                 updates.append(update)
         neighbour = to if isinstance(to, Neighbour) and len(interface.neighbours) > 1 else None
@@ -75,6 +80,10 @@ class Announcer:
             interface.pending.clear()
             interface.flush_at = NEVER
         self._emit(interface, neighbour, updates)
+
+    def forget_interface(self, entry: PrefixEntry, interface: Interface, *, now: float) -> None:
+        """Its neighbours cannot be told. The other end need not know that it is down."""
+        self._note_retraction(entry, interface.bit, now=now)
 
     def request_full_update(self, interface: Interface) -> None:
         self._state.dumping[interface] = None
@@ -145,23 +154,28 @@ class Announcer:
         )
         return config.urgent_timeout if is_urgent else config.small_change_timeout
 
-    def _update_on(self, entry: PrefixEntry, interface: Interface, *, is_full: bool) -> Update | None:
+    def _update_on(self, entry: PrefixEntry, interface: Interface, *, is_full: bool, now: float) -> Update | None:
         """What `interface` should hear of the prefix; None: nothing."""
         update = entry.update or self._build(entry)
         bit = interface.bit
         if update.metric >= METRIC_INFINITY:
             if not (is_full or entry.advertised_on & bit):
                 return None  # nobody there ever heard of it
-            entry.advertised_on &= ~bit
+            self._note_retraction(entry, bit, now=now)
             return update
         if self._is_horizon(entry, interface):
             # Section 3.7.4. Whoever was told of an earlier route must not keep it.
             if not entry.advertised_on & bit:
                 return None
-            entry.advertised_on &= ~bit
+            self._note_retraction(entry, bit, now=now)
             return self._retraction(entry.prefix)
         entry.advertised_on |= bit
         return update
+
+    def _note_retraction(self, entry: PrefixEntry, bit: int, *, now: float) -> None:
+        if entry.advertised_on & bit:
+            entry.advertised_on &= ~bit
+            entry.hold_until = self.hold_until(now=now)
 
     def _is_horizon(self, entry: PrefixEntry, interface: Interface) -> bool:
         route = entry.selected

@@ -115,7 +115,20 @@ class InstallRoute:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockRoute:
+    """There is no route to `prefix` any more, and a neighbour may not know it yet (RFC 8966 section 3.5.4).
+
+    What is for `prefix` must be refused, not forwarded along a shorter prefix that covers it. It replaces an earlier
+    route atomically; `InstallRoute` or `RemoveRoute` ends it.
+    """
+
+    prefix: Prefix
+
+
+@dataclass(frozen=True, slots=True)
 class RemoveRoute:
+    """Nothing is left of the route to `prefix`, or of its being blocked."""
+
     prefix: Prefix
 
 
@@ -154,4 +167,5 @@ class AnnouncedPrice:
     price_msat_per_gb: int | None
 
 
-Output = SendPacket | InstallRoute | RemoveRoute | NeighbourUp | NeighbourDown | LearnedPrice | AnnouncedPrice
+RouteChange = InstallRoute | BlockRoute | RemoveRoute
+Output = SendPacket | RouteChange | NeighbourUp | NeighbourDown | LearnedPrice | AnnouncedPrice

@@ -55,7 +55,7 @@ class Neighbourhood:
         self._state.mailbox.pop(interface, None)
         self._state.flushing.pop(interface, None)
         for entry in self._state.prefixes.values():
-            entry.advertised_on &= ~interface.bit
+            self._announcer.forget_interface(entry, interface, now=now)
         self._forget(list(interface.neighbours.values()), now=now)
 
     def shut_down(self, *, now: float) -> None:
@@ -63,6 +63,7 @@ class Neighbourhood:
             if interface.neighbours:
                 self._state.packets.append(SendPacket(interface.name, None, (WildcardRetraction(),)))
             self.lower_interface(interface.name, now=now)
+        self._selection.end_holds()
 
     def sender(self, packet: ReceivedPacket, *, now: float) -> Neighbour | None:
         """The neighbour that the packet is from. Only a Hello makes a new one."""

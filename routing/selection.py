@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from routing import rules
 from routing.announcer import Announcer
-from routing.events import InstallRoute, LearnedPrice, LinkKind, RemoveRoute
+from routing.events import BlockRoute, InstallRoute, LearnedPrice, LinkKind, RemoveRoute
 from routing.requests import Requests, is_route_feasible
 from routing.rules import METRIC_INFINITY
 from routing.tables import NEVER, Neighbour, PrefixEntry, Route, State
@@ -110,7 +110,7 @@ class Selection:
             entry.patient_at = NEVER
         elif best is not None and current is not None and not self._is_switch_due(entry, current, best, now=now):
             best = current
-        if best is not entry.selected:
+        if best is not entry.selected or best is None:
             self._select(entry, best, now=now)
         self._announcer.announce(entry, now=now)
         if unfeasible_metric <= (METRIC_INFINITY - 1 if best is None else best.metric):
@@ -125,12 +125,20 @@ class Selection:
             for route in list(entry.routes.values()):
                 next_at = min(next_at, self._check_expiry(route, now=now))
             next_at = min(next_at, self._collect_sources(entry, now=now))
+            next_at = min(next_at, self._check_hold(entry, now=now))
             if entry.retract_until > now:
                 next_at = min(next_at, entry.retract_until)
+            elif entry.is_blocked:
+                continue
             elif not (entry.routes or entry.announced or entry.sources or entry.requests):
                 self._remove_entry(entry)
         if next_at < NEVER:
             self._scan_by(next_at, now=now)
+
+    def end_holds(self) -> None:
+        """There are no neighbours any more."""
+        for entry in self._state.prefixes.values():
+            self._end_hold(entry)
 
     def _new_entry(self, prefix: Prefix) -> PrefixEntry:
         entry = self._state.prefixes[prefix] = PrefixEntry(prefix)
@@ -264,13 +272,49 @@ class Selection:
         return False
 
     def _select(self, entry: PrefixEntry, route: Route | None, *, now: float) -> None:
+        """`route` None: also if there was none before, but for a prefix of our own perhaps."""
+        was_in_kernel = entry.selected is not None or entry.is_blocked
         if entry.selected is None:
             entry.found_at = now
         entry.selected = route
-        if route is None:
+        if route is not None:
+            entry.is_blocked = False
+            self._install(route)
+        elif entry.own_metric is None and self._is_relied_on(entry, now=now):
+            self._block(entry, now=now)
+        elif was_in_kernel:
+            entry.is_blocked = False
             self._state.outputs.append(RemoveRoute(entry.prefix))
+
+    @staticmethod
+    def _is_relied_on(entry: PrefixEntry, *, now: float) -> bool:
+        """A neighbour may send us packets for the prefix. Nothing is shorter than a default route."""
+        return entry.prefix.prefixlen > 0 and (entry.advertised_on != 0 or entry.hold_until > now)
+
+    def _block(self, entry: PrefixEntry, *, now: float) -> None:
+        """Section 3.5.4: what covers the prefix may lead back to us, through a neighbour that still relies on us."""
+        if entry.is_blocked:
             return
-        self._install(route)
+        entry.is_blocked = True
+        entry.hold_until = self._announcer.hold_until(now=now)
+        self._scan_by(entry.hold_until, now=now)
+        self._state.outputs.append(BlockRoute(entry.prefix))
+
+    def _check_hold(self, entry: PrefixEntry, *, now: float) -> float:
+        """When to look at it again."""
+        if not entry.is_blocked:
+            return NEVER
+        if entry.hold_until > now:
+            return entry.hold_until
+        self._end_hold(entry)
+        return NEVER
+
+    def _end_hold(self, entry: PrefixEntry) -> None:
+        """Whoever heard of the route has heard of its end, or has let it expire."""
+        if entry.is_blocked:
+            entry.is_blocked = False
+            entry.advertised_on = 0
+            self._state.outputs.append(RemoveRoute(entry.prefix))
 
     def _install(self, route: Route) -> None:
         interface = route.neighbour.interface.name

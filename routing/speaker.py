@@ -207,7 +207,7 @@ class Speaker:
             if state.interfaces.get(interface.name) is interface and interface.neighbours:
                 self._announcer.send_full_update(to, now=now)
         for interface in state.flushing:
-            self._announcer.flush(interface)
+            self._announcer.flush(interface, now=now)
         for waiting in (state.mailbox, state.dumping, state.flushing):
             waiting.clear()
         outputs, state.outputs, state.packets = state.outputs + state.packets, [], []

@@ -141,6 +141,8 @@ class PrefixEntry:
     update: Update | None = None  # the announcement as a TLV, built when it is sent
     advertised_on: int = 0  # bit mask of interfaces on which the last thing sent was a finite metric
     retract_until: float = -NEVER  # full updates repeat the retraction until then
+    is_blocked: bool = False  # the kernel refuses what is for the prefix (section 3.5.4)
+    hold_until: float = -NEVER  # a neighbour that missed our retraction may send us packets until then
     requests: dict[bytes, PendingRequest] = field(default_factory=dict)
 
 

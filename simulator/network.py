@@ -15,6 +15,7 @@ import networkx as nx
 
 from routing import codec
 from routing.events import (
+    BlockRoute,
     InstallRoute,
     InterfaceUp,
     OriginateRoute,
@@ -183,7 +184,7 @@ class Network:
                     self._digest.update(struct.pack("<dIIII", self.now, number, via, metric, price))
                     if change := self._set_next_hop(number, self._node_by_prefix[prefix], via):
                         changes.append(change)
-                case RemoveRoute(prefix):
+                case RemoveRoute(prefix) | BlockRoute(prefix):
                     destination = self._node_by_prefix[prefix]
                     self._digest.update(struct.pack("<dII", self.now, number, destination))
                     if self.next_hop[destination].pop(number, None) is not None:

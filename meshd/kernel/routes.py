@@ -9,7 +9,9 @@ own networks by announcing them (the table `local` comes before all of it):
 4. the table main: the operator's own default route.
 5. our table: a default route out of the mesh.
 
-An IPv4 prefix may have an IPv6 next hop (RFC 9229). A route that is removed is deleted; nothing is left in its place.
+An IPv4 prefix may have an IPv6 next hop (RFC 9229). A blocked prefix has an `unreachable` route, so that no look-up
+goes on to a shorter prefix. Its priority is worse than that of any route of ours: the kernel does not replace an IPv6
+route with a next hop by one without, so the new one is put beside the old one before that is deleted.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ from meshd.kernel.netlink import (
 _RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
 _RTM_NEWRULE, _RTM_DELRULE, _RTM_GETRULE = 32, 33, 34
 _RTN_UNICAST = 1
+_RTN_UNREACHABLE = 7
+_PRIORITY_OF_BLOCKS = 0x7FFF_FFFF
 _RTNH_F_ONLINK = 4
 _RT_TABLE_MAIN = 254
 _RTA_TABLE = _FRA_TABLE = 15
@@ -68,6 +72,7 @@ class RouteTable:
         self._table = table
         self._protocol = protocol
         self._rule_priority = rule_priority
+        self._blocked: set[Prefix] = set()
         self._source_by_family: dict[int, IPv4Address | IPv6Address] = {}
 
     async def install(self, prefix: Prefix, interface: str, next_hop: IPv4Address | IPv6Address) -> None:
@@ -76,6 +81,7 @@ class RouteTable:
         Raises NetlinkError; ENODEV if the interface is gone, ENETDOWN or ENETUNREACH if it is down.
         """
         await self._netlink.request(self._new_route(Route(prefix, interface, next_hop)))
+        await self._unblock([prefix])
 
     async def install_many(self, routes: Iterable[Route]) -> dict[Prefix, NetlinkError]:
         """As `install`, many at once. What could not be installed, and why."""
@@ -90,12 +96,24 @@ class RouteTable:
                 failed[route.prefix] = error
         results = await self._netlink.batch(requests)
         failed.update((prefix, error) for prefix, error in zip(prefixes, results, strict=True) if error is not None)
+        await self._unblock(prefix for prefix in prefixes if prefix not in failed)
         return failed
+
+    async def block_many(self, prefixes: Sequence[Prefix]) -> dict[Prefix, NetlinkError]:
+        """Refuse what is for them, in place of their routes: at no moment does a shorter prefix take a packet."""
+        self._blocked.update(prefixes)
+        flags = NLM_F_CREATE | NLM_F_REPLACE
+        requests = [Request(_RTM_NEWROUTE, encode(self._block_message(prefix)), flags) for prefix in prefixes]
+        results = await self._netlink.batch(requests)
+        routes = [self._route_message(prefix, kind=_RTN_UNICAST) for prefix in prefixes]
+        await _delete_all(self._netlink, [Request(_RTM_DELROUTE, encode(route)) for route in routes])
+        return {prefix: error for prefix, error in zip(prefixes, results, strict=True) if error is not None}
 
     async def remove(self, prefix: Prefix) -> None:
         """No error if there is none: the kernel itself deletes routes whose interface goes down."""
-        message = self._route_message(prefix)
-        await _delete_all(self._netlink, [Request(_RTM_DELROUTE, encode(message))])
+        route = self._route_message(prefix, kind=_RTN_UNICAST)
+        await _delete_all(self._netlink, [Request(_RTM_DELROUTE, encode(route))])
+        await self._unblock([prefix])
 
     async def flush(self) -> None:
         """Remove all routes of the table."""
@@ -104,6 +122,7 @@ class RouteTable:
             routes = await self._netlink.dump(Request(_RTM_GETROUTE, header))
             ours = [route for route in routes if _attribute_u32(route, _RTA_TABLE) == self._table]
             await _delete_all(self._netlink, [Request(_RTM_DELROUTE, route.payload) for route in ours])
+        self._blocked.clear()
 
     async def add_rules(self) -> None:
         for message in self._rules():
@@ -126,13 +145,18 @@ class RouteTable:
         if self._source_by_family.get(_family(address)) == address:
             del self._source_by_family[_family(address)]
 
+    async def _unblock(self, prefixes: Iterable[Prefix]) -> None:
+        blocked = [prefix for prefix in prefixes if prefix in self._blocked]
+        messages = [self._block_message(prefix) for prefix in blocked]
+        await _delete_all(self._netlink, [Request(_RTM_DELROUTE, encode(message)) for message in messages])
+        self._blocked.difference_update(blocked)
+
     def _new_route(self, route: Route) -> Request:
         try:
             index = socket.if_nametoindex(route.interface)
         except OSError:
             raise NetlinkError(errno.ENODEV, route.interface) from None
-        message = self._route_message(route.prefix)
-        message["type"] = _RTN_UNICAST
+        message = self._route_message(route.prefix, kind=_RTN_UNICAST)
         next_hop = str(route.next_hop)
         if isinstance(route.next_hop, IPv4Address):
             # The neighbour need not be in a subnet of ours: it has just told us that it is on the link.
@@ -148,8 +172,14 @@ class RouteTable:
             message["attrs"].append(("RTA_PREFSRC", str(source)))
         return Request(_RTM_NEWROUTE, encode(message), NLM_F_CREATE | NLM_F_REPLACE)
 
-    def _route_message(self, prefix: Prefix) -> Any:
+    def _block_message(self, prefix: Prefix) -> Any:
+        message = self._route_message(prefix, kind=_RTN_UNREACHABLE)
+        message["attrs"].append(("RTA_PRIORITY", _PRIORITY_OF_BLOCKS))
+        return message
+
+    def _route_message(self, prefix: Prefix, *, kind: int) -> Any:
         message = rtmsg()
+        message["type"] = kind
         message["family"] = _family(prefix.network_address)
         message["dst_len"] = prefix.prefixlen
         message["proto"] = self._protocol

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address
@@ -98,6 +98,13 @@ class FakeRoutes:
         if self.refusing:
             return {route.prefix: NetlinkError(errno.ENODEV) for route in routes}
         self.journal += [("install", route.prefix) for route in routes]
+        return {}
+
+    async def block_many(self, prefixes: Sequence[Prefix]) -> dict[Prefix, NetlinkError]:
+        await trio.lowlevel.checkpoint()
+        if self.refusing:
+            return dict.fromkeys(prefixes, NetlinkError(errno.EBUSY))
+        self.journal += [("block", prefix) for prefix in prefixes]
         return {}
 
     async def remove(self, prefix: Prefix) -> None:

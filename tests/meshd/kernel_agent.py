@@ -58,6 +58,10 @@ class Agent:
     async def unroute(self, prefix: str) -> None:
         await self.kernel.routes.remove(ip_network(prefix))
 
+    async def block(self, prefix: str) -> None:
+        failed = await self.kernel.routes.block_many([ip_network(prefix)])
+        assert not failed, failed
+
     async def flush(self) -> None:
         await self.kernel.routes.flush()
 

@@ -38,6 +38,8 @@ def _change_everything(node: Node) -> None:
     node.call("address", "lo", "10.1.0.1")  # the operator's: ours to use, not to remove
     node.call("route", "fd00::b/128", "e0", link_local(mac("b", "e1")))
     node.call("route", "10.9.0.2/32", "e0", link_local(mac("b", "e1")))
+    node.call("block", "fd00::c/128")
+    node.call("block", "10.9.0.3/32")
     node.call("suspend", "e0", plain(mac("b", "e1")))
     changed = node.run(_STATE)
     assert "table netdev meshd" in changed

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.meshd.kernel_lab import Node, lab, line
+from tests.meshd.kernel_lab import Node, lab, line, link_local, mac
 from tests.meshd.kernel_lab import needs_namespaces as pytestmark  # noqa: F401
 
 
@@ -104,3 +106,47 @@ def test_our_address_is_the_source_of_what_we_send(tmp_path: Path) -> None:
         assert a.call("answers", c.ip4)
         a.call("remove_address", "lo", a.ip4)
         assert a.ip4 not in a.run("ip address show dev lo")
+
+
+def test_a_blocked_prefix_falls_through_to_no_shorter_one(tmp_path: Path) -> None:
+    """a sends to c by b, whose default route leads back to a: what b may not forward must not take that."""
+    with line(tmp_path, "mk-rb-") as (a, b, c):
+        prefixes = (f"{c.ip6}/128", f"{c.ip4}/32")
+        for default in ("::/0", "0.0.0.0/0"):
+            b.call("route", default, "ba", link_local(mac("a", "ab")))
+        b.run("nft add table inet t; nft 'add chain inet t out { type filter hook postrouting priority 0; }'")
+        b.run(f"nft add rule inet t out oifname ba ip6 daddr {c.ip6} counter")
+        b.run(f"nft add rule inet t out oifname ba ip daddr {c.ip4} counter")
+
+        def strays() -> list[int]:
+            return [int(n) for n in re.findall(r"counter packets (\d+)", b.run("nft list chain inet t out"))]
+
+        done = threading.Event()
+
+        def keep_sending() -> None:
+            while not done.is_set():
+                for to in (c.ip6, c.ip4):
+                    a.call("send", "udp", to, 100 * 1200)
+
+        sender = threading.Thread(target=keep_sending)
+        sender.start()
+        try:
+            for _ in range(20):
+                for prefix in prefixes:
+                    b.call("block", prefix)
+                b.route(c, "bc", mac("c", "cb"))
+            for prefix in prefixes:
+                b.call("block", prefix)
+        finally:
+            done.set()
+            sender.join()
+        a.call("send", "udp", c.ip6, 10 * 1200)
+        a.call("send", "udp", c.ip4, 10 * 1200)
+        assert c.call("sunk") > 0
+        assert [line.split()[0] for line in _routes(b) if line.startswith("unreachable")] == ["unreachable"] * 2
+        assert strays() == [0, 0]
+        for prefix in prefixes:
+            b.call("unroute", prefix)
+        for to in (c.ip6, c.ip4):
+            a.call("send", "udp", to, 10 * 1200)
+        assert all(strays())

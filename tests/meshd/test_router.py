@@ -124,9 +124,18 @@ def test_routes_are_in_the_kernel_before_the_packet_that_announces_them(node: No
                 events.RemoveRoute(NET),
                 INSTALL,
                 PACKET,
+                events.BlockRoute(NET),
+                PACKET,
                 events.RemoveRoute(NET),
             )
-            assert node.journal == [("remove", OTHER_NET), ("install", NET), ("packet", 3), ("remove", NET)]
+            assert node.journal == [
+                ("remove", OTHER_NET),
+                ("install", NET),
+                ("packet", 3),
+                ("block", NET),
+                ("packet", 3),
+                ("remove", NET),
+            ]
 
     run(scenario)
 
@@ -137,7 +146,7 @@ def test_a_kernel_that_refuses_and_an_interface_that_fails_end_nothing(node: Nod
             await node.link()
             node.kernel.routes.refusing = True
             node.socket.failing = True
-            await node.trigger(INSTALL, events.RemoveRoute(OTHER_NET), PACKET)
+            await node.trigger(INSTALL, events.RemoveRoute(OTHER_NET), PACKET, events.BlockRoute(NET))
             node.kernel.routes.refusing = node.socket.failing = False
             await node.trigger(INSTALL, PACKET)
             assert node.journal == [("install", NET), ("packet", 3)]

@@ -17,7 +17,7 @@ from routing.events import (
     LinkKind,
     Output,
     ReceivedPacket,
-    RemoveRoute,
+    RouteChange,
     SendPacket,
     TimerExpired,
 )
@@ -98,8 +98,8 @@ class Chart:
             if isinstance(tlv, kind)
         ]
 
-    def route_changes(self) -> list[InstallRoute | RemoveRoute]:
-        return [o for o in self.outputs if isinstance(o, InstallRoute | RemoveRoute)]
+    def route_changes(self) -> list[RouteChange]:
+        return [o for o in self.outputs if isinstance(o, RouteChange)]
 
 
 def update(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv6Address, IPv6Network
 
 from routing.events import (
+    BlockRoute,
     Input,
     InstallRoute,
     InterfaceDown,
@@ -161,7 +162,7 @@ class Network:
                 self._carry(node, output)
             case InstallRoute():
                 self._set_next_hop(node, output.prefix, int(output.interface[2:]))
-            case RemoveRoute():
+            case BlockRoute() | RemoveRoute():
                 self._set_next_hop(node, output.prefix, None)
 
     def _carry(self, node: int, packet: SendPacket) -> None:
@@ -176,7 +177,7 @@ class Network:
     def _set_next_hop(self, node: int, prefix: Prefix, peer: int | None) -> None:
         hops = self.next_hops.setdefault(prefix, {})
         if peer is None:
-            del hops[node]
+            hops.pop(node, None)  # it may have been blocked before
             return
         hops[node] = peer
         self.changes += 1

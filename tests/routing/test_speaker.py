@@ -8,6 +8,7 @@ import pytest
 
 from routing.events import (
     AnnouncedPrice,
+    BlockRoute,
     InterfaceDown,
     InterfaceUp,
     LinkKind,
@@ -128,7 +129,7 @@ def test_interface_down_drops_everything_and_says_so_elsewhere_at_once() -> None
     chart.wait(1.0)
     chart.outputs.clear()
     chart.feed(InterfaceDown("a"))
-    assert chart.take(RemoveRoute) == [RemoveRoute(DESTINATION)]
+    assert chart.take(BlockRoute) == [BlockRoute(DESTINATION)]
     assert chart.take(NeighbourDown) == [NeighbourDown("a", peer_address("a"))]
     assert chart.take(AnnouncedPrice) == [AnnouncedPrice(DESTINATION, None)]
     assert [(u.prefix, u.metric) for u in chart.sent(Update, "b")] == [(DESTINATION, INFINITY)]
@@ -265,7 +266,7 @@ def test_a_retraction_is_passed_on_at_once_and_repeated_in_full_updates() -> Non
     chart.wait(0.1)
     chart.outputs.clear()
     chart.hear("a", update(INFINITY))
-    assert chart.take(RemoveRoute) == [RemoveRoute(DESTINATION)]
+    assert chart.take(BlockRoute) == [BlockRoute(DESTINATION)]
     assert [u.metric for u in chart.sent(Update, "b")] == [INFINITY]
     chart.wait(17.0)
     assert [u.metric for u in chart.sent(Update, "b")] == [INFINITY]
@@ -379,7 +380,7 @@ def test_an_unfeasible_route_is_not_selected_until_its_seqno_is_new() -> None:
     chart.hear("b", update(196))
     chart.outputs.clear()
     chart.hear("a", update(INFINITY))
-    assert chart.route_changes() == [RemoveRoute(DESTINATION)]
+    assert chart.route_changes() == [BlockRoute(DESTINATION)]
     assert chart.sent(SeqnoRequest, "b") == [SeqnoRequest(DESTINATION, 2, 64, SOURCE_ID)]
     chart.hear("b", update(196, seqno=2))
     assert chart.route_changes()[-1] == installed("b", 292)
@@ -427,7 +428,7 @@ def test_an_unfeasible_update_from_another_router_unselects_the_route() -> None:
     chart.wait(0.1)
     chart.outputs.clear()
     chart.hear("a", update(900, router_id=b"another1"))
-    assert chart.route_changes() == [RemoveRoute(DESTINATION)]
+    assert chart.route_changes() == [BlockRoute(DESTINATION)]
 
 
 def test_a_seqno_request_for_ourselves_raises_our_seqno_by_one() -> None:
