@@ -46,6 +46,14 @@ class InterfaceDown:
 
 
 @dataclass(frozen=True, slots=True)
+class NeighbourUnreachable:
+    """The kernel cannot reach this link-local address any more (NUD state FAILED): the neighbour is asked at once."""
+
+    interface: str
+    address: IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
 class ReceivedPacket:
     """A decoded packet. `multicast` tells how it was addressed."""
 
@@ -85,7 +93,17 @@ class TimerExpired:
     """Time has reached `Speaker.next_deadline()`."""
 
 
-Input = InterfaceUp | InterfaceDown | ReceivedPacket | OriginateRoute | WithdrawRoute | SetFee | Shutdown | TimerExpired
+Input = (
+    InterfaceUp
+    | InterfaceDown
+    | NeighbourUnreachable
+    | ReceivedPacket
+    | OriginateRoute
+    | WithdrawRoute
+    | SetFee
+    | Shutdown
+    | TimerExpired
+)
 
 
 @dataclass(frozen=True, slots=True)

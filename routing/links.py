@@ -9,6 +9,7 @@ from routing.tables import NEVER, HelloHistory, Neighbour
 
 GAP_MAX = 16  # a larger difference of Hello seqnos means that the sender has restarted (appendix A.1)
 HELLO_TIMEOUT_INTERVALS = 1.5
+SILENCE_HELLOS = 4
 WIRELESS_SILENCE = 0xF000  # four Hellos in a row missed: no radio link is worth waiting longer
 FIRST_HELLO_WIRED = 0xC000  # enough for 2-out-of-3: a wire that carries one Hello carries the next
 FIRST_HELLO = 0x8000
@@ -26,6 +27,9 @@ def record_hello(record: HelloHistory, seqno: int, interval: float, *, is_wired:
         record.count = 1
     else:
         gap = (seqno - record.expected_seqno) & 0xFFFF
+        if gap == 0 and record.interval > 0.0:
+            seen = (now - record.heard_at) / record.interval - 1.0
+            record.lateness = rules.learn_lateness(record.lateness, seen)
         if gap < 0x8000:
             record.history >>= gap  # missed
             record.count = min(HISTORY_BITS, record.count + gap)
@@ -36,19 +40,27 @@ def record_hello(record: HelloHistory, seqno: int, interval: float, *, is_wired:
         record.history = (record.history >> 1) | FIRST_HELLO
         record.count = min(HISTORY_BITS, record.count + 1)
     record.expected_seqno = rules.seqno_add(seqno, 1)
+    record.heard_at = now
     if interval > 0.0:
         record.interval = interval
         record.expires_at = now + HELLO_TIMEOUT_INTERVALS * interval
 
 
-def expire_hello(record: HelloHistory, *, now: float) -> None:
-    """The Hello that was due has not come."""
+def expire_hello(record: HelloHistory, *, now: float) -> bool:
+    """True: the Hello that was due has not come."""
     if record.expires_at > now:
-        return
+        return False
     record.history >>= 1
     record.count = min(HISTORY_BITS, record.count + 1)
     record.expected_seqno = rules.seqno_add(record.expected_seqno, 1)
     record.expires_at = now + record.interval if record.history else NEVER
+    return True
+
+
+def silence(record: HelloHistory) -> None:
+    """Asked in vain: as if as many Hellos had been missed as a link of any kind survives."""
+    record.history >>= SILENCE_HELLOS
+    record.count = min(HISTORY_BITS, record.count + SILENCE_HELLOS)
 
 
 def update_cost(neighbour: Neighbour) -> bool:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from routing import links
 from routing.announcer import Announcer
-from routing.events import InterfaceUp, LinkKind, NeighbourDown, NeighbourUp, ReceivedPacket, SendPacket
+from routing.events import (
+    InterfaceUp,
+    LinkKind,
+    NeighbourDown,
+    NeighbourUnreachable,
+    NeighbourUp,
+    ReceivedPacket,
+    SendPacket,
+)
+from routing.liveness import Liveness
 from routing.requests import Requests
 from routing.rules import METRIC_INFINITY, seqno_add
 from routing.selection import Selection
@@ -24,6 +33,7 @@ class Neighbourhood:
         self._selection = selection
         self._announcer = announcer
         self._requests = requests
+        self._liveness = Liveness(state)
 
     def raise_interface(self, event: InterfaceUp, *, now: float) -> None:
         known = self._state.interfaces.get(event.interface)
@@ -73,6 +83,7 @@ class Neighbourhood:
             return None
         neighbour = interface.neighbours.get(packet.source)
         if neighbour is not None:
+            self._liveness.hear(neighbour)
             return neighbour
         if packet.source == interface.address:
             return None
@@ -93,7 +104,10 @@ class Neighbourhood:
             neighbour = self._meet(fresh, now=now)
             record = neighbour.unicast if hello.unicast else neighbour.multicast
         is_wired = neighbour.interface.kind is LinkKind.WIRED
+        if not hello.unicast and record.count == 0:
+            self._liveness.meet(neighbour, hello.seqno)
         links.record_hello(record, hello.seqno, hello.interval_cs / 100, is_wired=is_wired, now=now)
+        self._liveness.hear_hello(neighbour, record, now=now)
         self._follow_link(neighbour, now=now)
         return neighbour
 
@@ -107,6 +121,14 @@ class Neighbourhood:
         neighbour.ihu_expires_at = now + IHU_HOLD_SECONDS_PER_CS * ihu.interval_cs
         self._follow_link(neighbour, now=now)
 
+    def doubt(self, event: NeighbourUnreachable, *, now: float) -> None:
+        """The kernel got no answer to its neighbour solicitations."""
+        interface = self._state.interfaces.get(event.interface)
+        neighbour = interface.neighbours.get(event.address) if interface is not None else None
+        if neighbour is not None:
+            self._liveness.doubt(neighbour, now=now)
+            self.run_neighbour(neighbour, now=now)
+
     def run_interface(self, interface: Interface, *, now: float) -> None:
         if min(interface.hello_at, interface.greet_at) <= now:
             self._send_hello(interface, now=now)
@@ -119,8 +141,12 @@ class Neighbourhood:
         self._state.arm(interface)
 
     def run_neighbour(self, neighbour: Neighbour, *, now: float) -> None:
-        links.expire_hello(neighbour.multicast, now=now)
-        links.expire_hello(neighbour.unicast, now=now)
+        for record in (neighbour.multicast, neighbour.unicast):
+            if links.expire_hello(record, now=now):
+                self._liveness.miss_hello(neighbour, record, now=now)
+        if self._liveness.run(neighbour, now=now):
+            links.silence(neighbour.multicast)
+            links.silence(neighbour.unicast)
         if neighbour.ihu_expires_at <= now:
             neighbour.ihu_expires_at = NEVER
             neighbour.txcost = METRIC_INFINITY
@@ -133,6 +159,7 @@ class Neighbourhood:
         if self._is_lost(neighbour):
             # It may still hear us: let it know at once that it is talking to the deaf.
             self._state.send(neighbour, self._ihu(neighbour))
+            self._liveness.bury(neighbour)
             self._forget([neighbour], now=now)
 
     def _change_interface(self, interface: Interface, event: InterfaceUp, *, now: float) -> None:

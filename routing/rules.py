@@ -10,6 +10,12 @@ METRIC_INFINITY = 0xFFFF
 PRICE_NOT_FOR_SALE = 0xFFFF_FFFF
 MSAT_PER_GB_AT_1_SAT_PER_MB = 1_000_000
 HISTORY_BITS = 16
+HELLO_SLACK_MIN = 0.05  # seconds: what a busy machine may delay any packet
+CHECK_WAIT_MIN = 0.2
+CHECK_WAIT_MAX = 0.3
+CHECKS_WIRED = 3
+CHECKS_MAX = 12
+CHECK_DOUBT = 0.002
 
 
 def seqno_less(a: int, b: int) -> bool:
@@ -54,6 +60,38 @@ def distance_less(seqno: int, metric: int, than_seqno: int, than_metric: int) ->
 def is_feasible(seqno: int, metric: int, fd_seqno: int, fd_metric: int) -> bool:
     """RFC 8966 section 3.5.1: a retraction is always feasible; else the distance beats the feasibility distance."""
     return metric >= METRIC_INFINITY or distance_less(seqno, metric, fd_seqno, fd_metric)
+
+
+def learn_lateness(lateness: float, seen: float) -> float:
+    """How late a neighbour's Hellos come, as a share of their interval: rises at once, forgets slowly; 0 to 1/2."""
+    if seen < lateness:
+        lateness += (max(seen, 0.0) - lateness) / 8.0
+    else:
+        lateness = seen
+    return min(lateness, 0.5)
+
+
+def hello_patience(interval: float, lateness: float) -> float:
+    """Seconds from a Hello until the next one is suspiciously late; at most one and a half intervals."""
+    return interval + max(HELLO_SLACK_MIN, interval * min(0.5, 1.25 * lateness + 0.05))
+
+
+def check_wait(interval: float) -> float:
+    """Seconds that a neighbour has to answer one Acknowledgment Request: an eighth of its Hello interval, bounded."""
+    return min(max(interval / 8.0, CHECK_WAIT_MIN), CHECK_WAIT_MAX)
+
+
+def check_tries(ratio: float) -> int:
+    """How many requests in a row must be lost to tell silence from loss, if `ratio` of them are answered as a rule.
+
+    0: too many. The chance of a mistake is at most 1 in 500.
+    """
+    lost = 1.0
+    for tries in range(1, CHECKS_MAX + 1):
+        lost *= 1.0 - ratio
+        if lost <= CHECK_DOUBT and tries > CHECKS_WIRED:
+            return tries
+    return 0
 
 
 def wired_rxcost(history: int, nominal: int) -> int:

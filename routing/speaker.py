@@ -16,6 +16,7 @@ from routing.events import (
     Input,
     InterfaceDown,
     InterfaceUp,
+    NeighbourUnreachable,
     OriginateRoute,
     Output,
     ReceivedPacket,
@@ -98,6 +99,8 @@ class Speaker:
                 self._neighbourhood.raise_interface(event, now=now)
             case InterfaceDown():
                 self._neighbourhood.lower_interface(event.interface, now=now)
+            case NeighbourUnreachable():
+                self._neighbourhood.doubt(event, now=now)
             case OriginateRoute():
                 self._selection.originate(event.prefix, min(max(0, event.metric), METRIC_INFINITY - 1), now=now)
             case WithdrawRoute():
@@ -176,6 +179,8 @@ class Speaker:
                 self._requests.handle_seqno_request(neighbour, tlv, now=now)
             case AckRequest():
                 self._state.send(neighbour, Ack(tlv.opaque))
+            case Ack() if tlv.opaque == neighbour.check_opaque:
+                pass  # like any packet, it has ended the check
             case _:
                 self._state.counters["ack_unexpected"] += 1
         return neighbour

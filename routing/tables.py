@@ -38,6 +38,7 @@ class Interface:
     greet_at: float = NEVER  # a Hello out of turn, with IHUs for those in `unanswered`
     pending: dict[PrefixEntry, None] = field(default_factory=dict)  # prefixes whose news is to be sent
     unanswered: dict[Neighbour, None] = field(default_factory=dict)
+    doubts: dict[IPv6Address, Doubt] = field(default_factory=dict)
     outbox: list[Tlv] = field(default_factory=list)  # multicast, leaves at the end of `handle`
 
     def deadline(self) -> float:
@@ -57,6 +58,12 @@ class Neighbour:
     ratio: float = 0.0  # of Hellos received, wireless links only
     cost: int = METRIC_INFINITY
     ihu_expires_at: float = NEVER
+    suspect_at: float = NEVER  # when its Hello is late beyond what is usual
+    check_at: float = NEVER  # next step of a check whether it is still there (`routing.liveness`)
+    checked_at: float = -NEVER  # when it was last asked
+    checks: int = 0  # asked so far, in this check
+    check_opaque: int = 0
+    patience: int = 1  # time to answer, in multiples of the usual
     probe_at: float = NEVER  # when to ask for a full dump if none has come
     dump_at: float = NEVER
     last_dump_at: float = -NEVER
@@ -66,7 +73,8 @@ class Neighbour:
 
     def deadline(self) -> float:
         hello_at = min(self.multicast.expires_at, self.unicast.expires_at)
-        return min(hello_at, self.ihu_expires_at, self.probe_at, self.dump_at)
+        check_at = min(self.suspect_at, self.check_at)
+        return min(hello_at, check_at, self.ihu_expires_at, self.probe_at, self.dump_at)
 
 
 @dataclass(slots=True, eq=False)
@@ -78,6 +86,16 @@ class HelloHistory:
     expected_seqno: int = 0
     interval: float = 0.0
     expires_at: float = NEVER
+    heard_at: float = -NEVER
+    lateness: float = 0.1  # of an interval; to begin with, a guess
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A neighbour was declared dead when this Hello was awaited, with this `Neighbour.patience`."""
+
+    expected_seqno: int
+    patience: int
 
 
 @dataclass(slots=True, eq=False)

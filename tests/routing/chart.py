@@ -22,7 +22,7 @@ from routing.events import (
     TimerExpired,
 )
 from routing.speaker import Speaker, SpeakerConfig
-from routing.tlv import Hello, Ihu, Tlv, Update
+from routing.tlv import Ack, AckRequest, Hello, Ihu, Tlv, Update
 
 T = TypeVar("T")
 OURS = b"ourselfs"
@@ -69,7 +69,8 @@ class Chart:
         self.wait(2.0)
         self.outputs.clear()
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float, *, answering: str | None = None) -> None:
+        """`answering`: the peer that acknowledges at once what it is asked meanwhile."""
         end = self.now + seconds
         while True:
             deadline = self.speaker.next_deadline()
@@ -80,7 +81,16 @@ class Chart:
             self.feed(TimerExpired())
             after = self.speaker.next_deadline()
             assert after is None or after > self.now, "a timer that fires for ever"
+            self._answer(answering)
         self.now = end
+
+    def _answer(self, peer: str | None) -> None:
+        asked = [output for output in self.outputs if isinstance(output, SendPacket)]
+        for packet in asked:
+            for tlv in packet.tlvs:
+                if isinstance(tlv, AckRequest) and peer is not None and packet.destination == peer_address(peer):
+                    self.outputs.remove(packet)
+                    self.hear(peer, Ack(tlv.opaque))
 
     def take(self, kind: type[T]) -> list[T]:
         """All outputs of a kind since the last look at them."""

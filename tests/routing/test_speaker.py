@@ -83,10 +83,10 @@ def test_two_of_three_hellos_missed_lose_a_wired_neighbour_and_its_routes() -> N
         chart.wait(4.0)
     chart.hear("a", update(0))
     chart.hello("a")
-    chart.wait(9.9)
+    chart.wait(9.9, answering="a")
     assert chart.take(NeighbourDown) == []
     chart.take(SendPacket)
-    chart.wait(0.2)
+    chart.wait(0.2, answering="a")
     assert chart.take(NeighbourDown) == [NeighbourDown("a", peer_address("a"))]
     assert chart.take(RemoveRoute) == [RemoveRoute(DESTINATION)]
     assert chart.sent(Ihu)[-1].rxcost == INFINITY
@@ -165,7 +165,7 @@ def test_the_cost_of_a_radio_link_follows_its_losses() -> None:
     for _ in range(4):
         chart.hello_seqnos["a"] += 1  # every other one lost
         chart.hello("a", txcost=256)
-        chart.wait(8.0)
+        chart.wait(8.0, answering="a")
     assert 340 < chart.speaker.neighbours()[0].cost < 512
 
 
