@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from routing import rules
 from routing.events import (
+    BlockRoute,
     InterfaceDown,
     LinkKind,
     NeighbourDown,
@@ -150,7 +151,7 @@ def test_silence_on_a_radio_link_costs_infinity_but_its_losses_are_not_forgotten
     chart = acquainted(kind=LinkKind.WIRELESS)
     chart.wait(6.0)
     assert len(chart.sent(AckRequest)) == rules.check_tries(1.0)
-    assert chart.take(RemoveRoute) == [RemoveRoute(DESTINATION)] and chart.take(NeighbourDown) == []
+    assert chart.take(BlockRoute) == [BlockRoute(DESTINATION)] and chart.take(NeighbourDown) == []
     chart.hello("a")
     (neighbour,) = chart.speaker.neighbours()
     assert 1.5 * 96 < neighbour.cost < 4 * 96
