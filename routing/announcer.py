@@ -11,7 +11,7 @@ from ipaddress import IPv4Network
 from routing import rules
 from routing.events import AnnouncedPrice, LinkKind, SendPacket
 from routing.rules import METRIC_INFINITY, PRICE_NOT_FOR_SALE
-from routing.tables import NEVER, Interface, Neighbour, PrefixEntry, Source, State
+from routing.tables import NEVER, Interface, Neighbour, PrefixEntry, Route, Source, State
 from routing.tlv import Prefix, Tlv, Update
 
 HOLD_INTERVALS = 3.5  # a neighbour keeps our route for so many update intervals (appendix B)
@@ -43,6 +43,16 @@ class Announcer:
         delay = self._delay(entry, old, new, now=now)
         for interface in self._state.interfaces.values():
             self.queue(entry, interface, delay=delay, now=now)
+
+    def turn(self, entry: PrefixEntry, old: Route | None, new: Route | None, *, now: float) -> None:
+        """Split horizon follows the selected route: what was its way out has to hear of it now, even if our metric is
+        the same as before, and what is its way out now has to hear that we are no way back."""
+        if old is None or new is None or old.neighbour.interface is new.neighbour.interface:
+            return
+        for route in (old, new):
+            interface = route.neighbour.interface
+            if self._is_split(interface):
+                self.queue(entry, interface, delay=self._state.config.urgent_timeout, now=now)
 
     def queue(self, entry: PrefixEntry, interface: Interface, *, delay: float, now: float) -> None:
         """What we know of `entry` leaves by multicast within `delay` seconds; 0: at the end of this `handle`."""
@@ -179,12 +189,10 @@ class Announcer:
 
     def _is_horizon(self, entry: PrefixEntry, interface: Interface) -> bool:
         route = entry.selected
-        return (
-            route is not None
-            and route.neighbour.interface is interface
-            and interface.kind is LinkKind.WIRED
-            and self._state.config.split_horizon
-        )
+        return route is not None and route.neighbour.interface is interface and self._is_split(interface)
+
+    def _is_split(self, interface: Interface) -> bool:
+        return interface.kind is LinkKind.WIRED and self._state.config.split_horizon
 
     def _build(self, entry: PrefixEntry) -> Update:
         """The announcement as a TLV. It is about to be sent, so the feasibility distance follows (section 3.7.3)."""

@@ -111,7 +111,9 @@ class Selection:
         elif best is not None and current is not None and not self._is_switch_due(entry, current, best, now=now):
             best = current
         if best is not entry.selected or best is None:
+            turned = (entry.selected, best)
             self._select(entry, best, now=now)
+            self._announcer.turn(entry, *turned, now=now)
         self._announcer.announce(entry, now=now)
         if unfeasible_metric <= (METRIC_INFINITY - 1 if best is None else best.metric):
             self._requests.chase(entry, now=now)

@@ -510,3 +510,20 @@ def test_an_interface_with_another_address_is_another_interface() -> None:
 def test_router_ids_that_are_none(router_id: bytes) -> None:
     with pytest.raises(ValueError, match="router_id"):
         SpeakerConfig(router_id=router_id)
+
+
+def test_a_turn_to_an_equal_route_is_told_to_the_neighbours_on_both_ways() -> None:
+    """Split horizon has kept it from the one; for the other it begins. Our metric stays as it was."""
+    chart = Chart()
+    chart.meet("a", "b", "c")
+    chart.hear("a", update(96))
+    chart.hear("b", update(96))
+    chart.wait(1.0)
+    assert chart.route_changes() == [installed("a", 192)]
+    chart.outputs.clear()
+    chart.hear("a", update(INFINITY))
+    chart.wait(0.02)
+    assert chart.route_changes() == [installed("b", 192)]
+    packets = chart.take(SendPacket)
+    told = {packet.interface: [tlv.metric for tlv in packet.tlvs if isinstance(tlv, Update)] for packet in packets}
+    assert told == {"a": [192], "b": [INFINITY]}
