@@ -9,14 +9,15 @@ from dataclasses import replace
 from ipaddress import IPv4Network
 
 from routing import rules
+from routing.config import Mode
 from routing.events import AnnouncedPrice, LinkKind, SendPacket
+from routing.filters import added_metric
 from routing.rules import METRIC_INFINITY, PRICE_NOT_FOR_SALE
 from routing.tables import NEVER, Interface, Neighbour, PrefixEntry, Route, Source, State
 from routing.tlv import Prefix, Tlv, Update
 
 HOLD_INTERVALS = 3.5  # a neighbour keeps our route for so many update intervals (appendix B)
 RETRACTION_HOLD_INTERVALS = 2.5  # full updates repeat a retraction for so many update intervals
-SMALL_CHANGE_SHARE = 10  # a metric move below a tenth is small
 UPDATE_OCTETS = 48  # a priced IPv6 host route with its Router-Id TLV
 DUMP_INTERVAL = 1.0  # least time between two full dumps to one neighbour
 
@@ -53,6 +54,14 @@ class Announcer:
             interface = route.neighbour.interface
             if self._is_split(interface):
                 self.queue(entry, interface, delay=self._state.config.urgent_timeout, now=now)
+
+    def announce_anew(self, *, now: float) -> None:
+        """Our export filters have changed: neighbours hear of all that they may know, and lose what they may not."""
+        for entry in self._state.prefixes.values():
+            entry.update = None
+            if entry.announced is not None:
+                for interface in self._state.interfaces.values():
+                    self.queue(entry, interface, delay=self._state.config.urgent_timeout, now=now)
 
     def queue(self, entry: PrefixEntry, interface: Interface, *, delay: float, now: float) -> None:
         """What we know of `entry` leaves by multicast within `delay` seconds; 0: at the end of this `handle`."""
@@ -115,7 +124,8 @@ class Announcer:
         if entry is None:
             self._state.send(neighbour, _spoken_on(neighbour.interface, self._retraction(prefix)))
             return
-        update = entry.update or self._build(entry)
+        built = entry.update or self._build(entry)
+        update = self._exported(entry, built, neighbour.interface) or self._retraction(prefix)
         if update.metric < METRIC_INFINITY:
             entry.advertised_on |= neighbour.interface.bit
         self._state.send(neighbour, _spoken_on(neighbour.interface, update))
@@ -125,7 +135,7 @@ class Announcer:
         if entry.own_metric is not None:
             return config.router_id, entry.own_metric, 0
         route = entry.selected
-        if route is None:
+        if route is None or config.mode is not Mode.ROUTER:
             return None
         # Design section 6: the metric that we announce, and that feasibility is computed on, carries our fee.
         metric = rules.composite_metric(route.metric, self._state.fee, config.price_weight)
@@ -159,8 +169,8 @@ class Announcer:
             old is None
             or now - entry.found_at < config.settle_timeout
             or old[0] != new[0]
-            or old[2] != new[2]
-            or abs(new[1] - old[1]) * SMALL_CHANGE_SHARE >= old[1]
+            or not rules.is_small_change(old[1], new[1])
+            or not rules.is_small_change(old[2], new[2])
         )
         return config.urgent_timeout if is_urgent else config.small_change_timeout
 
@@ -173,14 +183,15 @@ class Announcer:
                 return None  # nobody there ever heard of it
             self._note_retraction(entry, bit, now=now)
             return update
-        if self._is_horizon(entry, interface):
-            # Section 3.7.4. Whoever was told of an earlier route must not keep it.
+        exported = None if self._is_horizon(entry, interface) else self._exported(entry, update, interface)
+        if exported is None:
+            # Section 3.7.4, or a filter. Whoever was told of an earlier route must not keep it.
             if not entry.advertised_on & bit:
                 return None
             self._note_retraction(entry, bit, now=now)
             return self._retraction(entry.prefix)
         entry.advertised_on |= bit
-        return update
+        return exported
 
     def _note_retraction(self, entry: PrefixEntry, bit: int, *, now: float) -> None:
         if entry.advertised_on & bit:
@@ -205,17 +216,32 @@ class Announcer:
             seqno = self._state.seqno
         else:
             seqno = entry.selected.seqno
-            self._note_distance(entry, router_id, seqno, metric)
+            if not self._state.policy.exports:
+                self._note_distance(entry, router_id, seqno, metric)
         entry.update = Update(
             prefix=entry.prefix,
             metric=metric,
             seqno=seqno,
             interval_cs=self._interval_cs,
             router_id=router_id,
-            price_msat_per_gb=price or None,
+            # Our own prefixes say that we know prices: where we tell none, we ask nothing (docs/spec/routing.md).
+            price_msat_per_gb=price or (0 if entry.selected is None else None),
             price_epoch=entry.price_epoch if price else 0,
         )
         return entry.update
+
+    def _exported(self, entry: PrefixEntry, update: Update, interface: Interface) -> Update | None:
+        """As our filters let `interface` hear it; None: not at all. It is about to be sent."""
+        filters = self._state.policy.exports
+        if not filters or update.metric >= METRIC_INFINITY:
+            return update
+        added = added_metric(filters, update, update.price_msat_per_gb or 0, interface.name)
+        metric = rules.metric_add(update.metric, added)
+        if metric >= METRIC_INFINITY:
+            return None
+        if entry.selected is not None:
+            self._note_distance(entry, update.router_id, update.seqno, metric)
+        return replace(update, metric=metric) if added else update
 
     @staticmethod
     def _note_distance(entry: PrefixEntry, router_id: bytes, seqno: int, metric: int) -> None:

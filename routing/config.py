@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
+from ipaddress import ip_network
 
+from routing.filters import Policy
 from routing.rules import PRICE_NOT_FOR_SALE
+from routing.tlv import Prefix
+
+NO_FILTERS = Policy()
+
+
+class Mode(Enum):
+    """Whom a node carries for, and what it remembers."""
+
+    ROUTER = "router"
+    LEAF = "leaf"  # announces its own prefixes only, so nobody's packets cross it
+    STUB = "stub"  # a leaf that holds no routes but those to `stub_prefixes` (RFC 8966 appendix E)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +33,14 @@ class SpeakerConfig:
     ihu_multiplier: int = 3  # an IHU for every neighbour goes with every third Hello
     update_interval: float = 16.0
     urgent_timeout: float = 0.02  # triggered updates wait this long at most, to be sent together
-    small_change_timeout: float = 2.0  # metric moves below 10 % on a settled route wait this long
+    small_change_timeout: float = 2.0  # moves of metric and price below 10 % on a settled route wait this long
     settle_timeout: float = 10.0  # a prefix newer than this takes every better route at once
     sticky_timeout: float = 16.0  # a gain below the margin must last about this long before a settled route moves
     sticky_fraction: float = 0.1  # the margin: this part of the price paid (plus an eighth of a wireless link's cost)
     split_horizon: bool = True  # on wired links (RFC 8966 section 3.7.4)
+    mode: Mode = Mode.ROUTER
+    stub_prefixes: tuple[Prefix, ...] = (ip_network("::/0"), ip_network("0.0.0.0/0"))
+    policy: Policy = NO_FILTERS  # `SetPolicy` changes it
     initial_seqno: int = 0  # keep it from growing backwards over a restart, if it can be persisted
     max_neighbours_per_interface: int = 256
     max_routes_per_neighbour: int = 20_000

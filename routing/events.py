@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+from routing.filters import Policy
 from routing.tlv import Tlv
 
 Prefix = IPv4Network | IPv6Network
@@ -84,6 +85,13 @@ class SetFee:
 
 
 @dataclass(frozen=True, slots=True)
+class SetPolicy:
+    """Other filters from now on. All routes are judged anew at once; what is still the best is not touched."""
+
+    policy: Policy
+
+
+@dataclass(frozen=True, slots=True)
 class Shutdown:
     """Remove every route and tell the neighbours at once. All interfaces are down after it."""
 
@@ -101,6 +109,7 @@ Input = (
     | OriginateRoute
     | WithdrawRoute
     | SetFee
+    | SetPolicy
     | Shutdown
     | TimerExpired
 )

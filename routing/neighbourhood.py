@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from routing import links
 from routing.announcer import Announcer
+from routing.config import Mode
 from routing.events import (
     InterfaceUp,
     LinkKind,
@@ -152,7 +153,9 @@ class Neighbourhood:
             neighbour.txcost = METRIC_INFINITY
         if neighbour.probe_at <= now:
             neighbour.probe_at = NEVER
-            self._state.send(neighbour, RouteRequest(None))
+            config = self._state.config
+            for prefix in config.stub_prefixes if config.mode is Mode.STUB else (None,):
+                self._state.send(neighbour, RouteRequest(prefix))
         if neighbour.dump_at <= now:
             self._announcer.request_dump(neighbour, now=now)
         self._follow_link(neighbour, now=now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from routing import rules
 from routing.announcer import Announcer
+from routing.config import Mode
 from routing.rules import METRIC_INFINITY
 from routing.tables import NEVER, Neighbour, PendingRequest, PrefixEntry, Route, State
 from routing.tlv import RouteRequest, SeqnoRequest
@@ -43,7 +44,7 @@ class Requests:
             self._announcer.reply(entry.prefix, neighbour)
         elif request.router_id == self._state.config.router_id:
             self._raise_own_seqno(entry, neighbour, request.seqno, now=now)
-        elif request.hop_count >= 2:
+        elif request.hop_count >= 2 and self._state.config.mode is Mode.ROUTER:
             self._forward(entry, neighbour, request, now=now)
 
     def chase(self, entry: PrefixEntry, *, now: float) -> None:

@@ -130,6 +130,11 @@ def etx_cost(txcost: int, ratio: float, nominal: int) -> int:
     return int(cost) if cost < METRIC_INFINITY else METRIC_INFINITY
 
 
+def is_small_change(old: int, new: int) -> bool:
+    """A move of a metric or price below a tenth: the news of it may wait."""
+    return old == new or abs(new - old) * 10 < old
+
+
 def sticky_margin(price_metric_paid: int, link_cost: int, is_wireless: bool, fraction: float) -> int:
     """Gains up to this are not worth a switch at once: price moves below `fraction`, or the noise of a radio link."""
     margin = int(price_metric_paid * fraction)

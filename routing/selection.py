@@ -13,7 +13,9 @@ from ipaddress import IPv4Address, IPv4Network
 
 from routing import rules
 from routing.announcer import Announcer
+from routing.config import Mode
 from routing.events import BlockRoute, InstallRoute, LearnedPrice, LinkKind, RemoveRoute
+from routing.filters import Policy, appraise
 from routing.requests import Requests, is_route_feasible
 from routing.rules import METRIC_INFINITY
 from routing.tables import NEVER, Neighbour, PrefixEntry, Route, State
@@ -51,6 +53,11 @@ class Selection:
 
     def receive_update(self, neighbour: Neighbour, update: Update, *, now: float) -> None:
         """Section 3.5.3."""
+        if update.price_msat_per_gb is not None and not neighbour.is_priced:
+            self._note_priced(neighbour, now=now)
+        config = self._state.config
+        if config.mode is Mode.STUB and update.prefix not in config.stub_prefixes:
+            return
         entry = self._state.prefixes.get(update.prefix)
         route = entry.routes.get(neighbour) if entry is not None else None
         if route is not None and (update is route.update or update == route.update):
@@ -58,12 +65,12 @@ class Selection:
             return
         if not self._is_acceptable(neighbour, update):
             return
-        if update.metric >= METRIC_INFINITY or update.router_id == self._state.config.router_id:
+        if update.metric >= METRIC_INFINITY or update.router_id == config.router_id:
             # A route that leads back to ourselves is as good as none.
             if route is not None:
                 self._drop(route, now=now)
         elif route is None:
-            if neighbour.route_count >= self._state.config.max_routes_per_neighbour:
+            if neighbour.route_count >= config.max_routes_per_neighbour:
                 self._state.counters["route_limit"] += 1
                 return
             self._add(neighbour, entry or self._new_entry(update.prefix), update, now=now)
@@ -91,8 +98,20 @@ class Selection:
         for entry in list(self._state.prefixes.values()):
             route = entry.routes.get(neighbour)
             if route is not None:
-                route.metric = rules.metric_add(route.refmetric, neighbour.cost)
+                route.metric = self._metric(route)
                 self.reconsider(entry, now=now)
+
+    def set_policy(self, policy: Policy, *, now: float) -> None:
+        """Each prefix moves from its old route to its new one in one step; none is without a route in between."""
+        before, self._state.policy = self._state.policy, policy
+        for entry in list(self._state.prefixes.values()):
+            for route in entry.routes.values():
+                self._appraise(route)
+            self.reconsider(entry, now=now)
+        if policy.exports != before.exports:
+            # What is longer than before would be unfeasible to those who heard of it (section 3.7.3).
+            self._state.seqno = rules.seqno_add(self._state.seqno, 1)
+            self._announcer.announce_anew(now=now)
 
     def announce_all(self, *, now: float) -> None:
         """Our fee has changed."""
@@ -173,29 +192,29 @@ class Selection:
             router_id=update.router_id,
             seqno=update.seqno,
             refmetric=update.metric,
-            metric=rules.metric_add(update.metric, neighbour.cost),
-            price=update.price_msat_per_gb or 0,
+            metric=METRIC_INFINITY,
+            price=0,
             price_epoch=update.price_epoch,
             expires_at=now,
         )
         entry.routes[neighbour] = route
+        self._appraise(route)
         self._refresh(route, now=now)
         self._scan_by(_refresh_at(route), now=now)
-        self._report_price(route, route.price)
+        self._report_price(route, update.price_msat_per_gb or 0)
         self._follow_up(route, now=now)
 
     def _change(self, route: Route, update: Update, *, now: float) -> None:
         is_same_router = route.router_id == update.router_id
         price = update.price_msat_per_gb or 0
-        is_new_price = price != route.price
+        is_new_price = price != (route.update.price_msat_per_gb or 0)
         old_next_hop = route.next_hop
         route.update = update
         route.router_id = update.router_id
         route.seqno = update.seqno
         route.refmetric = update.metric
-        route.metric = rules.metric_add(update.metric, route.neighbour.cost)
-        route.price = price
         route.price_epoch = update.price_epoch
+        self._appraise(route)
         self._refresh(route, now=now)
         self._scan_by(_refresh_at(route), now=now)
         if is_new_price:
@@ -204,6 +223,36 @@ class Selection:
         self._follow_up(route, is_same_router=is_same_router, now=now)
         if was_selected and route.entry.selected is route and route.next_hop != old_next_hop:
             self._install(route)
+
+    def _appraise(self, route: Route) -> None:
+        """What the route is worth to us by what was told of it, our filters, and the cost of the link."""
+        policy = self._state.policy
+        if policy.is_import_open:
+            route.added_metric, route.price = 0, route.update.price_msat_per_gb or 0
+        else:
+            route.added_metric, route.price = appraise(
+                policy,
+                route.update,
+                route.neighbour.interface.name,
+                route.neighbour.address,
+                is_priced=route.neighbour.is_priced,
+                price_weight=self._state.config.price_weight,
+            )
+        route.metric = self._metric(route)
+
+    @staticmethod
+    def _metric(route: Route) -> int:
+        return rules.metric_add(rules.metric_add(route.refmetric, route.neighbour.cost), route.added_metric)
+
+    def _note_priced(self, neighbour: Neighbour, *, now: float) -> None:
+        neighbour.is_priced = True
+        if self._state.policy.is_import_open or not neighbour.route_count:
+            return
+        for entry in list(self._state.prefixes.values()):
+            route = entry.routes.get(neighbour)
+            if route is not None:
+                self._appraise(route)
+                self.reconsider(entry, now=now)
 
     @staticmethod
     def _refresh(route: Route, *, now: float) -> None:

@@ -22,6 +22,7 @@ from routing.events import (
     ReceivedPacket,
     SendPacket,
     SetFee,
+    SetPolicy,
     Shutdown,
     TimerExpired,
     WithdrawRoute,
@@ -77,12 +78,13 @@ class RouteView:
     router_id: bytes
     is_feasible: bool
     is_selected: bool
+    is_refused: bool  # by a filter
 
 
 class Speaker:
     def __init__(self, config: SpeakerConfig, *, rng: random.Random, now: float) -> None:
         self.config = config
-        self._state = State(config, rng, fee=config.fee_msat_per_gb, seqno=config.initial_seqno & 0xFFFF)
+        self._state = State(config, rng, config.fee_msat_per_gb, config.policy, config.initial_seqno & 0xFFFF)
         self._announcer = Announcer(self._state)
         self._requests = Requests(self._state, self._announcer, now=now)
         self._selection = Selection(self._state, self._announcer, self._requests)
@@ -108,6 +110,8 @@ class Speaker:
             case SetFee():
                 self._state.fee = min(max(0, event.fee_msat_per_gb), PRICE_NOT_FOR_SALE)
                 self._selection.announce_all(now=now)
+            case SetPolicy():
+                self._selection.set_policy(event.policy, now=now)
             case Shutdown():
                 self._neighbourhood.shut_down(now=now)
         return self._drain(now=now)
@@ -233,4 +237,5 @@ def _view(route: Route) -> RouteView:
         router_id=route.router_id,
         is_feasible=is_route_feasible(route),
         is_selected=route.entry.selected is route,
+        is_refused=route.is_refused,
     )

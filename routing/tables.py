@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from routing.config import SpeakerConfig
 from routing.events import LinkKind, Output
+from routing.filters import REFUSED, Policy
 from routing.rules import METRIC_INFINITY
 from routing.timers import Timers
 from routing.tlv import Prefix, Tlv, Update
@@ -67,6 +68,7 @@ class Neighbour:
     probe_at: float = NEVER  # when to ask for a full dump if none has come
     dump_at: float = NEVER
     last_dump_at: float = -NEVER
+    is_priced: bool = False  # it has told a price: where it tells none, it asks nothing
     route_count: int = 0
     request_count: int = 0  # seqno requests of this neighbour that we are working on
     outbox: list[Tlv] = field(default_factory=list)  # unicast, leaves at the end of `handle`
@@ -109,10 +111,15 @@ class Route:
     seqno: int
     refmetric: int
     metric: int
-    price: int
+    price: int  # that counts; `update` has what was told
     price_epoch: int
     expires_at: float
+    added_metric: int = 0  # by our policy
     is_refresh_requested: bool = False
+
+    @property
+    def is_refused(self) -> bool:
+        return self.added_metric >= REFUSED
 
     @property
     def next_hop(self) -> IPv4Address | IPv6Address:
@@ -174,6 +181,7 @@ class State:
     config: SpeakerConfig
     rng: random.Random
     fee: int
+    policy: Policy
     seqno: int
     timers: Timers[TimerKey] = field(default_factory=Timers)
     interfaces: dict[str, Interface] = field(default_factory=dict)

@@ -74,7 +74,7 @@ class Network:
         self._serial = 0
         self._wakes: dict[int, float] = {}
 
-    def add_node(self, node: int, *, fee: int = 0, **config: float) -> None:
+    def add_node(self, node: int, *, fee: int = 0, **config: object) -> None:
         settings = SpeakerConfig(router_id=(node + 1).to_bytes(8, "big"), fee_msat_per_gb=fee)
         for key, value in (self.config | config).items():
             object.__setattr__(settings, key, value)
