@@ -79,6 +79,7 @@ class Router:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._receive_packets)
                 nursery.start_soon(self._watch_links)
+                nursery.start_soon(self._watch_neighbours)
                 nursery.start_soon(self._try_again)
                 task_status.started()
                 try:
@@ -188,7 +189,7 @@ class Router:
     async def _receive_packets(self) -> None:
         while True:
             datagram = await self._socket.receive()
-            interface = next((n for n, a in self.attached.items() if a.index == datagram.interface_index), None)
+            interface = self._interface(datagram.interface_index)
             if interface is None:
                 continue
             self.counters["packets received"] += 1
@@ -206,6 +207,16 @@ class Router:
                 if link.name in self._configured:
                     async with self._links_lock:
                         await self._link_changed(link)
+
+    async def _watch_neighbours(self) -> None:
+        async with self._kernel.links.watch_unreachable() as failures:
+            async for index, address in failures:
+                interface = self._interface(index)
+                if interface is not None:
+                    await self.put(events.NeighbourUnreachable(interface, address))
+
+    def _interface(self, index: int) -> str | None:
+        return next((name for name, attached in self.attached.items() if attached.index == index), None)
 
     async def _try_again(self) -> None:
         """What could not be attached will not be told of again as long as it stays as it is."""

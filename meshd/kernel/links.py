@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from meshd.kernel.netlink import (
     NetlinkError,
     NetlinkSocket,
     Request,
+    attributes,
     decode,
     encode,
 )
@@ -31,6 +33,7 @@ _RTM_NEWLINK, _RTM_GETLINK = 16, 18
 _RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR = 20, 21, 22
 _RTM_NEWNEIGH, _RTM_GETNEIGH = 28, 30
 _RTMGRP_LINK = 0x1
+_RTMGRP_NEIGH = 0x4
 _RTMGRP_IPV4_IFADDR = 0x10
 _RTMGRP_IPV6_IFADDR = 0x100
 
@@ -45,6 +48,9 @@ _IFA_F_DADFAILED = 0x08
 _IFA_F_TENTATIVE = 0x40
 _IFA_F_OPTIMISTIC = 0x04
 _NTF_USE = 0x01
+_NUD_FAILED = 0x20
+_NDMSG = struct.Struct("=BxxxiHBB")  # family, interface index, state, flags, type
+_NDA_DST = 1
 _RESOLVE_INTERVAL = 0.02
 
 IPAddress = IPv4Address | IPv6Address
@@ -97,6 +103,15 @@ class Links:
         """
         with NetlinkSocket(NETLINK_ROUTE, _EVENTS) as events:
             yield self._changes(events)
+
+    @asynccontextmanager
+    async def watch_unreachable(self) -> AsyncIterator[AsyncIterator[tuple[int, IPv6Address]]]:
+        """An endless iterator: (interface index, link-local address) of whom the kernel has tried in vain to reach.
+
+        It tries when something is sent to an address whose reachability it is not sure of any more.
+        """
+        with NetlinkSocket(NETLINK_ROUTE, _RTMGRP_NEIGH) as events:
+            yield _failures(events)
 
     async def wait_ready(self, name: str) -> Link:
         """Wait until it is up with a link-local address that has passed duplicate address detection. It may not exist
@@ -201,6 +216,25 @@ class Links:
             # On a point-to-point link IFA_ADDRESS is the other end's.
             found.setdefault(decoded["index"], IPv4Address(decoded.get_attr("IFA_LOCAL")))
         return found
+
+
+async def _failures(events: NetlinkSocket) -> AsyncIterator[tuple[int, IPv6Address]]:
+    while True:
+        for message in await events.events() or ():  # what was lost was only a hint
+            if message.kind == _RTM_NEWNEIGH and (failure := _failure(message.payload)) is not None:
+                yield failure
+
+
+def _failure(payload: bytes) -> tuple[int, IPv6Address] | None:
+    """Not by pyroute2: somebody who scans our networks makes many of these."""
+    family, index, state, _, _ = _NDMSG.unpack_from(payload)
+    if family != socket.AF_INET6 or not state & _NUD_FAILED:
+        return None
+    for kind, start, end in attributes(payload, _NDMSG.size, len(payload)):
+        if kind == _NDA_DST:
+            address = IPv6Address(payload[start:end])
+            return (index, address) if address.is_link_local else None
+    return None
 
 
 def _is_usable(flags: int) -> bool:

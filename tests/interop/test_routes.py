@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from routing.tlv import SeqnoRequest, Tlv, Update
+from routing.tlv import Ack, AckRequest, SeqnoRequest, Tlv, Update
 from tests.interop.captures import read_capture, tlvs_from
 from tests.interop.mesh import MARKS, PEERS, UPDATE_INTERVAL, Mesh, Node, eventually, link_local, mesh, need
 
@@ -75,6 +75,47 @@ def test_a_silent_cut_is_found_and_healed(peer: str, tmp_path: Path) -> None:
         made.heal(a, b)
         eventually(lambda: _device(a, b.address6) == "ab", 40, "a does not come back to the direct way")
         made.await_all()
+
+
+def test_a_neighbour_whose_hellos_are_lost_is_asked_and_answers(peer: str, tmp_path: Path) -> None:
+    """Its multicasts do not arrive any more, its unicast answers do. In the end the missed Hellos decide."""
+    with mesh(tmp_path, f"{peer}ask") as made:
+        a, b = made.node("a", "meshd"), made.node("b", peer)
+        made.line(a, b)
+        made.start()
+        made.await_all()
+        with made.capture(b, "ba") as capture:
+            rule = 'type filter hook ingress device "ab" priority -500; ip6 daddr ff02::1:6 drop;'
+            a.run(f"nft 'table netdev deaf {{ chain multicast {{ {rule} }}\n}}'")
+            eventually(lambda: b.address6 not in a.usable_routes(), 40, "a still has a route to b")
+            a.run("nft delete table netdev deaf")
+            made.await_all()
+        asked = [tlv.opaque for tlv in tlvs_from(capture, link_local(a, "ab")) if isinstance(tlv, AckRequest)]
+        answered = [tlv.opaque for tlv in tlvs_from(capture, link_local(b, "ba")) if isinstance(tlv, Ack)]
+        assert asked and set(answered) <= set(asked)
+        assert answered
+
+
+def test_an_interface_that_goes_and_comes_needs_no_restart(tmp_path: Path) -> None:
+    """Carrier lost at the other end; down; deleted and made anew. What babeld's users miss (its issue 58)."""
+    need("ip", "nft")
+    with mesh(tmp_path, "anew") as made:
+        a, b = made.node("a", "meshd"), made.node("b", "meshd")
+        made.line(a, b)
+        made.start()
+        made.await_all()
+        for node, gone, back in (
+            (b, "ip link set ba down", "ip link set ba up"),
+            (a, "ip link set ab down", "ip link set ab up"),
+            (a, "ip link del ab", ""),
+        ):
+            node.run(gone)
+            eventually(lambda: b.address6 not in a.usable_routes(), 20, f"a route is left after {gone}")
+            if back:
+                node.run(back)
+            else:
+                made.namespaces.veth(("a", "ab"), ("b", "ba"))
+            made.await_all()
 
 
 def test_seqno_requests_both_ways(peer: str, tmp_path: Path) -> None:

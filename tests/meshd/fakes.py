@@ -71,6 +71,7 @@ class FakeLinks:
         self.resolve_takes = 0.0
         self.journal = journal
         self.send, self._changes = trio.open_memory_channel[Link](100)
+        self.fail, self._failures = trio.open_memory_channel[tuple[int, IPv6Address]](100)
 
     async def resolve_mac(self, interface: str, address: IPv6Address) -> bytes | None:
         await trio.sleep(self.resolve_takes)
@@ -86,6 +87,10 @@ class FakeLinks:
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[AsyncIterator[Link]]:
         yield self._changes
+
+    @asynccontextmanager
+    async def watch_unreachable(self) -> AsyncIterator[AsyncIterator[tuple[int, IPv6Address]]]:
+        yield self._failures
 
 
 class FakeRoutes:

@@ -32,6 +32,7 @@ class Agent:
         self.received = 0
         self.flows: list[FlowCount] = []
         self.changes: list[Link] = []
+        self.failures: list[str] = []
         self.reader: trio.CancelScope | None = None
 
     async def manage(self, interface: str) -> None:
@@ -128,6 +129,18 @@ class Agent:
         async with self.kernel.links.watch() as changes:
             async for link in changes:
                 self.changes.append(link)
+
+    async def watch_unreachable(self) -> None:
+        await self.nursery.start(self._watch_unreachable)
+
+    async def _watch_unreachable(self, task_status: trio.TaskStatus[None]) -> None:
+        async with self.kernel.links.watch_unreachable() as failures:
+            task_status.started()
+            async for index, address in failures:
+                self.failures.append(f"{address}%{socket.if_indextoname(index)}")
+
+    async def unreachable(self) -> list[str]:
+        return self.failures
 
     async def seen(self, interface: str, is_up: bool) -> bool:
         """Wait for it, two seconds at most."""

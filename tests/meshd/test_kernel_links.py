@@ -60,6 +60,18 @@ def test_the_neighbours_mac_address_is_asked_for(pair: tuple[Node, Node]) -> Non
     assert a.call("mac", "e0", "fe80::dead") is None
 
 
+def test_whom_the_kernel_cannot_reach_is_told(pair: tuple[Node, Node]) -> None:
+    """Link-local addresses only: no other is a neighbour's."""
+    a, _ = pair
+    a.run("sysctl -qw net.ipv6.neigh.e0.retrans_time_ms=50; ip route add fd00::/64 dev e0")
+    a.call("watch_unreachable")
+    for address in ("fd00::dead", "fe80::dead%e0"):
+        send = f"s.sendto(bytes(1), socket.getaddrinfo('{address}', 9)[0][4])"
+        a.run(f'python3 -c "import socket; s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); {send}"')
+    assert eventually(lambda: "fe80::dead%e0" in a.call("unreachable"))
+    assert not [told for told in a.call("unreachable") if told.startswith("fd00::")]
+
+
 def test_an_interface_made_anew_is_metered_again(pair: tuple[Node, Node]) -> None:
     a, b = pair
     a.call("manage", "e0")

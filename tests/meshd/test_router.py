@@ -198,6 +198,18 @@ def test_interfaces_come_change_and_go(node: Node) -> None:
     run(scenario)
 
 
+def test_whom_the_kernel_cannot_reach_is_told_to_the_speaker(node: Node) -> None:
+    async def scenario() -> None:
+        async with node.running():
+            await node.link()
+            for index in (3, 8):
+                await node.kernel.links.fail.send((index, THEIRS))
+            await trio.sleep(0.1)
+            assert node.speaker.given[1:] == [events.NeighbourUnreachable("eth0", THEIRS)]
+
+    run(scenario)
+
+
 def test_an_interface_that_could_not_be_metered_is_not_used_and_tried_again(node: Node) -> None:
     async def scenario() -> None:
         async with node.running() as router:
