@@ -91,6 +91,7 @@ class Daemon:
             price_max_msat_per_gb=routing.max_price_msat_per_gb,
             hello_interval=routing.hello_interval,
             update_interval=routing.update_interval,
+            max_source_prefixes=0,  # the kernel's part is not built yet
         )
         return Speaker(config, rng=random.Random(secrets.randbits(64)), now=trio.current_time())  # noqa: S311  jitter
 

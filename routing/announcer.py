@@ -14,7 +14,7 @@ from routing.events import AnnouncedPrice, LinkKind, SendPacket
 from routing.filters import added_metric
 from routing.rules import METRIC_INFINITY, PRICE_NOT_FOR_SALE
 from routing.tables import NEVER, Interface, Neighbour, PrefixEntry, Route, Source, State
-from routing.tlv import Prefix, Tlv, Update
+from routing.tlv import Prefix, Tlv, Update, route_key
 
 HOLD_INTERVALS = 3.5  # a neighbour keeps our route for so many update intervals (appendix B)
 RETRACTION_HOLD_INTERVALS = 2.5  # full updates repeat a retraction for so many update intervals
@@ -118,14 +118,14 @@ class Announcer:
             neighbour.dump_at = min(neighbour.dump_at, at)
             self._state.timers.set_earlier(neighbour, neighbour.dump_at)
 
-    def reply(self, prefix: Prefix, neighbour: Neighbour) -> None:
+    def reply(self, prefix: Prefix, source_prefix: Prefix | None, neighbour: Neighbour) -> None:
         """Sections 3.8.1.1 and 3.8.1.2: an explicit request gets an update or a retraction, split horizon or not."""
-        entry = self._state.prefixes.get(prefix)
+        entry = self._state.prefixes.get(route_key(prefix, source_prefix))
         if entry is None:
-            self._state.send(neighbour, _spoken_on(neighbour.interface, self._retraction(prefix)))
+            self._state.send(neighbour, _spoken_on(neighbour.interface, self._retraction(prefix, source_prefix)))
             return
         built = entry.update or self._build(entry)
-        update = self._exported(entry, built, neighbour.interface) or self._retraction(prefix)
+        update = self._exported(entry, built, neighbour.interface) or self._retraction(prefix, source_prefix)
         if update.metric < METRIC_INFINITY:
             entry.advertised_on |= neighbour.interface.bit
         self._state.send(neighbour, _spoken_on(neighbour.interface, update))
@@ -151,7 +151,7 @@ class Announcer:
         new_price = new[2] if new is not None else None
         if old_price != new_price:
             entry.price_epoch = (entry.price_epoch + 1) & 0xFFFF
-            self._state.outputs.append(AnnouncedPrice(entry.prefix, new_price))
+            self._state.outputs.append(AnnouncedPrice(entry.prefix, new_price, entry.source_prefix))
 
     def _delay(
         self,
@@ -189,7 +189,7 @@ class Announcer:
             if not entry.advertised_on & bit:
                 return None
             self._note_retraction(entry, bit, now=now)
-            return self._retraction(entry.prefix)
+            return self._retraction(entry.prefix, entry.source_prefix)
         entry.advertised_on |= bit
         return exported
 
@@ -209,7 +209,7 @@ class Announcer:
         """The announcement as a TLV. It is about to be sent, so the feasibility distance follows (section 3.7.3)."""
         announced = entry.announced
         if announced is None:
-            entry.update = self._retraction(entry.prefix)
+            entry.update = self._retraction(entry.prefix, entry.source_prefix)
             return entry.update
         router_id, metric, price = announced
         if entry.selected is None:
@@ -227,6 +227,7 @@ class Announcer:
             # Our own prefixes say that we know prices: where we tell none, we ask nothing (docs/spec/routing.md).
             price_msat_per_gb=price or (0 if entry.selected is None else None),
             price_epoch=entry.price_epoch if price else 0,
+            source_prefix=entry.source_prefix,
         )
         return entry.update
 
@@ -252,8 +253,15 @@ class Announcer:
             source.seqno = seqno
             source.metric = metric
 
-    def _retraction(self, prefix: Prefix) -> Update:
-        return Update(prefix, METRIC_INFINITY, self._state.seqno, self._interval_cs, self._state.config.router_id)
+    def _retraction(self, prefix: Prefix, source_prefix: Prefix | None) -> Update:
+        return Update(
+            prefix,
+            METRIC_INFINITY,
+            self._state.seqno,
+            self._interval_cs,
+            self._state.config.router_id,
+            source_prefix=source_prefix,
+        )
 
     def _emit(self, interface: Interface, neighbour: Neighbour | None, updates: list[Update]) -> None:
         """In portions that fit one datagram each, so that a lost one loses little."""

@@ -1,4 +1,5 @@
-"""The wire format of RFC 8966 section 4, with v4-via-v6 (RFC 9229) and the price sub-TLV (docs/spec/routing.md).
+"""The wire format of RFC 8966 section 4, with v4-via-v6 (RFC 9229), source prefixes (RFC 9079) and the price sub-TLV
+(docs/spec/routing.md).
 
 `decode` keeps the parser state of section 4.5 (current router-id, next hops, default prefixes) and resolves it into the
 TLVs; `pack` does the opposite and splits at the MTU. Nothing here trusts a length that came from outside.
@@ -47,6 +48,7 @@ UPDATE_ROUTER_ID = 0x40
 SUB_TLV_PAD1 = 0
 SUB_TLV_MANDATORY = 128  # and above (section 4.4)
 SUB_TLV_PRICE = 112  # experimental use (section 9)
+SUB_TLV_SOURCE_PREFIX = 128  # RFC 9079 section 5.1, mandatory
 PRICE_BODY = struct.Struct("!IH")  # msat per GB, epoch
 
 
@@ -167,7 +169,7 @@ class _Parser:
             self.default_prefixes[encoding] = address
         if flags & UPDATE_ROUTER_ID:
             self.router_id = address[-8:].rjust(8, b"\0")
-        price, epoch = _read_price(body[10 + octets :])
+        price, epoch, source_prefix = _read_extras(encoding, body[10 + octets :])
         if encoding == AE_WILDCARD:
             return WildcardRetraction() if metric == METRIC_INFINITY else None
         if metric < METRIC_INFINITY and self.router_id is None:
@@ -177,27 +179,29 @@ class _Parser:
         if next_hop is None and metric < METRIC_INFINITY:
             return None  # IPv4 through an unknown IPv4 next hop
         prefix = _network(encoding, address, length)
-        return Update(prefix, metric, seqno, interval, router_id, next_hop, price, epoch)
+        return Update(prefix, metric, seqno, interval, router_id, next_hop, price, epoch, source_prefix)
 
     def route_request(self, body: bytes) -> Tlv:
         encoding, length = _unpack("!BB", body)
         address, octets = self._read_prefix(encoding, length, 0, body[2:])
-        _check_sub_tlvs(body[2 + octets :])
-        return RouteRequest(None if encoding == AE_WILDCARD else _network(encoding, address, length))
+        _, _, source_prefix = _read_extras(encoding, body[2 + octets :])
+        if encoding == AE_WILDCARD:
+            return RouteRequest(None)
+        return RouteRequest(_network(encoding, address, length), source_prefix)
 
     def seqno_request(self, body: bytes) -> Tlv:
         encoding, length, seqno, hop_count, _, router_id = _unpack("!BBHBB8s", body)
         address, octets = self._read_prefix(encoding, length, 0, body[14:])
-        _check_sub_tlvs(body[14 + octets :])
+        _, _, source_prefix = _read_extras(encoding, body[14 + octets :])
         if encoding == AE_WILDCARD or hop_count == 0:
             raise _IgnoredTlvError
-        return SeqnoRequest(_network(encoding, address, length), seqno, hop_count, router_id)
+        return SeqnoRequest(_network(encoding, address, length), seqno, hop_count, router_id, source_prefix)
 
     def _read_prefix(self, encoding: int, length: int, omitted: int, data: bytes) -> tuple[bytes, int]:
         """The address, uncompressed, and how many octets of `data` it took. AE 3 makes no sense for a prefix."""
         if encoding == AE_WILDCARD:
             return b"", 0
-        size = {AE_IPV4: 4, AE_V4_VIA_V6: 4, AE_IPV6: 16}.get(encoding)
+        size = _PREFIX_SIZES.get(encoding)
         if size is None or length > size * 8:
             raise _IgnoredTlvError
         octets = (length + 7) // 8
@@ -208,6 +212,7 @@ class _Parser:
         return (default[:omitted] + data[:octets]).ljust(size, b"\0"), octets
 
 
+_PREFIX_SIZES = {AE_IPV4: 4, AE_V4_VIA_V6: 4, AE_IPV6: 16}
 _READERS: dict[int, Callable[[_Parser, bytes], Tlv | None]] = {
     TLV_ACK_REQUEST: _Parser.ack_request,
     TLV_ACK: _Parser.ack,
@@ -260,15 +265,30 @@ def _sub_tlvs(data: bytes) -> list[tuple[int, bytes]]:
         raise _IgnoredTlvError from None
 
 
-def _read_price(data: bytes) -> tuple[int | None, int]:
+def _read_extras(encoding: int, data: bytes) -> tuple[int | None, int, Prefix | None]:
+    """Price, epoch and source prefix, from the sub-TLVs of an Update or a request."""
     price: int | None = None
     epoch = 0
+    source_prefix: Prefix | None = None
     for sub_type, body in _sub_tlvs(data):
-        if sub_type >= SUB_TLV_MANDATORY:
+        if sub_type == SUB_TLV_SOURCE_PREFIX and source_prefix is None:
+            source_prefix = _read_source_prefix(encoding, body)
+        elif sub_type >= SUB_TLV_MANDATORY:
             raise _IgnoredTlvError
-        if sub_type == SUB_TLV_PRICE and len(body) >= PRICE_BODY.size:
+        elif sub_type == SUB_TLV_PRICE and len(body) >= PRICE_BODY.size:
             price, epoch = PRICE_BODY.unpack_from(body)
-    return price, epoch
+    return price, epoch, source_prefix
+
+
+def _read_source_prefix(encoding: int, body: bytes) -> Prefix:
+    """RFC 9079 section 5: of the family of the TLV's own prefix, never compressed. Of length 0, or in a TLV that has no
+    prefix, it makes the whole TLV one to be ignored; so does a second one."""
+    size = _PREFIX_SIZES.get(encoding)
+    length = body[0] if body else 0
+    octets = (length + 7) // 8
+    if size is None or not 0 < length <= size * 8 or len(body) < 1 + octets:
+        raise _IgnoredTlvError
+    return _network(encoding, body[1 : 1 + octets].ljust(size, b"\0"), length)
 
 
 def pack(tlvs: Iterable[Tlv], *, mtu: int, source: IPv6Address | None = None) -> list[bytes]:
@@ -352,10 +372,11 @@ class _Packer:
             update.seqno,
             update.metric,
         )
-        price = b""
+        # The source prefix first: whoever stops reading at the price has still read what changes the route's meaning.
+        extras = _source_prefix(update.source_prefix)
         if update.price_msat_per_gb is not None:
-            price = _tlv(SUB_TLV_PRICE, PRICE_BODY.pack(update.price_msat_per_gb, update.price_epoch))
-        return octets + _tlv(TLV_UPDATE, head + prefix[omitted:] + price)
+            extras += _tlv(SUB_TLV_PRICE, PRICE_BODY.pack(update.price_msat_per_gb, update.price_epoch))
+        return octets + _tlv(TLV_UPDATE, head + prefix[omitted:] + extras)
 
 
 def _encode_stateless(tlv: Tlv) -> bytes:
@@ -376,11 +397,13 @@ def _encode_stateless(tlv: Tlv) -> bytes:
             if tlv.prefix is None:
                 return _tlv(TLV_ROUTE_REQUEST, bytes((AE_WILDCARD, 0)))
             encoding, prefix = _encode_prefix(tlv.prefix)
-            return _tlv(TLV_ROUTE_REQUEST, bytes((encoding, tlv.prefix.prefixlen)) + prefix)
+            body = bytes((encoding, tlv.prefix.prefixlen)) + prefix + _source_prefix(tlv.source_prefix)
+            return _tlv(TLV_ROUTE_REQUEST, body)
         case SeqnoRequest():
             encoding, prefix = _encode_prefix(tlv.prefix)
             head = (encoding, tlv.prefix.prefixlen, tlv.seqno, tlv.hop_count, 0, tlv.router_id)
-            return _tlv(TLV_SEQNO_REQUEST, struct.pack("!BBHBB8s", *head) + prefix)
+            body = struct.pack("!BBHBB8s", *head) + prefix + _source_prefix(tlv.source_prefix)
+            return _tlv(TLV_SEQNO_REQUEST, body)
         case Update():
             raise AssertionError("an update needs the packer's state")
 
@@ -403,6 +426,13 @@ def _encode_address(address: Address | None) -> tuple[int, bytes]:
 def _encode_prefix(prefix: Prefix) -> tuple[int, bytes]:
     encoding = AE_IPV4 if isinstance(prefix, IPv4Network) else AE_IPV6
     return encoding, prefix.network_address.packed[: (prefix.prefixlen + 7) // 8]
+
+
+def _source_prefix(source_prefix: Prefix | None) -> bytes:
+    if source_prefix is None:
+        return b""
+    _, octets = _encode_prefix(source_prefix)
+    return _tlv(SUB_TLV_SOURCE_PREFIX, bytes((source_prefix.prefixlen,)) + octets)
 
 
 def _common_octets(default: bytes | None, prefix: bytes) -> int:

@@ -46,6 +46,7 @@ class SpeakerConfig:
     max_routes_per_neighbour: int = 20_000
     max_requests_per_neighbour: int = 1_000  # seqno requests of one neighbour that we forward at a time
     max_sources_per_prefix: int = 64
+    max_source_prefixes: int = 32  # distinct ones (RFC 9079): each costs the kernel a copy of the routing table
 
     def __post_init__(self) -> None:
         if len(self.router_id) != 8 or self.router_id in (bytes(8), b"\xff" * 8):

@@ -4,6 +4,9 @@ The speaker is a sans-IO state machine: *input + now -> new state + ordered outp
 come from, outputs are imperatives. All are frozen, so that a recorder can write them down and a test can compare them.
 
 Times are seconds (float) of one monotonic clock that only the caller reads. Prices are msat per GB (u32).
+
+A route is to a pair: `prefix` and `source_prefix` (RFC 9079). It carries packets to the one that come from the other;
+None: from anywhere. Of the routes that match a packet the most specific `prefix` wins, then the most specific source.
 """
 
 from __future__ import annotations
@@ -70,11 +73,13 @@ class OriginateRoute:
 
     prefix: Prefix
     metric: int = 0
+    source_prefix: Prefix | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class WithdrawRoute:
     prefix: Prefix
+    source_prefix: Prefix | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +144,7 @@ class InstallRoute:
     next_hop: IPv4Address | IPv6Address
     metric: int
     price_msat_per_gb: int
+    source_prefix: Prefix | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +156,7 @@ class BlockRoute:
     """
 
     prefix: Prefix
+    source_prefix: Prefix | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +164,7 @@ class RemoveRoute:
     """Nothing is left of the route to `prefix`, or of its being blocked."""
 
     prefix: Prefix
+    source_prefix: Prefix | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +189,7 @@ class LearnedPrice:
     address: IPv6Address
     prefix: Prefix
     price_msat_per_gb: int | None
+    source_prefix: Prefix | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +201,7 @@ class AnnouncedPrice:
 
     prefix: Prefix
     price_msat_per_gb: int | None
+    source_prefix: Prefix | None = None
 
 
 RouteChange = InstallRoute | BlockRoute | RemoveRoute

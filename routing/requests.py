@@ -7,7 +7,7 @@ from routing.announcer import Announcer
 from routing.config import Mode
 from routing.rules import METRIC_INFINITY
 from routing.tables import NEVER, Neighbour, PendingRequest, PrefixEntry, Route, State
-from routing.tlv import RouteRequest, SeqnoRequest
+from routing.tlv import RouteRequest, SeqnoRequest, route_key
 
 HOP_COUNT = 64
 FIRST_RESEND = 0.3  # seconds; doubles up to
@@ -33,15 +33,15 @@ class Requests:
         if request.prefix is None:
             self._announcer.request_dump(neighbour, now=now)
         else:
-            self._announcer.reply(request.prefix, neighbour)
+            self._announcer.reply(request.prefix, request.source_prefix, neighbour)
 
     def handle_seqno_request(self, neighbour: Neighbour, request: SeqnoRequest, *, now: float) -> None:
         """Section 3.8.1.2."""
-        entry = self._state.prefixes.get(request.prefix)
+        entry = self._state.prefixes.get(route_key(request.prefix, request.source_prefix))
         if entry is None:
             self._state.counters["seqno_request_unknown_prefix"] += 1
         elif self._is_answered_by(entry, request.router_id, request.seqno):
-            self._announcer.reply(entry.prefix, neighbour)
+            self._announcer.reply(entry.prefix, entry.source_prefix, neighbour)
         elif request.router_id == self._state.config.router_id:
             self._raise_own_seqno(entry, neighbour, request.seqno, now=now)
         elif request.hop_count >= 2 and self._state.config.mode is Mode.ROUTER:
@@ -179,7 +179,8 @@ class Requests:
         self._state.timers.set_earlier("requests", pending.resend_at)
 
     def _send(self, pending: PendingRequest, target: Neighbour, hop_count: int) -> None:
-        request = SeqnoRequest(pending.entry.prefix, pending.seqno, hop_count, pending.router_id)
+        entry = pending.entry
+        request = SeqnoRequest(entry.prefix, pending.seqno, hop_count, pending.router_id, entry.source_prefix)
         self._state.send(target, request)
 
     def _remember(self, entry: PrefixEntry, router_id: bytes, seqno: int, *, now: float) -> PendingRequest:

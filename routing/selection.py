@@ -19,7 +19,7 @@ from routing.filters import Policy, appraise
 from routing.requests import Requests, is_route_feasible
 from routing.rules import METRIC_INFINITY
 from routing.tables import NEVER, Neighbour, PrefixEntry, Route, State
-from routing.tlv import Prefix, RouteRequest, Update
+from routing.tlv import Prefix, RouteRequest, Update, route_key
 
 HOLD_SECONDS_PER_CS = 0.035  # a route lives for 3.5 update intervals (RFC 8966 appendix B)
 REFRESH_SHARE = 0.125  # the last part of its life, in which we ask for a selected route again (section 3.8.2.3)
@@ -36,16 +36,16 @@ class Selection:
         self._announcer = announcer
         self._requests = requests
 
-    def originate(self, prefix: Prefix, metric: int, *, now: float) -> None:
-        entry = self._state.prefixes.get(prefix) or self._new_entry(prefix)
+    def originate(self, prefix: Prefix, source_prefix: Prefix | None, metric: int, *, now: float) -> None:
+        entry = self._state.prefixes.get(route_key(prefix, source_prefix)) or self._new_entry(prefix, source_prefix)
         if entry.own_metric is not None and metric > entry.own_metric:
             # Nobody need find our longer distance unfeasible (section 3.7.3).
             self._state.seqno = rules.seqno_add(self._state.seqno, 1)
         entry.own_metric = metric
         self.reconsider(entry, now=now)
 
-    def withdraw(self, prefix: Prefix, *, now: float) -> None:
-        entry = self._state.prefixes.get(prefix)
+    def withdraw(self, prefix: Prefix, source_prefix: Prefix | None, *, now: float) -> None:
+        entry = self._state.prefixes.get(route_key(prefix, source_prefix))
         if entry is not None and entry.own_metric is not None:
             entry.own_metric = None
             self.reconsider(entry, now=now)
@@ -58,7 +58,10 @@ class Selection:
         config = self._state.config
         if config.mode is Mode.STUB and update.prefix not in config.stub_prefixes:
             return
-        entry = self._state.prefixes.get(update.prefix)
+        source_prefix = update.source_prefix
+        entry = self._state.prefixes.get(
+            update.prefix if source_prefix is None else route_key(update.prefix, source_prefix)
+        )
         route = entry.routes.get(neighbour) if entry is not None else None
         if route is not None and (update is route.update or update == route.update):
             self._refresh(route, now=now)
@@ -73,7 +76,10 @@ class Selection:
             if neighbour.route_count >= config.max_routes_per_neighbour:
                 self._state.counters["route_limit"] += 1
                 return
-            self._add(neighbour, entry or self._new_entry(update.prefix), update, now=now)
+            if entry is None and not self._has_room_for(source_prefix):
+                self._state.counters["source_prefix_limit"] += 1
+                return
+            self._add(neighbour, entry or self._new_entry(update.prefix, source_prefix), update, now=now)
         else:
             self._change(route, update, now=now)
 
@@ -161,9 +167,16 @@ class Selection:
         for entry in self._state.prefixes.values():
             self._end_hold(entry)
 
-    def _new_entry(self, prefix: Prefix) -> PrefixEntry:
-        entry = self._state.prefixes[prefix] = PrefixEntry(prefix)
+    def _new_entry(self, prefix: Prefix, source_prefix: Prefix | None) -> PrefixEntry:
+        entry = PrefixEntry(prefix, source_prefix)
+        self._state.prefixes[entry.key] = entry
+        if source_prefix is not None:
+            self._state.source_prefixes[source_prefix] += 1
         return entry
+
+    def _has_room_for(self, source_prefix: Prefix | None) -> bool:
+        known = self._state.source_prefixes
+        return source_prefix is None or source_prefix in known or len(known) < self._state.config.max_source_prefixes
 
     def _is_acceptable(self, neighbour: Neighbour, update: Update) -> bool:
         if update.interval_cs == 0:
@@ -335,12 +348,13 @@ class Selection:
             self._block(entry, now=now)
         elif was_in_kernel:
             entry.is_blocked = False
-            self._state.outputs.append(RemoveRoute(entry.prefix))
+            self._state.outputs.append(RemoveRoute(entry.prefix, entry.source_prefix))
 
     @staticmethod
     def _is_relied_on(entry: PrefixEntry, *, now: float) -> bool:
-        """A neighbour may send us packets for the prefix. Nothing is shorter than a default route."""
-        return entry.prefix.prefixlen > 0 and (entry.advertised_on != 0 or entry.hold_until > now)
+        """A neighbour may send us packets for the prefix. Nothing is less specific than a plain default route."""
+        is_covered = entry.prefix.prefixlen > 0 or entry.source_prefix is not None
+        return is_covered and (entry.advertised_on != 0 or entry.hold_until > now)
 
     def _block(self, entry: PrefixEntry, *, now: float) -> None:
         """Section 3.5.4: what covers the prefix may lead back to us, through a neighbour that still relies on us."""
@@ -349,7 +363,7 @@ class Selection:
         entry.is_blocked = True
         entry.hold_until = self._announcer.hold_until(now=now)
         self._scan_by(entry.hold_until, now=now)
-        self._state.outputs.append(BlockRoute(entry.prefix))
+        self._state.outputs.append(BlockRoute(entry.prefix, entry.source_prefix))
 
     def _check_hold(self, entry: PrefixEntry, *, now: float) -> float:
         """When to look at it again."""
@@ -365,16 +379,21 @@ class Selection:
         if entry.is_blocked:
             entry.is_blocked = False
             entry.advertised_on = 0
-            self._state.outputs.append(RemoveRoute(entry.prefix))
+            self._state.outputs.append(RemoveRoute(entry.prefix, entry.source_prefix))
 
     def _install(self, route: Route) -> None:
-        interface = route.neighbour.interface.name
-        install = InstallRoute(route.entry.prefix, interface, route.next_hop, route.metric, route.price)
+        entry, interface = route.entry, route.neighbour.interface.name
+        install = InstallRoute(
+            entry.prefix, interface, route.next_hop, route.metric, route.price, source_prefix=entry.source_prefix
+        )
         self._state.outputs.append(install)
 
     def _report_price(self, route: Route, price: int | None) -> None:
-        neighbour = route.neighbour
-        self._state.outputs.append(LearnedPrice(neighbour.interface.name, neighbour.address, route.entry.prefix, price))
+        entry, neighbour = route.entry, route.neighbour
+        interface = neighbour.interface.name
+        self._state.outputs.append(
+            LearnedPrice(interface, neighbour.address, entry.prefix, price, source_prefix=entry.source_prefix)
+        )
 
     def _check_expiry(self, route: Route, *, now: float) -> float:
         """When to look at this route again."""
@@ -386,7 +405,7 @@ class Selection:
         if now < _refresh_at(route):
             return _refresh_at(route)
         route.is_refresh_requested = True
-        self._state.send(route.neighbour, RouteRequest(route.entry.prefix))
+        self._state.send(route.neighbour, RouteRequest(route.entry.prefix, route.entry.source_prefix))
         return route.expires_at
 
     def _collect_sources(self, entry: PrefixEntry, *, now: float) -> float:
@@ -402,7 +421,12 @@ class Selection:
         return next_at
 
     def _remove_entry(self, entry: PrefixEntry) -> None:
-        del self._state.prefixes[entry.prefix]
+        del self._state.prefixes[entry.key]
+        if entry.source_prefix is not None:
+            known = self._state.source_prefixes
+            known[entry.source_prefix] -= 1
+            if not known[entry.source_prefix]:
+                del known[entry.source_prefix]
         self._state.timers.cancel(entry)
         for interface in self._state.interfaces.values():
             interface.pending.pop(entry, None)

@@ -43,6 +43,7 @@ from routing.tlv import (
     Tlv,
     Update,
     WildcardRetraction,
+    route_key,
 )
 
 __all__ = ["NeighbourView", "RouteView", "Speaker", "SpeakerConfig"]
@@ -79,6 +80,7 @@ class RouteView:
     is_feasible: bool
     is_selected: bool
     is_refused: bool  # by a filter
+    source_prefix: Prefix | None = None
 
 
 class Speaker:
@@ -104,9 +106,10 @@ class Speaker:
             case NeighbourUnreachable():
                 self._neighbourhood.doubt(event, now=now)
             case OriginateRoute():
-                self._selection.originate(event.prefix, min(max(0, event.metric), METRIC_INFINITY - 1), now=now)
+                metric = min(max(0, event.metric), METRIC_INFINITY - 1)
+                self._selection.originate(event.prefix, event.source_prefix, metric, now=now)
             case WithdrawRoute():
-                self._selection.withdraw(event.prefix, now=now)
+                self._selection.withdraw(event.prefix, event.source_prefix, now=now)
             case SetFee():
                 self._state.fee = min(max(0, event.fee_msat_per_gb), PRICE_NOT_FOR_SALE)
                 self._selection.announce_all(now=now)
@@ -138,14 +141,14 @@ class Speaker:
     def routes(self) -> list[RouteView]:
         return [_view(route) for entry in self._state.prefixes.values() for route in entry.routes.values()]
 
-    def selected(self, prefix: Prefix) -> RouteView | None:
-        """None: no route, or a prefix of our own."""
-        entry = self._state.prefixes.get(prefix)
+    def selected(self, prefix: Prefix, source_prefix: Prefix | None = None) -> RouteView | None:
+        """Of this very pair. None: no route, or a prefix of our own."""
+        entry = self._state.prefixes.get(route_key(prefix, source_prefix))
         return _view(entry.selected) if entry is not None and entry.selected is not None else None
 
-    def announced_price(self, prefix: Prefix) -> int | None:
+    def announced_price(self, prefix: Prefix, source_prefix: Prefix | None = None) -> int | None:
         """msat per GB that we ask; None: we do not carry there."""
-        entry = self._state.prefixes.get(prefix)
+        entry = self._state.prefixes.get(route_key(prefix, source_prefix))
         return entry.announced[2] if entry is not None and entry.announced is not None else None
 
     def counters(self) -> dict[str, int]:
@@ -238,4 +241,5 @@ def _view(route: Route) -> RouteView:
         is_feasible=is_route_feasible(route),
         is_selected=route.entry.selected is route,
         is_refused=route.is_refused,
+        source_prefix=route.entry.source_prefix,
     )

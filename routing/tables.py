@@ -12,7 +12,7 @@ from routing.events import LinkKind, Output
 from routing.filters import REFUSED, Policy
 from routing.rules import METRIC_INFINITY
 from routing.timers import Timers
-from routing.tlv import Prefix, Tlv, Update
+from routing.tlv import Prefix, RouteKey, Tlv, Update, route_key
 
 NEVER = float("inf")
 
@@ -152,9 +152,11 @@ class PendingRequest:
 
 @dataclass(slots=True, eq=False)
 class PrefixEntry:
-    """All that is known of one prefix: routes by neighbour, feasibility distances by router-id, what we last said."""
+    """All that is known of one prefix, or pair of prefix and source prefix (RFC 9079): routes by neighbour, feasibility
+    distances by router-id, what we last said."""
 
     prefix: Prefix
+    source_prefix: Prefix | None = None
     routes: dict[Neighbour, Route] = field(default_factory=dict)
     selected: Route | None = None
     own_metric: int | None = None  # we originate it
@@ -169,6 +171,10 @@ class PrefixEntry:
     is_blocked: bool = False  # the kernel refuses what is for the prefix (section 3.5.4)
     hold_until: float = -NEVER  # a neighbour that missed our retraction may send us packets until then
     requests: dict[bytes, PendingRequest] = field(default_factory=dict)
+
+    @property
+    def key(self) -> RouteKey:
+        return route_key(self.prefix, self.source_prefix)
 
 
 TimerKey = Interface | Neighbour | PrefixEntry | str
@@ -185,7 +191,8 @@ class State:
     seqno: int
     timers: Timers[TimerKey] = field(default_factory=Timers)
     interfaces: dict[str, Interface] = field(default_factory=dict)
-    prefixes: dict[Prefix, PrefixEntry] = field(default_factory=dict)
+    prefixes: dict[RouteKey, PrefixEntry] = field(default_factory=dict)
+    source_prefixes: Counter[Prefix] = field(default_factory=Counter)  # how many of `prefixes` have each
     outputs: list[Output] = field(default_factory=list)
     counters: Counter[str] = field(default_factory=Counter)
     packets: list[Output] = field(default_factory=list)  # follow the outputs

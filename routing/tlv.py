@@ -3,6 +3,9 @@
 Router-Id and Next Hop TLVs and address compression exist on the wire only: an `Update` here carries its own router-id
 and next hop, so that a simulator can hand these objects from one speaker to the next without bytes.
 
+`source_prefix` (RFC 9079): None stands for ::/0 or 0.0.0.0/0, so for packets from anywhere. Otherwise it is of the same
+family as the prefix, and its length is not 0.
+
 Intervals are centiseconds, as on the wire; prices msat per GB; metrics u16 with 65535 for infinity.
 """
 
@@ -13,6 +16,12 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 Prefix = IPv4Network | IPv6Network
 Address = IPv4Address | IPv6Address
+# What tables are indexed by: most routes are not source-specific, and theirs is to stay the quick way.
+RouteKey = Prefix | tuple[Prefix, Prefix]
+
+
+def route_key(prefix: Prefix, source_prefix: Prefix | None) -> RouteKey:
+    return prefix if source_prefix is None else (prefix, source_prefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +72,20 @@ class Update:
     next_hop: Address | None = None
     price_msat_per_gb: int | None = None
     price_epoch: int = 0
+    source_prefix: Prefix | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class WildcardRetraction:
-    """Section 4.6.9, AE 0: the sender retracts every route that it has announced on this link."""
+    """Section 4.6.9, AE 0: the sender retracts every route that it has announced here, source-specific or not."""
 
 
 @dataclass(frozen=True, slots=True)
 class RouteRequest:
-    """Section 4.6.10. `prefix` None: a full dump of the routing table."""
+    """Section 4.6.10. `prefix` None: a full dump of the routing table, source-specific routes included."""
 
     prefix: Prefix | None
+    source_prefix: Prefix | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +96,7 @@ class SeqnoRequest:
     seqno: int
     hop_count: int
     router_id: bytes
+    source_prefix: Prefix | None = None
 
 
 Tlv = AckRequest | Ack | Hello | Ihu | Update | WildcardRetraction | RouteRequest | SeqnoRequest

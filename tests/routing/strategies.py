@@ -12,6 +12,7 @@ from routing.tlv import (
     Address,
     Hello,
     Ihu,
+    Prefix,
     RouteRequest,
     SeqnoRequest,
     Tlv,
@@ -36,6 +37,14 @@ def ipv4_prefixes(draw: st.DrawFn) -> IPv4Network:
 
 
 prefixes = ipv6_prefixes() | ipv4_prefixes()
+
+
+def source_prefixes(prefix: Prefix) -> st.SearchStrategy[Prefix | None]:
+    """RFC 9079: none, or one of the same family and not of length 0."""
+    family = ipv4_prefixes() if isinstance(prefix, IPv4Network) else ipv6_prefixes()
+    return st.none() | family.filter(lambda source: source.prefixlen > 0)
+
+
 link_locals = st.integers(0, 2**64 - 1).map(lambda low: IPv6Address(0xFE80 << 112 | low))
 global_addresses = st.integers(0, 2**100).map(lambda low: IPv6Address(0x2001 << 112 | low))
 ipv4_addresses = st.integers(0, 2**32 - 1).map(IPv4Address)
@@ -57,7 +66,21 @@ def updates(draw: st.DrawFn) -> Update:
         next_hop=draw(st.one_of(next_hops)),
         price_msat_per_gb=price,
         price_epoch=draw(u16) if price is not None else 0,
+        source_prefix=draw(source_prefixes(prefix)),
     )
+
+
+@st.composite
+def route_requests(draw: st.DrawFn) -> RouteRequest:
+    prefix = draw(st.none() | prefixes)
+    return RouteRequest(prefix, draw(source_prefixes(prefix)) if prefix is not None else None)
+
+
+@st.composite
+def seqno_requests(draw: st.DrawFn) -> SeqnoRequest:
+    prefix = draw(prefixes)
+    hop_count = draw(st.integers(1, 255))
+    return SeqnoRequest(prefix, draw(u16), hop_count, draw(router_ids), draw(source_prefixes(prefix)))
 
 
 tlvs: st.SearchStrategy[Tlv] = st.one_of(
@@ -67,6 +90,6 @@ tlvs: st.SearchStrategy[Tlv] = st.one_of(
     st.builds(Hello, u16, u16, st.booleans()),
     st.builds(Ihu, u16, u16, st.none() | link_locals | global_addresses | ipv4_addresses),
     st.just(WildcardRetraction()),
-    st.builds(RouteRequest, st.none() | prefixes),
-    st.builds(SeqnoRequest, prefixes, u16, st.integers(1, 255), router_ids),
+    route_requests(),
+    seqno_requests(),
 )
