@@ -79,7 +79,7 @@ class RouteView:
     router_id: bytes
     is_feasible: bool
     is_selected: bool
-    is_refused: bool  # by a filter
+    is_refused: bool = False  # by a filter
     source_prefix: Prefix | None = None
 
 
