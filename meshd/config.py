@@ -98,6 +98,11 @@ def _absolute_path() -> Kind:
     return Kind("an absolute path", parse)
 
 
+def _optional_path() -> Kind:
+    path = _absolute_path()
+    return Kind(f'{path.expected}, or "" for none', lambda raw: None if raw == "" else path.parse(raw))
+
+
 def _fee() -> Kind:
     def parse(raw: Any) -> int:
         if raw == "not for sale":
@@ -155,6 +160,12 @@ class NodeConfig:
         _choice("debug", "info", "warning", "error"), "The least severe messages that are shown.", "info"
     )
     log_format: str = _key(_choice("text", "json"), "Log lines for people, or one JSON object for each.", "text")
+    record: Path | None = _key(  # noqa: RUF009
+        _optional_path(),
+        "Record all that goes into and out of the routing engine, for tools/replay (docs/replay.md).",
+        None,
+    )
+    record_max_mb: int = _key(_integer(1, 1_000_000), "The recording ends at this size, in MB.", 256)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -399,6 +410,8 @@ def example_config() -> str:
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if value is None:
+        return '""'
     if isinstance(value, Enum):
         return json.dumps(value.value)
     if isinstance(value, tuple):

@@ -10,13 +10,15 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 import trio
 
+from meshd import __version__
 from meshd import session as sessions
 from meshd.accounting import Accounting, unbilled
 from meshd.billing import Billing
@@ -26,6 +28,7 @@ from meshd.identity import Identity
 from meshd.kernel import Kernel, KernelConfig
 from meshd.logs import Logger
 from meshd.paymaster import Paymaster
+from meshd.recorder import Recorder
 from meshd.router import Router
 from meshd.rpc import methods
 from payments import events as pay
@@ -34,17 +37,21 @@ from payments.adapters.store import Store
 from payments.engine import PaymentConfig, PaymentEngine
 from payments.ports import WalletError, WalletPort
 from routing.config import SpeakerConfig
+from routing.recording import RecordedSpeaker
 from routing.speaker import Speaker
 
 log = Logger("meshd")
 LAST_READING_TIMEOUT = 2.0
+MEGABYTE = 1_000_000
 NETWORK = "regtest"  # the only one that the embedded chain has
 
 
 class Daemon:
     """All parts of a running node; `meshd.rpc` shows them."""
 
-    def __init__(self, config: Config, identity: Identity, kernel: Kernel, store: Store) -> None:
+    def __init__(
+        self, config: Config, identity: Identity, kernel: Kernel, store: Store, recorder: Recorder | None
+    ) -> None:
         self.config = config
         self.identity = identity
         self.started_at = trio.current_time()
@@ -54,7 +61,7 @@ class Daemon:
         self.chain = KernelChainClient(config.chain.socket)
         self.sessions = sessions.SessionManager(identity, network=sessions.LinkLocalTcp(config.payments.session_port))
         self.router = Router(
-            self._speaker(),
+            self._speaker(recorder),
             kernel,
             self.billing,
             config.interfaces,
@@ -80,7 +87,7 @@ class Daemon:
         )
         self._kernel = kernel
 
-    def _speaker(self) -> Speaker:
+    def _speaker(self, recorder: Recorder | None) -> Speaker:
         routing = self.config.routing
         config = SpeakerConfig(
             # A fresh router-id for each start: sequence numbers need not survive a crash, and no neighbour holds an old
@@ -93,7 +100,12 @@ class Daemon:
             update_interval=routing.update_interval,
             max_source_prefixes=0,  # the kernel's part is not built yet
         )
-        return Speaker(config, rng=random.Random(secrets.randbits(64)), now=trio.current_time())  # noqa: S311  jitter
+        seed, now = secrets.randbits(64), trio.current_time()
+        if recorder is None:
+            return Speaker(config, rng=random.Random(seed), now=now)  # noqa: S311  jitter
+        started = datetime.now(UTC).isoformat(timespec="milliseconds")
+        origin = {"program": f"meshd {__version__}", "node": self.config.node.name, "started": started}
+        return RecordedSpeaker(config, seed=seed, now=now, write=recorder.write, origin=origin)
 
     def _payment_engine(self, store: Store) -> PaymentEngine:
         wanted = self.config.payments
@@ -233,12 +245,16 @@ async def running(config: Config, identity: Identity) -> AsyncIterator[Daemon]:
     kernel_config = KernelConfig(
         record_path=state / "kernel.json", table=config.routing.table, rule_priority=config.routing.rule_priority
     )
-    store = await trio.to_thread.run_sync(Store.open, Path(state / "payments.sqlite"))
-    try:
+    with ExitStack() as files:
+        recorder = None
+        if config.node.record is not None:
+            recorder = Recorder(config.node.record, max_bytes=config.node.record_max_mb * MEGABYTE)
+            files.callback(recorder.close)
+            log.info("recording", file=recorder.path)
+        store = await trio.to_thread.run_sync(Store.open, Path(state / "payments.sqlite"))
+        files.callback(store.close)
         async with Kernel.open(kernel_config) as kernel, trio.open_nursery() as nursery:
-            daemon = Daemon(config, identity, kernel, store)
+            daemon = Daemon(config, identity, kernel, store, recorder)
             await nursery.start(daemon.run)
             yield daemon
             nursery.cancel_scope.cancel()
-    finally:
-        store.close()

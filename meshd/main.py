@@ -6,6 +6,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import trio
@@ -44,6 +45,17 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help=f"TOML file (default {DEFAULT_CONFIG})"
         )
+        if name == "run":
+            command.add_argument(
+                "--record",
+                type=Path,
+                metavar="FILE",
+                help="append to FILE all that goes into and out of the routing engine, for tools/replay (the same as "
+                "`record` in [node], which this overrides)",
+            )
+            command.add_argument(
+                "--record-max-mb", type=_megabytes, metavar="MB", help="end the recording at this size (default 256)"
+            )
     commands.add_parser("example", help="print a configuration with every key explained")
     return parser
 
@@ -59,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"meshd: {error}", file=sys.stderr)
         return EXIT_USAGE
+    if arguments.command == "run":
+        config = _with_recording(config, arguments.record, arguments.record_max_mb)
     if arguments.command == "check":
         print(f"{arguments.config}: ok")
         return 0
@@ -74,6 +88,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _stopped(_leaves(expected))
     return 0
+
+
+def _megabytes(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of megabytes from 1 to 1000000")
+    return int(text)
+
+
+def _with_recording(config: Config, file: Path | None, max_mb: int | None) -> Config:
+    """What the command line says goes before the configuration."""
+    node = config.node
+    if file is not None:
+        node = replace(node, record=file.absolute())
+    if max_mb is not None:
+        node = replace(node, record_max_mb=max_mb)
+    return replace(config, node=node)
 
 
 def _stopped(errors: Sequence[BaseException]) -> int:

@@ -9,7 +9,11 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO
 
+from routing.recording import Write
 from routing.rules import PRICE_NOT_FOR_SALE
 from simulator import topology
 from simulator.network import Network, Options
@@ -60,6 +64,13 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _recording(text: str) -> tuple[int, Path]:
+    found = re.fullmatch(r"(\d+):(.+)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a node and a file; write 0:node.recording")
+    return int(found[1]), Path(found[2])
+
+
 def _parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
@@ -100,6 +111,9 @@ def _parser() -> argparse.ArgumentParser:
         default=20.0,
         metavar="SECONDS",
         help="stop this long after the last change (default: 20)",
+    )
+    run.add_argument(
+        "--record", type=_recording, metavar="NODE:FILE", help="all that goes into and out of a node, for tools/replay"
     )
     run.add_argument("--json", action="store_true", help="the report as one JSON object")
     return parser
@@ -148,6 +162,14 @@ def _print_report(report: Report, topology_name: str, real_seconds: float) -> No
         print(f"  {difference}")
 
 
+def _writer(file: IO[str]) -> Write:
+    def write(line: str) -> bool:
+        file.write(line)
+        return True
+
+    return write
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
@@ -158,7 +180,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     fees = random_fees(graph, options.fee_range, random.Random(f"{options.seed}/fees"))
     settings = Options(seed=options.seed, latency=options.latency, start_spread=options.start_spread, wire=options.wire)
     started = time.monotonic()
-    report = simulate(graph, fees, settings, until=options.until, quiet=options.quiet, progress=_progress())
+    try:
+        with ExitStack() as files:
+            write_by_node = {}
+            if options.record is not None:
+                node, path = options.record
+                if node not in graph:
+                    raise topology.TopologyError(f"no node {node} to record")
+                write_by_node[node] = _writer(files.enter_context(path.open("w")))
+            report = simulate(
+                graph,
+                fees,
+                settings,
+                until=options.until,
+                quiet=options.quiet,
+                progress=_progress(),
+                write_by_node=write_by_node,
+            )
+    except (OSError, topology.TopologyError) as error:
+        print(f"meshsim: {error}", file=sys.stderr)
+        return 2
     real_seconds = time.monotonic() - started
     if options.json:
         document = report.to_document() | {"topology": options.topology, "real_seconds": round(real_seconds, 3)}

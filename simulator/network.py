@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
+from types import MappingProxyType
 
 import networkx as nx
 
@@ -26,6 +27,7 @@ from routing.events import (
     SendPacket,
     TimerExpired,
 )
+from routing.recording import RecordedSpeaker, Write
 from routing.speaker import Speaker, SpeakerConfig
 from routing.tlv import Tlv
 
@@ -77,7 +79,6 @@ _Event = _Start | _Packet | None  # None: look at the node's timers
 @dataclass(slots=True)
 class _Node:
     speaker: Speaker
-    rng: random.Random
     timer_at: float = float("inf")  # of the earliest entry in the heap
 
 
@@ -93,9 +94,19 @@ class Options:
 
 
 class Network:
-    """Point-to-point links along the edges of `graph`; each node announces one prefix."""
+    """Point-to-point links along the edges of `graph`; each node announces one prefix.
 
-    def __init__(self, graph: nx.Graph, fee_by_node: Mapping[int, int], options: Options) -> None:
+    `write_by_node`: where to say what goes into and comes out of a node's speaker (routing.recording).
+    """
+
+    def __init__(
+        self,
+        graph: nx.Graph,
+        fee_by_node: Mapping[int, int],
+        options: Options,
+        *,
+        write_by_node: Mapping[int, Write] = MappingProxyType({}),
+    ) -> None:
         self.graph = graph
         self.options = options
         self.now = 0.0
@@ -112,11 +123,17 @@ class Network:
         self._nodes: dict[int, _Node] = {}
         start = random.Random(f"{options.seed}/start")
         for node in sorted(graph):
-            rng = random.Random(f"{options.seed}/{node}")
             config = replace(options.config, router_id=(node + 1).to_bytes(8, "big"), fee_msat_per_gb=fee_by_node[node])
             at = start.uniform(0.0, options.start_spread)
-            self._nodes[node] = _Node(Speaker(config, rng=rng, now=at), rng)
+            self._nodes[node] = _Node(self._speaker(node, config, write_by_node.get(node), at))
             self._push(at, node, _Start())
+
+    def _speaker(self, node: int, config: SpeakerConfig, write: Write | None, at: float) -> Speaker:
+        seed = f"{self.options.seed}/{node}"
+        if write is None:
+            return Speaker(config, rng=random.Random(seed), now=at)
+        origin = {"program": "meshsim", "node": str(node)}
+        return RecordedSpeaker(config, seed=seed, now=at, write=write, origin=origin)
 
     @property
     def trace(self) -> str:

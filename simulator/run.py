@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 import networkx as nx
 
+from routing.recording import Write
 from routing.rules import METRIC_INFINITY, price_add
 from simulator.network import Network, Options, RouteChange, prefix_of
 from simulator.oracle import Oracle, solve
@@ -102,9 +104,10 @@ def simulate(
     until: float,
     quiet: float,
     progress: Callable[[Network], None] = lambda _: None,
+    write_by_node: Mapping[int, Write] = MappingProxyType({}),
 ) -> Report:
     """Runs to `until`, or until every route is a best one and none has changed for `quiet` seconds."""
-    network = Network(graph, fee_by_node, options)
+    network = Network(graph, fee_by_node, options, write_by_node=write_by_node)
     oracle = solve(graph, fee_by_node, options.config.price_weight)
     watch = Watch(oracle)
     while network.next_at() <= until:

@@ -19,6 +19,7 @@ from payments.adapters.chain_client import KernelChainClient
 from tools.lab.lab import Lab
 from tools.lab.network import interface_to
 from tools.lab.topology import Link, Node, Topology
+from tools.replayer.replay import Replay, Run
 
 MB = 1_000_000
 SAT_PER_MB = 1_000_000  # in msat per GB
@@ -153,6 +154,13 @@ class Mesh:
         for payer, payee in self.pairs():
             assert self.ledger(payer, payee)["sent_msat"] == self.ledger(payee, payer)["received_msat"], (payer, payee)
 
+    def replayed(self, node: str) -> list[Run]:
+        """The lives of its daemon, run again from its recording; the test fails if one says something else."""
+        replay = Replay(self.lab.recording(node))
+        replay.run()
+        assert replay.difference is None, f"{node}: {replay.difference}"
+        return replay.runs
+
     # -- the chain
 
     def open_channels(self, direction: str) -> list[Record]:
@@ -184,6 +192,6 @@ def topology(
 @contextmanager
 def running(name: str, graph: Topology, progress: Callable[[str], None] = lambda _: None) -> Iterator[Mesh]:
     """The mesh, when every node has a route to every other."""
-    with Lab(graph, name=name, progress=progress) as lab:
+    with Lab(graph, name=name, record=True, progress=progress) as lab:
         lab.wait_routes()
         yield Mesh(lab)

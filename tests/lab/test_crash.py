@@ -53,7 +53,7 @@ def mesh(lab_base: Path) -> Iterator[Chain3]:
                 _await_link_local(lab, node)
                 before[node] = snapshot(lab, node)
 
-    lab = Lab(graph, name="t-crash", progress=look)
+    lab = Lab(graph, name="t-crash", record=True, progress=look)
     found.append(lab)
     with lab:
         lab.wait_routes()
@@ -138,3 +138,9 @@ def test_clean_removes_what_a_killed_daemon_left(mesh: Chain3) -> None:
     meshd, _, *rest = mesh.lab.state.process_by_node[RELAY].command.split()
     mesh.lab.exec(RELAY, [meshd, "clean", *rest])
     assert difference(mesh.before[RELAY], snapshot(mesh.lab, RELAY)) == {}
+
+
+def test_each_life_of_a_daemon_is_replayed_to_the_same_outputs(mesh: Chain3) -> None:
+    lives = {node: mesh.replayed(node) for node in NODES}
+    assert {node: len(runs) for node, runs in lives.items()} == {BUYER: 2, RELAY: 2, SHOP: 3}
+    assert all(run.inputs > 10 for runs in lives.values() for run in runs)

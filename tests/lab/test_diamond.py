@@ -169,3 +169,20 @@ def test_channels_are_claimed_and_refunded_and_the_books_balance(diamond: Diamon
     kinds = {t.kind for t in books.chain_transactions(diamond.lab, books.take(diamond.lab))}
     assert {"funding", "claim"} <= kinds
     assert ("refund" in kinds) == bool(waiting)
+
+
+def test_what_every_daemon_recorded_is_replayed_to_the_same_outputs(diamond: Diamond) -> None:
+    """Through all of the above, and a link that is cut and comes back."""
+    cut = ["ip", "link", "set", f"to-{DEAR}"]
+    diamond.lab.exec(BUYER, [*cut, "down"])
+    until("the other relay being chosen", lambda: diamond.next_hop(BUYER, SHOP) == CHEAP)
+    diamond.lab.exec(BUYER, [*cut, "up"])
+    until("the way back", lambda: diamond.next_hop(BUYER, SHOP) == DEAR)
+    for node in diamond.lab.nodes:
+        (run,) = diamond.replayed(node)
+        assert run.inputs > 100
+        # The engine knows what the kernel was told.
+        hops = {str(route.prefix): route.interface for route in run.speaker.routes() if route.is_selected}
+        assert set(hops) >= {f"{diamond.lab.address(other)}/32" for other in diamond.lab.nodes if other != node}
+        if node == BUYER:
+            assert hops[f"{diamond.lab.address(SHOP)}/32"] == f"to-{DEAR}"

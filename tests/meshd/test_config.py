@@ -75,6 +75,7 @@ def test_configuration_cannot_be_changed() -> None:
         ("[payments]\ntick = 0", "[payments]: tick = 0: expected seconds from 0.1 to 60"),
         ("[payments]\nenabled = 1", "[payments]: enabled = 1: expected true or false"),
         ('[node]\nstate_dir = "var"', '[node]: state_dir = "var": expected an absolute path'),
+        ('[node]\nrecord = "here"', '[node]: record = "here": expected an absolute path, or "" for none'),
         ('[node]\nlog_level = "loud"', 'expected "debug" or "info" or "warning" or "error"'),
         ('[node]\nname = "a b"', "expected 1 to 63 letters, digits, dots, hyphens or underscores"),
         ('[[interface]]\nname = "a/b"', "expected an interface name of 1 to 15 characters"),
@@ -99,6 +100,11 @@ def test_errors_say_what_is_wrong_where_and_what_would_be_right(text: str, messa
     with pytest.raises(ConfigError) as caught:
         parse(text)
     assert message in str(caught.value)
+
+
+def test_nothing_is_recorded_unless_a_file_is_given() -> None:
+    assert parse('[node]\nrecord = ""').node.record is None
+    assert parse('[node]\nrecord = "/var/tmp/r"').node.record == Path("/var/tmp/r")  # noqa: S108
 
 
 def test_load_names_the_file(tmp_path: Path) -> None:

@@ -79,6 +79,38 @@ def test_a_signal_ends_it_well(config: Path, monkeypatch: pytest.MonkeyPatch, nu
     assert (config.parent / "state").stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.parametrize(
+    ("arguments", "record", "max_mb"),
+    [
+        ([], "/var/tmp/configured", 7),  # noqa: S108
+        (["--record", "there"], "there", 7),
+        (["--record", "/there", "--record-max-mb", "9"], "/there", 9),
+    ],
+)
+def test_the_command_line_says_where_to_record_before_the_configuration(
+    config: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], record: str, max_mb: int
+) -> None:
+    config.write_text('[node]\nrecord = "/var/tmp/configured"\nrecord_max_mb = 7\n' + config.read_text()[7:])
+    seen: list[Config] = []
+
+    @asynccontextmanager
+    async def running(config: Config, _identity: Identity) -> AsyncIterator[None]:
+        seen.append(config)
+        raise OSError("enough")
+        yield
+
+    monkeypatch.setattr(command, "running", running)
+    main(["run", "--config", str(config), *arguments])
+    assert (seen[0].node.record, seen[0].node.record_max_mb) == (Path(record).absolute(), max_mb)
+
+
+def test_a_size_of_a_recording_that_is_none(config: Path) -> None:
+    for size in ("0", "-1", "much"):
+        with pytest.raises(SystemExit) as caught:
+            main(["run", "--config", str(config), "--record-max-mb", size])
+        assert caught.value.code == EXIT_USAGE
+
+
 @pytest.mark.parametrize("error", [OSError("port in use"), StoreError("disk"), NetlinkError(1), NftError("no nft")])
 def test_what_a_person_can_mend_is_a_line(
     config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception

@@ -60,7 +60,8 @@ def _tail(path: Path, lines: int = 15) -> str:
 class Lab:
     """One mesh. As a context manager it goes up and, whatever happens inside, down; after an error its logs stay.
 
-    `Lab(topology)` makes a new one; `Lab.find(name)` finds one that an earlier process left up.
+    `Lab(topology)` makes a new one; `Lab.find(name)` finds one that an earlier process left up. With `record` the
+    daemons record their routing engines.
     """
 
     def __init__(
@@ -70,11 +71,13 @@ class Lab:
         name: str = "lab",
         funds_sat: int = DEFAULT_FUNDS_SAT,
         block_interval: float = 1.0,
+        record: bool = False,
         progress: Progress = _quiet,
     ) -> None:
         self.topology = topology
         self.funds_sat = funds_sat
         self.block_interval = block_interval
+        self.record = record
         self._progress = progress
         self._children: list[subprocess.Popen[Any]] = []
         self.state = State(
@@ -248,6 +251,8 @@ class Lab:
             "price": {"fee_msat_per_gb": node.fee_msat_per_gb},
             "chain": {"backend": "kernel", "socket": str(self.chain_socket)},
         }
+        if self.record:
+            document["node"]["record"] = str(self.recording(node.name))
         for table, values in node.config.items():
             document[table] = document.get(table, {}) | dict(values)
         document["interface"] = [
@@ -305,6 +310,10 @@ class Lab:
 
     def log(self, node: str) -> Path:
         return self.path(node) / "log"
+
+    def recording(self, node: str) -> Path:
+        """For tools/replay, where the lab was told to record."""
+        return self.path(node) / "recording"
 
     # -- commands
 

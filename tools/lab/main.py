@@ -79,7 +79,7 @@ def _up(options: argparse.Namespace) -> int:
         _say(f"[{time.monotonic() - started:5.1f}s] {text}")
 
     exit_on_signals()
-    lab = Lab(_topology(options), name=options.name, funds_sat=options.funds, progress=progress)
+    lab = Lab(_topology(options), name=options.name, funds_sat=options.funds, record=options.record, progress=progress)
     lab.up()
     lab.detach()
     if options.wait:
@@ -202,6 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument(
         "--funds", type=int, default=DEFAULT_FUNDS_SAT, metavar="SAT", help="into each wallet (default: %(default)s)"
     )
+    up.add_argument("--record", action="store_true", help="daemons record their routing engines, for tools/replay")
     up.add_argument(
         "--wait", type=float, default=0, metavar="SECONDS", help="until every node has a route to every other"
     )

@@ -1,0 +1,1 @@
+"""Recordings of meshd's routing engine, run again offline: `tools/replay`."""
