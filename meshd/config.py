@@ -175,10 +175,21 @@ class InterfaceConfig:
     name: str = _key(_LINUX_NAME, "The Linux interface.", example="wlan0")
     kind: LinkKind = _key(  # noqa: RUF009
         _interface_kind(),
-        "How its quality is judged: wired is up or down, wireless follows the loss of Hellos.",
+        "How its quality is judged: wired is up or down, wireless follows the loss of Hellos, tunnel is as wired and "
+        "follows the round-trip time (rtt).",
         LinkKind.WIRED,
     )
     cost: int = _key(_integer(1, 65534), "The cost of a perfect link over it; lower is preferred.", 96)
+    rtt: str = _key(
+        _choice("auto", "on", "off"),
+        "Measure round-trip times over it (RFC 9616), and add to the cost what follows; auto: on tunnels.",
+        "auto",
+    )
+    rtt_min: float = _key(_seconds(0, 10), "A round-trip time up to this costs nothing.", 0.01)
+    rtt_max: float = _key(
+        _seconds(0.001, 10), "A round-trip time from this on costs rtt_penalty; less in between.", 0.12
+    )
+    rtt_penalty: int = _key(_integer(0, 65534), "What the longest round-trip time adds to the cost.", 150)
     ipv4_next_hop: bool = _key(
         _boolean(),
         "Announce IPv4 prefixes through the interface's IPv4 address, where it has one; older Babel routers (BIRD 2) "
@@ -351,6 +362,12 @@ def _check_together(config: Config) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f'[[interface]]: name = "{name}" is there {names.count(name)} times')
+    for interface in config.interfaces:
+        if interface.rtt_min >= interface.rtt_max:
+            raise ConfigError(
+                f'[[interface]] "{interface.name}": rtt_min = {interface.rtt_min:g}: '
+                f"expected less than rtt_max ({interface.rtt_max:g})"
+            )
     payments = config.payments
     if payments.window_msat > payments.max_window_msat:
         raise ConfigError(

@@ -260,7 +260,9 @@ class Router:
     async def _tell_speaker(self, name: str, attached: Attached) -> None:
         config = self._configured[name]
         address4 = attached.address4 if config.ipv4_next_hop else None
-        up = events.InterfaceUp(name, attached.address, config.kind, attached.mtu, config.cost, address4)
+        is_timed = config.rtt == "on" or (config.rtt == "auto" and config.kind is events.LinkKind.TUNNEL)
+        rtt = events.RttCost(config.rtt_min, config.rtt_max, config.rtt_penalty) if is_timed else None
+        up = events.InterfaceUp(name, attached.address, config.kind, attached.mtu, config.cost, address4, rtt)
         await self.put(up)
 
     async def _detach(self, name: str, attached: Attached) -> None:

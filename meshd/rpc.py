@@ -108,6 +108,7 @@ class Methods:
                     "cost": neighbour.cost,
                     "rxcost": neighbour.rxcost,
                     "txcost": neighbour.txcost,
+                    "rtt_ms": None if neighbour.rtt is None else round(neighbour.rtt * 1000, 3),
                     "session": "up" if connected else "down",
                     "state": "suspended" if node.accounting.is_suspended(link) else "open",
                     "window_msat": None if ledger is None else ledger.window_msat,

@@ -10,7 +10,7 @@ from ipaddress import IPv4Network
 
 from routing import rules
 from routing.config import Mode
-from routing.events import AnnouncedPrice, LinkKind, SendPacket
+from routing.events import AnnouncedPrice, SendPacket
 from routing.filters import added_metric
 from routing.rules import METRIC_INFINITY, PRICE_NOT_FOR_SALE
 from routing.tables import NEVER, Interface, Neighbour, PrefixEntry, Route, Source, State
@@ -203,7 +203,7 @@ class Announcer:
         return route is not None and route.neighbour.interface is interface and self._is_split(interface)
 
     def _is_split(self, interface: Interface) -> bool:
-        return interface.kind is LinkKind.WIRED and self._state.config.split_horizon
+        return interface.is_wired and self._state.config.split_horizon
 
     def _build(self, entry: PrefixEntry) -> Update:
         """The announcement as a TLV. It is about to be sent, so the feasibility distance follows (section 3.7.3)."""

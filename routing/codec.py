@@ -46,6 +46,9 @@ UPDATE_PREFIX = 0x80
 UPDATE_ROUTER_ID = 0x40
 
 SUB_TLV_PAD1 = 0
+SUB_TLV_TIMESTAMP = 3  # RFC 9616 section 6
+HELLO_STAMP = struct.Struct("!I")  # when it was sent
+IHU_STAMPS = struct.Struct("!II")  # when the Hello that it answers was sent, and when that arrived
 SUB_TLV_MANDATORY = 128  # and above (section 4.4)
 SUB_TLV_PRICE = 112  # experimental use (section 9)
 SUB_TLV_SOURCE_PREFIX = 128  # RFC 9079 section 5.1, mandatory
@@ -136,14 +139,14 @@ class _Parser:
 
     def hello(self, body: bytes) -> Tlv:
         flags, seqno, interval = _unpack("!HHH", body)
-        _check_sub_tlvs(body[6:])
-        return Hello(seqno, interval, unicast=bool(flags & HELLO_UNICAST))
+        stamps = _read_timestamps(body[6:], HELLO_STAMP)
+        return Hello(seqno, interval, bool(flags & HELLO_UNICAST), stamps[0] if stamps else None)
 
     def ihu(self, body: bytes) -> Tlv:
         encoding, _, rxcost, interval = _unpack("!BBHH", body)
         address, length = _read_address(encoding, body[6:])
-        _check_sub_tlvs(body[6 + length :])
-        return Ihu(rxcost, interval, address)
+        stamps = _read_timestamps(body[6 + length :], IHU_STAMPS)
+        return Ihu(rxcost, interval, address, (stamps[0], stamps[1]) if stamps else None)
 
     def set_router_id(self, body: bytes) -> None:
         _, router_id = _unpack("!H8s", body)
@@ -291,6 +294,16 @@ def _read_source_prefix(encoding: int, body: bytes) -> Prefix:
     return _network(encoding, body[1 : 1 + octets].ljust(size, b"\0"), length)
 
 
+def _read_timestamps(data: bytes, layout: struct.Struct) -> tuple[int, ...] | None:
+    stamps: tuple[int, ...] | None = None
+    for sub_type, body in _sub_tlvs(data):
+        if sub_type >= SUB_TLV_MANDATORY:
+            raise _IgnoredTlvError
+        if sub_type == SUB_TLV_TIMESTAMP and len(body) >= layout.size:
+            stamps = layout.unpack_from(body)
+    return stamps
+
+
 def pack(tlvs: Iterable[Tlv], *, mtu: int, source: IPv6Address | None = None) -> list[bytes]:
     """Packets of at most `mtu` octets with their IPv6 and UDP headers, in the order of the TLVs.
 
@@ -387,10 +400,12 @@ def _encode_stateless(tlv: Tlv) -> bytes:
             return _tlv(TLV_ACK, struct.pack("!H", tlv.opaque))
         case Hello():
             flags = HELLO_UNICAST if tlv.unicast else 0
-            return _tlv(TLV_HELLO, struct.pack("!HHH", flags, tlv.seqno, tlv.interval_cs))
+            stamp = b"" if tlv.timestamp is None else _tlv(SUB_TLV_TIMESTAMP, HELLO_STAMP.pack(tlv.timestamp))
+            return _tlv(TLV_HELLO, struct.pack("!HHH", flags, tlv.seqno, tlv.interval_cs) + stamp)
         case Ihu():
             encoding, address = _encode_address(tlv.address)
-            return _tlv(TLV_IHU, struct.pack("!BBHH", encoding, 0, tlv.rxcost, tlv.interval_cs) + address)
+            stamp = b"" if tlv.timestamps is None else _tlv(SUB_TLV_TIMESTAMP, IHU_STAMPS.pack(*tlv.timestamps))
+            return _tlv(TLV_IHU, struct.pack("!BBHH", encoding, 0, tlv.rxcost, tlv.interval_cs) + address + stamp)
         case WildcardRetraction():
             return _tlv(TLV_UPDATE, struct.pack("!BBBBHHH", AE_WILDCARD, 0, 0, 0, 0xFFFF, 0, METRIC_INFINITY))
         case RouteRequest():

@@ -26,6 +26,16 @@ class LinkKind(Enum):
 
     WIRED = "wired"  # 2-out-of-3: a link is up or down
     WIRELESS = "wireless"  # ETX: the cost follows Hello loss
+    TUNNEL = "tunnel"  # as wired, and its round-trip time may cost
+
+
+@dataclass(frozen=True, slots=True)
+class RttCost:
+    """What a round-trip time costs (RFC 9616): nothing up to `minimum` seconds, `penalty` from `maximum` on."""
+
+    minimum: float = 0.01
+    maximum: float = 0.12
+    penalty: int = 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +44,7 @@ class InterfaceUp:
 
     `address4`: with it as next hop, IPv4 prefixes are announced there (RFC 9229 section 2.2 prefers that where there is
     one, and not every speaker knows v4-via-v6); None: by v4-via-v6.
+    `rtt`: round-trip times are measured there, and cost that; None: they are not, and no timestamps are sent.
     """
 
     interface: str
@@ -42,6 +53,7 @@ class InterfaceUp:
     mtu: int = 1500
     cost: int = 96  # nominal receive cost of a perfect link
     address4: IPv4Address | None = None
+    rtt: RttCost | None = None
 
 
 @dataclass(frozen=True, slots=True)

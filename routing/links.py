@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from routing import rules
-from routing.events import LinkKind
 from routing.rules import HISTORY_BITS, METRIC_INFINITY
 from routing.tables import NEVER, HelloHistory, Neighbour
 
@@ -63,22 +62,34 @@ def silence(record: HelloHistory) -> None:
     record.count = min(HISTORY_BITS, record.count + SILENCE_HELLOS)
 
 
-def update_cost(neighbour: Neighbour) -> bool:
+def update_cost(neighbour: Neighbour, *, now: float) -> bool:
     """Recompute the costs of the link (appendix A.2); true if the cost of sending to the neighbour has changed."""
     nominal = neighbour.interface.cost
     multicast, unicast = neighbour.multicast, neighbour.unicast
-    if neighbour.interface.kind is LinkKind.WIRED:
+    if neighbour.interface.is_wired:
         heard = (multicast.history, unicast.history)
         neighbour.rxcost = min(rules.wired_rxcost(history, nominal) for history in heard)
-        cost = max(1, neighbour.txcost) if neighbour.rxcost < METRIC_INFINITY else METRIC_INFINITY
+        cost = neighbour.txcost if neighbour.rxcost < METRIC_INFINITY else METRIC_INFINITY
     else:
         neighbour.ratio = max(_ratio(multicast), _ratio(unicast))
         neighbour.rxcost = rules.etx_rxcost(neighbour.ratio, nominal)
         cost = rules.etx_cost(neighbour.txcost, neighbour.ratio, nominal)
+    cost = rules.link_cost(cost, _rtt_cost(neighbour, now=now))
     if cost == neighbour.cost:
         return False
     neighbour.cost = cost
     return True
+
+
+def _rtt_cost(neighbour: Neighbour, *, now: float) -> int:
+    """Of the link's round-trip time, as far as it is known and asked for."""
+    bounds = neighbour.interface.rtt
+    if bounds is None or not neighbour.rtt.is_known(now=now):
+        neighbour.rtt_cost = 0
+    else:
+        cost = rules.rtt_cost(neighbour.rtt.smoothed, bounds.minimum, bounds.maximum, bounds.penalty)
+        neighbour.rtt_cost = rules.damp_cost(cost, neighbour.rtt_cost)
+    return neighbour.rtt_cost
 
 
 def _ratio(record: HelloHistory) -> float:

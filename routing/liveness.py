@@ -8,7 +8,6 @@ check; the Hello that did not come still counts as missed (`routing.links`). Not
 from __future__ import annotations
 
 from routing import rules
-from routing.events import LinkKind
 from routing.rules import HISTORY_BITS, METRIC_INFINITY
 from routing.tables import NEVER, Doubt, HelloHistory, Neighbour, State
 from routing.tlv import AckRequest
@@ -93,7 +92,7 @@ class Liveness:
     def _tries(neighbour: Neighbour) -> int:
         if neighbour.patience > PATIENCE_MAX or neighbour.rxcost >= METRIC_INFINITY:
             return 0
-        if neighbour.interface.kind is LinkKind.WIRED:
+        if neighbour.interface.is_wired:
             return rules.CHECKS_WIRED
         nominal = neighbour.interface.cost
         return rules.check_tries(nominal / neighbour.cost if neighbour.cost < METRIC_INFINITY else 0.0)

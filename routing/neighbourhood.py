@@ -7,7 +7,6 @@ from routing.announcer import Announcer
 from routing.config import Mode
 from routing.events import (
     InterfaceUp,
-    LinkKind,
     NeighbourDown,
     NeighbourUnreachable,
     NeighbourUp,
@@ -16,6 +15,7 @@ from routing.events import (
 )
 from routing.liveness import Liveness
 from routing.requests import Requests
+from routing.rtt import micros
 from routing.rules import METRIC_INFINITY, seqno_add
 from routing.selection import Selection
 from routing.tables import NEVER, HelloHistory, Interface, Neighbour, State
@@ -52,6 +52,7 @@ class Neighbourhood:
             bit=self._free_bit(),
             hello_seqno=self._state.rng.randrange(0x10000),
             address4=event.address4,
+            rtt=event.rtt,
         )
         self._state.interfaces[interface.name] = interface
         interface.update_at = now + self._state.jitter(self._state.config.update_interval)
@@ -104,7 +105,7 @@ class Neighbourhood:
             fresh = Neighbour(neighbour.interface, neighbour.address, HelloHistory(), HelloHistory())
             neighbour = self._meet(fresh, now=now)
             record = neighbour.unicast if hello.unicast else neighbour.multicast
-        is_wired = neighbour.interface.kind is LinkKind.WIRED
+        is_wired = neighbour.interface.is_wired
         if not hello.unicast and record.count == 0:
             self._liveness.meet(neighbour, hello.seqno)
         links.record_hello(record, hello.seqno, hello.interval_cs / 100, is_wired=is_wired, now=now)
@@ -129,6 +130,16 @@ class Neighbourhood:
         if neighbour is not None:
             self._liveness.doubt(neighbour, now=now)
             self.run_neighbour(neighbour, now=now)
+
+    def measure(self, neighbour: Neighbour, packet: ReceivedPacket, *, now: float) -> None:
+        """Of a packet whose Hello and IHU have been dealt with: the round-trip time, where we want to know it."""
+        interface = neighbour.interface
+        if interface.rtt is None:
+            return
+        hello = next((tlv for tlv in packet.tlvs if isinstance(tlv, Hello)), None)
+        ours = (tlv for tlv in packet.tlvs if isinstance(tlv, Ihu) and tlv.address in (None, interface.address))
+        neighbour.rtt.hear(hello, next(ours, None), self._state.counters, now=now)
+        self._follow_link(neighbour, now=now)
 
     def run_interface(self, interface: Interface, *, now: float) -> None:
         if min(interface.hello_at, interface.greet_at) <= now:
@@ -172,8 +183,9 @@ class Neighbourhood:
         if interface.address4 != event.address4:
             interface.address4 = event.address4
             self._announcer.request_full_update(interface)
-        if interface.cost == _nominal_cost(event):
+        if (interface.cost, interface.rtt) == (_nominal_cost(event), event.rtt):
             return
+        interface.rtt = event.rtt
         interface.cost = _nominal_cost(event)
         for neighbour in interface.neighbours.values():
             self._follow_link(neighbour, now=now)
@@ -200,7 +212,7 @@ class Neighbourhood:
 
     def _follow_link(self, neighbour: Neighbour, *, now: float) -> None:
         was_reachable = neighbour.cost < METRIC_INFINITY
-        if links.update_cost(neighbour):
+        if links.update_cost(neighbour, now=now):
             if not was_reachable:
                 self._announcer.request_dump(neighbour, now=now)
                 if neighbour.route_count == 0:
@@ -211,7 +223,7 @@ class Neighbourhood:
     @staticmethod
     def _is_lost(neighbour: Neighbour) -> bool:
         is_silent = not (neighbour.multicast.history or neighbour.unicast.history)
-        return is_silent or (neighbour.interface.kind is LinkKind.WIRED and neighbour.rxcost >= METRIC_INFINITY)
+        return is_silent or (neighbour.interface.is_wired and neighbour.rxcost >= METRIC_INFINITY)
 
     def _forget(self, neighbours: list[Neighbour], *, now: float) -> None:
         for neighbour in neighbours:
@@ -227,14 +239,16 @@ class Neighbourhood:
         config = self._state.config
         interval_cs = max(1, round(config.hello_interval * 100))
         interface.hello_seqno = seqno_add(interface.hello_seqno, 1)
-        self._state.send(interface, Hello(interface.hello_seqno, interval_cs))
+        timestamp = micros(now) if interface.rtt is not None else None
+        self._state.send(interface, Hello(interface.hello_seqno, interval_cs, timestamp=timestamp))
         interface.hellos_until_ihu -= 1
         is_round = interface.hellos_until_ihu <= 0
         if is_round:
             interface.hellos_until_ihu = config.ihu_multiplier
         for neighbour in interface.neighbours.values():
             if is_round or neighbour in interface.unanswered or neighbour.cost >= METRIC_INFINITY:
-                self._state.send(interface, self._ihu(neighbour))
+                stamps = neighbour.rtt.stamps(now=now) if interface.rtt is not None else None
+                self._state.send(interface, self._ihu(neighbour, stamps))
         interface.unanswered.clear()
         interface.last_hello_at = now
         interface.greet_at = NEVER
@@ -244,10 +258,10 @@ class Neighbourhood:
             interface.hello_at = now + config.hello_interval * self._state.rng.uniform(0.9, 1.0)
         interface.hellos_sent += 1
 
-    def _ihu(self, neighbour: Neighbour) -> Ihu:
+    def _ihu(self, neighbour: Neighbour, stamps: tuple[int, int] | None = None) -> Ihu:
         config = self._state.config
         interval_cs = min(0xFFFF, max(1, round(config.hello_interval * config.ihu_multiplier * 100)))
-        return Ihu(neighbour.rxcost, interval_cs, neighbour.address)
+        return Ihu(neighbour.rxcost, interval_cs, neighbour.address, stamps)
 
 
 def _nominal_cost(event: InterfaceUp) -> int:

@@ -16,6 +16,7 @@ CHECK_WAIT_MAX = 0.3
 CHECKS_WIRED = 3
 CHECKS_MAX = 12
 CHECK_DOUBT = 0.002
+RTT_MEMORY = 0.836  # of the smoothed RTT (RFC 9616 section 4.1)
 
 
 def seqno_less(a: int, b: int) -> bool:
@@ -135,10 +136,48 @@ def is_small_change(old: int, new: int) -> bool:
     return old == new or abs(new - old) * 10 < old
 
 
-def sticky_margin(price_metric_paid: int, link_cost: int, is_wireless: bool, fraction: float) -> int:
-    """Gains up to this are not worth a switch at once: price moves below `fraction`, or the noise of a radio link."""
+def rtt_sample(origin: int, received: int, sent: int, arrived: int, stale: float) -> float:
+    """Seconds on the way, there and back (RFC 9616 section 3.2); -1: not to be believed.
+
+    `origin` and `arrived` are our clock's, `received` and `sent` the neighbour's: microseconds modulo 2^32. `stale`:
+    seconds; neither end can have waited that long. A negative time is of a clock that was set, or of a liar.
+    """
+    waited = ((arrived - origin) & 0xFFFFFFFF) / 1e6
+    held = ((sent - received) & 0xFFFFFFFF) / 1e6
+    if waited >= stale or held > waited:
+        return -1.0
+    return waited - held
+
+
+def smooth_rtt(smoothed: float, sample: float) -> float:
+    return RTT_MEMORY * smoothed + (1.0 - RTT_MEMORY) * sample
+
+
+def rtt_cost(rtt: float, rtt_min: float, rtt_max: float, penalty: int) -> int:
+    """0 up to `rtt_min` seconds, `penalty` from `rtt_max`, linear between them (RFC 9616 section 4.2)."""
+    if rtt <= rtt_min:
+        return 0
+    if rtt >= rtt_max:
+        return penalty
+    return int(penalty * (rtt - rtt_min) / (rtt_max - rtt_min) + 0.5)
+
+
+def link_cost(cost: int, penalty: int) -> int:
+    """With a penalty, which alone does not make a link unusable; never 0."""
+    if cost >= METRIC_INFINITY:
+        return METRIC_INFINITY
+    return min(max(1, cost) + penalty, METRIC_INFINITY - 1)
+
+
+def damp_cost(cost: int, before: int) -> int:
+    """The penalty of a measured time is kept until it has moved by an eighth, and by more than 2: less is noise."""
+    return cost if abs(cost - before) > max(2, before // 8) or cost == 0 else before
+
+
+def sticky_margin(price_metric_paid: int, link_cost: int, is_noisy: bool, fraction: float) -> int:
+    """Gains up to this are not worth a switch at once: price moves below `fraction`, noise of measured costs."""
     margin = int(price_metric_paid * fraction)
-    return margin + link_cost // 8 if is_wireless else margin
+    return margin + link_cost // 8 if is_noisy else margin
 
 
 def is_route_better(metric: int, current_metric: int, margin: int, is_patient: bool) -> bool:

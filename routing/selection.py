@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Network
 from routing import rules
 from routing.announcer import Announcer
 from routing.config import Mode
-from routing.events import BlockRoute, InstallRoute, LearnedPrice, LinkKind, RemoveRoute
+from routing.events import BlockRoute, InstallRoute, LearnedPrice, RemoveRoute
 from routing.filters import Policy, appraise
 from routing.requests import Requests, is_route_feasible
 from routing.rules import METRIC_INFINITY
@@ -323,9 +323,9 @@ class Selection:
     def _is_switch_due(self, entry: PrefixEntry, current: Route, best: Route, *, now: float) -> bool:
         """Hysteresis: a small gain is taken late and at a random time, so that not all buyers move at once."""
         config = self._state.config
-        is_wireless = current.neighbour.interface.kind is LinkKind.WIRELESS
+        is_noisy = current.neighbour.interface.is_noisy
         paid = rules.price_metric(current.price, config.price_weight)
-        margin = rules.sticky_margin(paid, current.neighbour.cost, is_wireless, config.sticky_fraction)
+        margin = rules.sticky_margin(paid, current.neighbour.cost, is_noisy, config.sticky_fraction)
         is_patient = now - entry.found_at < config.settle_timeout or now >= entry.patient_at
         if rules.is_route_better(best.metric, current.metric, margin, is_patient):
             entry.patient_at = NEVER

@@ -58,6 +58,7 @@ class NeighbourView:
     cost: int  # of the link towards it; 65535 until it is bidirectional
     hello_history: int  # 16 bits, newest first
     route_count: int
+    rtt: float | None = None  # seconds, smoothed; None: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,7 @@ class Speaker:
                 cost=neighbour.cost,
                 hello_history=neighbour.multicast.history | neighbour.unicast.history,
                 route_count=neighbour.route_count,
+                rtt=neighbour.rtt.smoothed if neighbour.rtt.is_measured else None,
             )
             for interface in self._state.interfaces.values()
             for neighbour in interface.neighbours.values()
@@ -170,6 +172,7 @@ class Speaker:
                 neighbour.probe_at = NEVER
             else:
                 neighbour = self._handle_tlv(neighbour, tlv, now=now)
+        self._neighbourhood.measure(neighbour, packet, now=now)
 
     def _handle_tlv(self, neighbour: Neighbour, tlv: Tlv, *, now: float) -> Neighbour:
         match tlv:

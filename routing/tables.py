@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
 from routing.config import SpeakerConfig
-from routing.events import LinkKind, Output
+from routing.events import LinkKind, Output, RttCost
 from routing.filters import REFUSED, Policy
+from routing.rtt import RttRecord
 from routing.rules import METRIC_INFINITY
 from routing.timers import Timers
 from routing.tlv import Prefix, RouteKey, Tlv, Update, route_key
@@ -29,6 +30,7 @@ class Interface:
     bit: int  # its place in `PrefixEntry.advertised_on`
     hello_seqno: int
     address4: IPv4Address | None = None
+    rtt: RttCost | None = None
     neighbours: dict[IPv6Address, Neighbour] = field(default_factory=dict)
     hellos_until_ihu: int = 0
     hellos_sent: int = 0
@@ -41,6 +43,16 @@ class Interface:
     unanswered: dict[Neighbour, None] = field(default_factory=dict)
     doubts: dict[IPv6Address, Doubt] = field(default_factory=dict)
     outbox: list[Tlv] = field(default_factory=list)  # multicast, leaves at the end of `handle`
+
+    @property
+    def is_wired(self) -> bool:
+        """Up or down, and nothing between."""
+        return self.kind is not LinkKind.WIRELESS
+
+    @property
+    def is_noisy(self) -> bool:
+        """Its cost is measured, and moves without a cause that is worth a change of routes."""
+        return not self.is_wired or self.rtt is not None
 
     def deadline(self) -> float:
         return min(self.hello_at, self.update_at, self.flush_at, self.greet_at)
@@ -58,6 +70,8 @@ class Neighbour:
     txcost: int = METRIC_INFINITY
     ratio: float = 0.0  # of Hellos received, wireless links only
     cost: int = METRIC_INFINITY
+    rtt: RttRecord = field(default_factory=RttRecord)
+    rtt_cost: int = 0
     ihu_expires_at: float = NEVER
     suspect_at: float = NEVER  # when its Hello is late beyond what is usual
     check_at: float = NEVER  # next step of a check whether it is still there (`routing.liveness`)

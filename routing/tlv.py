@@ -41,20 +41,28 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Section 4.6.5. An interval of 0 announces no further Hello."""
+    """Section 4.6.5. An interval of 0 announces no further Hello.
+
+    `timestamp`: when it was sent, in microseconds modulo 2^32 of the sender's clock (RFC 9616).
+    """
 
     seqno: int
     interval_cs: int
     unicast: bool = False
+    timestamp: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Ihu:
-    """Section 4.6.6. `address` None: whoever receives this packet is meant."""
+    """Section 4.6.6. `address` None: whoever receives this packet is meant.
+
+    `timestamps`: of the last Hello of whom it is for, as that said; and when that arrived here (RFC 9616).
+    """
 
     rxcost: int
     interval_cs: int
     address: Address | None = None
+    timestamps: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,7 +145,7 @@ def neighbours(result: list[Record], style: Style) -> str:
     if not result:
         return "No neighbours."
     headers = (
-        "INTERFACE", "LINK-LOCAL", "ADDRESS", ">COST", "SESSION", "STATE",
+        "INTERFACE", "LINK-LOCAL", "ADDRESS", ">COST", ">RTT", "SESSION", "STATE",
         ">WINDOW", ">OWED TO US", ">OWED TO THEM", ">IN", ">OUT",
     )  # fmt: skip
     rows = [
@@ -154,6 +154,7 @@ def neighbours(result: list[Record], style: Style) -> str:
             item["link_local"],
             _text(item["address"]),
             str(item["cost"]),
+            "-" if item["rtt_ms"] is None else f"{item['rtt_ms']:.1f} ms",
             _state(item["session"]),
             _state(item["state"]),
             money(item["window_msat"]),

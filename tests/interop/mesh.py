@@ -221,7 +221,7 @@ class Mesh:
             node.run(f"nft delete table netdev cut_{interface}")
 
     @contextmanager
-    def capture(self, node: Node, interface: str) -> Iterator[Path]:
+    def capture(self, node: Node, interface: str, *, timestamps: bool = False) -> Iterator[Path]:
         """Babel packets at one interface, both directions, into a file that is complete after the block.
 
         Whatever was captured, our codec, tools/dissect and tshark (where installed) must read it alike.
@@ -236,7 +236,7 @@ class Mesh:
         time.sleep(0.2)
         self.namespaces.end(process)
         assert sum(assert_agrees_with_codec(packet) for packet in packets_in(path)) > 0
-        if shutil.which("tshark"):
+        if shutil.which("tshark") and not timestamps:  # tshark 4.0 takes IHUs with timestamps for malformed
             assert_agrees_with_tshark(path)
 
     def connects(self, a: Node, b: Node, *, family: int = 6) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
 
 import pytest
 
-from routing.tlv import Ack, AckRequest, SeqnoRequest, Tlv, Update
+from routing.tlv import Ack, AckRequest, Hello, Ihu, SeqnoRequest, Tlv, Update
 from tests.interop.captures import read_capture, tlvs_from
 from tests.interop.mesh import MARKS, PEERS, UPDATE_INTERVAL, Mesh, Node, eventually, link_local, mesh, need
 
@@ -118,6 +119,28 @@ def test_an_interface_that_goes_and_comes_needs_no_restart(tmp_path: Path) -> No
             made.await_all()
 
 
+def test_babeld_and_we_measure_round_trip_times(tmp_path: Path) -> None:
+    need("ip", "nft", "tcpdump", "babeld")
+    with mesh(tmp_path, "rtt") as made:
+        a = made.node("a", "meshd", interface={"kind": "tunnel"})
+        b = made.node("b", "babeld", interface="enable-timestamps true")
+        b.options["global"] = [f"local-path {b.directory}/monitor"]
+        made.line(a, b)
+        with made.capture(a, "ab", timestamps=True) as capture:
+            made.start()
+            made.await_all()
+            eventually(lambda: _rtt_seen_by(a) is not None, 30, "meshd has measured nothing")
+            eventually(lambda: " rtt " in _dump(b), 30, "babeld has measured nothing")
+        for speaker, interface in ((a, "ab"), (b, "ba")):
+            tlvs = tlvs_from(capture, link_local(speaker, interface))
+            assert any(isinstance(tlv, Hello) and tlv.timestamp is not None for tlv in tlvs)
+            assert any(isinstance(tlv, Ihu) and tlv.timestamps is not None for tlv in tlvs)
+        # A loaded machine may take long; but the clocks, which differ by days, have dropped out.
+        ours, theirs = _rtt_seen_by(a), float(_dump(b).split(" rtt ")[1].split()[0])
+        assert ours is not None and 0 <= ours < 2000 and 0 <= theirs < 2000
+        assert a.rpc("status")["counters"].get("rtt_sample_implausible", 0) == 0
+
+
 def test_seqno_requests_both_ways(peer: str, tmp_path: Path) -> None:
     """After a cut the way round is unfeasible (it is no shorter than what the asker itself once announced), until the
     source has raised its seqno because somebody asked. Three equal links: whichever is cut, both ends of it ask."""
@@ -182,3 +205,21 @@ def _is_answered(requests: list[SeqnoRequest], said: list[Tlv]) -> bool:
 def _device(node: Node, address: str) -> str:
     words = node.run(f"ip -6 route get {address} || true").split()
     return words[words.index("dev") + 1] if "dev" in words else ""
+
+
+def _rtt_seen_by(node: Node) -> float | None:
+    """In milliseconds."""
+    rows = node.rpc("neighbours")
+    return rows[0]["rtt_ms"] if rows else None
+
+
+def _dump(babeld: Node) -> str:
+    """What babeld tells of its neighbours on its local socket."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(5)
+        connection.connect(str(babeld.directory / "monitor"))
+        connection.sendall(b"dump\nquit\n")
+        parts = []
+        while part := connection.recv(65536):
+            parts.append(part)
+    return b"".join(parts).decode()

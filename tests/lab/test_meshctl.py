@@ -21,7 +21,7 @@ FIELDS = {
         " totals counters"
     ),
     "neighbours": (
-        "interface link_local identity address cost rxcost txcost session state window_msat owed_to_us_msat"
+        "interface link_local identity address cost rxcost txcost rtt_ms session state window_msat owed_to_us_msat"
         " owed_to_them_msat bytes_in bytes_refused bytes_out"
     ),
     "routes": (

@@ -22,6 +22,7 @@ from routing.events import (
     Output,
     ReceivedPacket,
     RemoveRoute,
+    RttCost,
     SendPacket,
     SetFee,
     TimerExpired,
@@ -49,6 +50,7 @@ class Link:
     loss: float = 0.0
     is_cut: bool = False
     kind: LinkKind = LinkKind.WIRED
+    rtt: RttCost | None = None
 
     def other(self, node: int) -> int:
         return self.b if node == self.a else self.a
@@ -83,13 +85,24 @@ class Network:
         self.feed(node, OriginateRoute(node_prefix(node)))
 
     def add_link(
-        self, a: int, b: int, *, cost: int = 96, delay: float = 0.001, kind: LinkKind = LinkKind.WIRED
+        self,
+        a: int,
+        b: int,
+        *,
+        cost: int = 96,
+        delay: float = 0.001,
+        kind: LinkKind = LinkKind.WIRED,
+        rtt: RttCost | None = None,
     ) -> Link:
-        link = self.links[min(a, b), max(a, b)] = Link(a, b, cost, delay, kind=kind)
-        for node in (a, b):
-            peer = link.other(node)
-            self.feed(node, InterfaceUp(f"to{peer}", link_local(node, peer), kind=kind, cost=cost))
+        link = self.links[min(a, b), max(a, b)] = Link(a, b, cost, delay, kind=kind, rtt=rtt)
+        self._raise(link)
         return link
+
+    def _raise(self, link: Link) -> None:
+        for node in (link.a, link.b):
+            peer = link.other(node)
+            address = link_local(node, peer)
+            self.feed(node, InterfaceUp(f"to{peer}", address, kind=link.kind, cost=link.cost, rtt=link.rtt))
 
     def link(self, a: int, b: int) -> Link:
         return self.links[min(a, b), max(a, b)]
@@ -103,9 +116,7 @@ class Network:
     def carrier_found(self, a: int, b: int) -> None:
         link = self.link(a, b)
         link.is_cut = False
-        for node in (a, b):
-            peer = link.other(node)
-            self.feed(node, InterfaceUp(f"to{peer}", link_local(node, peer), kind=link.kind, cost=link.cost))
+        self._raise(link)
 
     def set_fee(self, node: int, fee: int) -> None:
         self.fees[node] = fee

@@ -21,6 +21,7 @@ from routing.tlv import (
 )
 
 u16 = st.integers(0, 0xFFFF)
+u32 = st.integers(0, 0xFFFF_FFFF)
 router_ids = st.binary(min_size=8, max_size=8)
 
 
@@ -87,8 +88,10 @@ tlvs: st.SearchStrategy[Tlv] = st.one_of(
     updates(),
     st.builds(AckRequest, u16, u16),
     st.builds(Ack, u16),
-    st.builds(Hello, u16, u16, st.booleans()),
-    st.builds(Ihu, u16, u16, st.none() | link_locals | global_addresses | ipv4_addresses),
+    st.builds(Hello, u16, u16, st.booleans(), st.none() | u32),
+    st.builds(
+        Ihu, u16, u16, st.none() | link_locals | global_addresses | ipv4_addresses, st.none() | st.tuples(u32, u32)
+    ),
     st.just(WildcardRetraction()),
     route_requests(),
     seqno_requests(),

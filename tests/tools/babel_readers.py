@@ -61,7 +61,12 @@ def _engine_view(record: Record) -> Record | None:
         case "Seqno Request" if record["ae"] == 0 or record["hop_count"] == 0:
             return None
     wanted = _FIELDS.get(record["tlv"])
-    return {"tlv": record["tlv"]} | {name: record[name] for name in wanted} if wanted else None
+    if wanted is None:
+        return None
+    view = {"tlv": record["tlv"]} | {name: record[name] for name in wanted}
+    for sub in record.get("sub_tlvs", ()):
+        view |= {name: sub[name] for name in _TIMES if name in sub}
+    return view
 
 
 def _update_view(record: Record) -> Record | None:
@@ -75,6 +80,7 @@ def _update_view(record: Record) -> Record | None:
     return view if is_retraction else view | {name: record[name] for name in ("router_id", "next_hop")}
 
 
+_TIMES = ("transmitted_us", "origin_us", "received_us")
 _FIELDS = {
     "Acknowledgment Request": ("opaque", "interval"),
     "Acknowledgment": ("opaque",),
@@ -91,10 +97,12 @@ def _record_of(tlv: Tlv) -> Record:
             return {"tlv": "Acknowledgment Request", "opaque": opaque, "interval": interval / 100}
         case Ack(opaque):
             return {"tlv": "Acknowledgment", "opaque": opaque}
-        case Hello(seqno, interval, unicast):
-            return {"tlv": "Hello", "seqno": seqno, "interval": interval / 100, "unicast": unicast}
-        case Ihu(rxcost, interval, address):
-            return {"tlv": "IHU", "rxcost": rxcost, "interval": interval / 100, "address": _text(address)}
+        case Hello(seqno, interval, unicast, stamp):
+            times = {} if stamp is None else {"transmitted_us": stamp}
+            return {"tlv": "Hello", "seqno": seqno, "interval": interval / 100, "unicast": unicast} | times
+        case Ihu(rxcost, interval, address, stamps):
+            times = {} if stamps is None else {"origin_us": stamps[0], "received_us": stamps[1]}
+            return {"tlv": "IHU", "rxcost": rxcost, "interval": interval / 100, "address": _text(address)} | times
         case WildcardRetraction():
             return {"tlv": "Wildcard"}
         case RouteRequest(prefix):
