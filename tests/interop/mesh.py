@@ -44,6 +44,25 @@ except OSError:
     sys.exit(1)
 """
 
+# Hands on every frame from one interface to the other, 60 ms later.
+DELAYER = """
+import heapq, select, socket, time
+ends = [socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) for _ in range(2)]
+for end, name in zip(ends, ("left", "right")):
+    end.bind((name, 0))
+waiting, number = [], 0
+while True:
+    wait = max(0, waiting[0][0] - time.monotonic()) if waiting else None
+    for end in select.select(ends, [], [], wait)[0]:
+        frame, address = end.recvfrom(65536)
+        if address[2] != socket.PACKET_OUTGOING:
+            number += 1
+            heapq.heappush(waiting, (time.monotonic() + 0.06, number, frame, ends[end is ends[0]]))
+    while waiting and waiting[0][0] <= time.monotonic():
+        _, _, frame, to = heapq.heappop(waiting)
+        to.send(frame)
+"""
+
 PEERS = ("babeld", "bird")
 MARKS = [pytest.mark.lab, pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")]
 
@@ -254,6 +273,19 @@ class Mesh:
 
     def await_reach(self, a: Node, b: Node, *, family: int = 6, timeout: float = 20) -> None:
         eventually(lambda: self.connects(a, b, family=family), timeout, f"{a.name} does not reach {b.name}")
+
+
+def slow_wire(mesh: Mesh, a: Node, b: Node) -> None:
+    """As `Mesh.wire`, but 60 ms long, through a namespace between the two."""
+    here, there = a.name + b.name, b.name + a.name
+    mesh.namespaces.add("slow")
+    mesh.namespaces.run("slow", ["sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1"])
+    mesh.namespaces.veth((a.name, here), ("slow", "left"))
+    mesh.namespaces.veth((b.name, there), ("slow", "right"))
+    for node, interface in ((a, here), (b, there)):
+        node.interfaces.append(interface)
+        node.run(f"ethtool -K {interface} tx off >/dev/null")  # a checksum that is left to the device stays undone
+    mesh.namespaces.popen("slow", [sys.executable, "-S", "-c", DELAYER], stdout=None)
 
 
 @contextmanager

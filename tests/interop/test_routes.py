@@ -10,7 +10,18 @@ import pytest
 
 from routing.tlv import Ack, AckRequest, Hello, Ihu, SeqnoRequest, Tlv, Update
 from tests.interop.captures import read_capture, tlvs_from
-from tests.interop.mesh import MARKS, PEERS, UPDATE_INTERVAL, Mesh, Node, eventually, link_local, mesh, need
+from tests.interop.mesh import (
+    MARKS,
+    PEERS,
+    UPDATE_INTERVAL,
+    Mesh,
+    Node,
+    eventually,
+    link_local,
+    mesh,
+    need,
+    slow_wire,
+)
 
 pytestmark = MARKS
 # Who is not paid asks for nothing. There is no chain, and nobody gets so far as to need one.
@@ -120,12 +131,13 @@ def test_an_interface_that_goes_and_comes_needs_no_restart(tmp_path: Path) -> No
 
 
 def test_babeld_and_we_measure_round_trip_times(tmp_path: Path) -> None:
-    need("ip", "nft", "tcpdump", "babeld")
+    """Over a wire that takes 60 ms each way."""
+    need("ip", "nft", "tcpdump", "ethtool", "babeld")
     with mesh(tmp_path, "rtt") as made:
         a = made.node("a", "meshd", interface={"kind": "tunnel"})
         b = made.node("b", "babeld", interface="enable-timestamps true")
         b.options["global"] = [f"local-path {b.directory}/monitor"]
-        made.line(a, b)
+        slow_wire(made, a, b)
         with made.capture(a, "ab", timestamps=True) as capture:
             made.start()
             made.await_all()
@@ -135,10 +147,10 @@ def test_babeld_and_we_measure_round_trip_times(tmp_path: Path) -> None:
             tlvs = tlvs_from(capture, link_local(speaker, interface))
             assert any(isinstance(tlv, Hello) and tlv.timestamp is not None for tlv in tlvs)
             assert any(isinstance(tlv, Ihu) and tlv.timestamps is not None for tlv in tlvs)
-        # A loaded machine may take long; but the clocks, which differ by days, have dropped out.
+        # A loaded machine may add to it. The clocks, which differ by days, have dropped out.
         ours, theirs = _rtt_seen_by(a), float(_dump(b).split(" rtt ")[1].split()[0])
-        assert ours is not None and 0 <= ours < 2000 and 0 <= theirs < 2000
-        assert a.rpc("status")["counters"].get("rtt_sample_implausible", 0) == 0
+        assert ours is not None and 119 < ours < 5000 and 119 < theirs < 5000
+        assert a.rpc("neighbours")[0]["cost"] == 96 + 150
 
 
 def test_seqno_requests_both_ways(peer: str, tmp_path: Path) -> None:
