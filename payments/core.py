@@ -47,6 +47,7 @@ class Peer:
     is_statement_due: bool = False  # the tick asks for one
     opening: Opening | None = None
     open_retry_at: float = -math.inf
+    is_funding_short: bool = False  # the wallet could not fund the last one
     wake_at: float = math.inf
     # Of the session.
     is_connected: bool = False

@@ -156,6 +156,7 @@ class PaymentEngine:
             core.fee_rate = event.fee_rate
         if event.height > core.height:
             core.height_changed(event.height)
+            opening.handle_block(core, now=now)
         closing.broadcast_again(core, now=now)
         self._touch_all()
 

@@ -250,6 +250,14 @@ def handle_funding_failed(core: Core, event: FundingFailed, *, now: float) -> No
     peer = _peer_opening(core, event.channel_id)
     if peer is not None:
         _give_up(core, peer, event.reason, now=now)
+        peer.is_funding_short = True
+
+
+def handle_block(core: Core, *, now: float) -> None:
+    """It may have confirmed the money that a wallet lacked. The neighbour waits to be paid, our traffic for that."""
+    for peer in core.peers.values():
+        if peer.is_funding_short:
+            peer.is_funding_short, peer.open_retry_at = False, now
 
 
 def tell_funding(core: Core, peer: Peer, channel: Channel) -> None:

@@ -34,6 +34,8 @@ CONFIG: dict[str, dict[str, Any]] = {
 QUIET = 2.5 * TICK  # no payment for so long: there will be none
 PATIENCE = 60.0  # the machine may be busy with other things
 HEADERS = 52 / 1448  # IPv4 and TCP with timestamps, beside a full segment's payload
+FULL_PACKET = 1514  # with its Ethernet header
+WITNESS = "witness"
 PUMP = Path(__file__).with_name("pump.py")
 
 Record = dict[str, Any]
@@ -127,6 +129,16 @@ class Mesh:
     def bytes_in(self, node: str, peer: str) -> int:
         return sum(n["bytes_in"] for n in self.lab.rpc(node, "neighbours") if n["interface"] == interface_to(peer))
 
+    def forwarded(self, node: str, peer: str) -> int:
+        """The bytes that the node really carried on for the peer, by the witness's count. Survives its daemon."""
+        listed = self.lab.exec(node, ["nft", "-j", "list", "counter", "ip", WITNESS, f"from-{peer}"]).stdout
+        return int(next(item["counter"]["bytes"] for item in json.loads(listed)["nftables"] if "counter" in item))
+
+    def dropped(self, node: str, peer: str) -> int:
+        """Packets that the queue of the link dropped: the node's meter has them, its neighbour's has not."""
+        listed = self.lab.exec(node, ["tc", "-s", "-j", "qdisc", "show", "dev", interface_to(peer)]).stdout
+        return int(next(queue["drops"] for queue in json.loads(listed) if queue.get("root")))
+
     def carried(self, node: str) -> int:
         return int(self.lab.rpc(node, "status")["totals"]["carried_bytes"])
 
@@ -189,9 +201,21 @@ def topology(
     return Topology(nodes, tuple(Link(a, b, RATE) for a, b in links))
 
 
+def post_witnesses(lab: Lab) -> None:
+    """Rules that count what is forwarded, beside the daemon's own and behind its gate. What TCP sends again is in."""
+    for node in lab.nodes:
+        peers = lab.topology.neighbours(node)
+        counters = "\n".join(f"counter from-{peer} {{}}" for peer in peers)
+        rules = "\n".join(f'iifname "{interface_to(peer)}" counter name "from-{peer}"' for peer in peers)
+        hook = "type filter hook forward priority filter + 20; policy accept;"
+        rules = f"table ip {WITNESS} {{\n{counters}\nchain forward {{ {hook}\n{rules}\n}}\n}}\n"
+        lab.exec(node, ["nft", "-f", "-"], stdin=rules)
+
+
 @contextmanager
 def running(name: str, graph: Topology, progress: Callable[[str], None] = lambda _: None) -> Iterator[Mesh]:
     """The mesh, when every node has a route to every other."""
     with Lab(graph, name=name, record=True, progress=progress) as lab:
+        post_witnesses(lab)
         lab.wait_routes()
         yield Mesh(lab)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.mesh import HEADERS, MB, SAT_PER_MB, TICK, Mesh, running, topology, until
+from tests.lab.mesh import FULL_PACKET, HEADERS, MB, SAT_PER_MB, TICK, Mesh, running, topology, until
 from tools.showcase import books
 
 pytestmark = pytest.mark.lab
@@ -62,20 +62,28 @@ def _decoded(capture: Path, display_filter: str) -> list[str]:
 
 
 def test_traffic_goes_over_the_cheap_relay_and_each_hop_is_metered_and_paid(diamond: Diamond) -> None:
-    assert diamond.next_hop(BUYER, SHOP) == CHEAP
+    # A route is there as soon as one of the two relays is; the acknowledgements have theirs.
+    until("the cheap way there", lambda: diamond.next_hop(BUYER, SHOP) == CHEAP)
+    until("the cheap way back", lambda: diamond.next_hop(SHOP, BUYER) == CHEAP)
     assert diamond.price(BUYER, SHOP) == CHEAP_FEE
     assert diamond.transfer(BUYER, SHOP, SIZE).finish() == SIZE
     diamond.settle()
 
-    expected = SIZE * (1 + HEADERS)
+    # What is sent while the first channel is being opened meets a shut gate, and is sent again: at least so much.
+    payload = SIZE * (1 + HEADERS)
     for sender, receiver in ((BUYER, CHEAP), (CHEAP, SHOP)):
         sent, received = diamond.bytes_out(sender, receiver), diamond.bytes_in(receiver, sender)
-        assert sent == pytest.approx(received, rel=books.TOLERANCE)
-        assert sent == pytest.approx(expected, rel=books.TOLERANCE)
-    assert diamond.carried(DEAR) < 0.01 * expected
+        lost = diamond.dropped(sender, receiver) * FULL_PACKET
+        assert -books.TOLERANCE * sent <= sent - received <= books.TOLERANCE * sent + lost
+        assert received >= payload
+    forwarded = diamond.forwarded(CHEAP, BUYER)
+    assert forwarded >= payload
+    refused = diamond.neighbour(CHEAP, BUYER)["bytes_refused"]
+    assert diamond.bytes_in(CHEAP, BUYER) - refused == pytest.approx(forwarded, rel=books.TOLERANCE)
+    assert diamond.carried(DEAR) < 0.01 * payload
 
     bill = diamond.ledger(CHEAP, BUYER)
-    assert bill["billed_msat"] == pytest.approx(expected * CHEAP_FEE / 1e9, rel=books.TOLERANCE)
+    assert bill["billed_msat"] == pytest.approx(forwarded * CHEAP_FEE / 1e9, rel=books.TOLERANCE)
     assert 0 <= bill["billed_msat"] - bill["received_msat"] < 1000  # all is paid but a part of a sat
     assert diamond.ledger(SHOP, CHEAP)["billed_msat"] == 0  # the shop does not ask for what it gets itself
     assert diamond.ledger(CHEAP, SHOP)["received_msat"] > 0  # the acknowledgements are the shop's traffic

@@ -394,7 +394,8 @@ def test_a_funding_that_is_not_what_was_agreed_is_not_accepted() -> None:
     assert world.b.ledger(world.a).received_msat == 0
 
 
-def test_a_wallet_without_money_is_asked_again_later() -> None:
+def without_money() -> World:
+    """a owes b, and its wallet has just said that it cannot fund a channel."""
     world = World()
     world.connect()
     world.pump()
@@ -410,9 +411,20 @@ def test_a_wallet_without_money_is_asked_again_later() -> None:
             break
     world.pump()
     assert world.a.channels() == []
+    return world
+
+
+def test_a_wallet_without_money_is_asked_again_later() -> None:
+    world = without_money()
     world.advance(9.0)
     assert world.a.channels() == []
     world.advance(2.0)
+    assert [c.state for c in world.a.channels()] == [ChannelState.PENDING]
+
+
+def test_a_wallet_without_money_is_asked_again_with_the_next_block() -> None:
+    world = without_money()
+    world.mine()
     assert [c.state for c in world.a.channels()] == [ChannelState.PENDING]
 
 

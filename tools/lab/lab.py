@@ -217,14 +217,16 @@ class Lab:
         self._await_socket(CHAIN, self.chain_socket)
 
     def fund(self, nodes: Sequence[str], amount_sat: int) -> None:
-        """Pays each node's wallet from the chain's faucet; the payments confirm with the next block."""
+        """Pays each node's wallet from the chain's faucet, and waits until a block has it: it can be spent then."""
         scripts = [bytes.fromhex(self.rpc(node, "wallet.script")["script_pubkey"]) for node in nodes]
 
         async def pay() -> None:
             client = KernelChainClient(self.chain_socket)
             try:
-                for script in scripts:
-                    await client.faucet(script, amount_sat)
+                with trio.fail_after(START_TIMEOUT + self.block_interval):
+                    for txid in [await client.faucet(script, amount_sat) for script in scripts]:
+                        while (status := await client.transaction(txid)) is None or status.height is None:
+                            await trio.sleep(0.05)
             finally:
                 client.close()
 
@@ -232,6 +234,8 @@ class Lab:
             trio.run(pay)
         except ChainError as error:
             raise LabError(f"the faucet: {error}") from error
+        except trio.TooSlowError as error:
+            raise LabError(f"the faucet's payments are in no block after {START_TIMEOUT:.0f} s") from error
 
     # -- nodes
 
