@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -16,10 +17,11 @@ from typing import IO, Any, Self
 
 
 class Namespaces:
-    """`prefix` is put before every name, so that whoever sees a stale one knows whose it was."""
+    """`prefix` is put before every name, so that whoever sees a stale one knows whose it was; then the process id, so
+    that two checkouts on one machine do not delete each other's."""
 
     def __init__(self, prefix: str) -> None:
-        self.prefix = prefix
+        self.prefix = f"{prefix}{os.getpid()}-"
         self._names: list[str] = []
         self._processes: list[subprocess.Popen[Any]] = []
 
@@ -33,7 +35,8 @@ class Namespaces:
         self.close()
 
     def add(self, name: str) -> str:
-        """Make the namespace `prefix + name`, with `lo` up. One left over under that name is deleted first."""
+        """Make the namespace `prefix + name`, with `lo` up. One left over under that name, of a process long gone, is
+        deleted first."""
         full = self.prefix + name
         subprocess.run(["ip", "netns", "del", full], check=False, capture_output=True)
         self._ip("netns", "add", full)

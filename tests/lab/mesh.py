@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -212,10 +213,15 @@ def post_witnesses(lab: Lab) -> None:
         lab.exec(node, ["nft", "-f", "-"], stdin=rules)
 
 
+def lab_name(subject: str) -> str:
+    """Another one in each process: tests of two checkouts may run at once. `subject`: at most 7 letters."""
+    return f"t{os.getpid()}-{subject}"
+
+
 @contextmanager
-def running(name: str, graph: Topology, progress: Callable[[str], None] = lambda _: None) -> Iterator[Mesh]:
+def running(subject: str, graph: Topology, progress: Callable[[str], None] = lambda _: None) -> Iterator[Mesh]:
     """The mesh, when every node has a route to every other."""
-    with Lab(graph, name=name, record=True, progress=progress) as lab:
+    with Lab(graph, name=lab_name(subject), record=True, progress=progress) as lab:
         post_witnesses(lab)
         lab.wait_routes()
         yield Mesh(lab)

@@ -21,7 +21,7 @@ POWERLESS = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
 
 @pytest.fixture(scope="module")
 def mesh(lab_base: Path) -> Iterator[Mesh]:
-    with running("t-config", line(2)) as made:
+    with running("config", line(2)) as made:
         yield made
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from meshd.accounting import BUSY_INTERVAL
 from tests.lab.kernel_state import difference, snapshot
-from tests.lab.mesh import MB, SAT_PER_MB, Mesh, post_witnesses, topology, until
+from tests.lab.mesh import MB, SAT_PER_MB, Mesh, lab_name, post_witnesses, topology, until
 from tools.lab.lab import Lab
 from tools.showcase.books import TOLERANCE
 
@@ -54,7 +54,7 @@ def mesh(lab_base: Path) -> Iterator[Chain3]:
                 _await_link_local(lab, node)
                 before[node] = snapshot(lab, node)
 
-    lab = Lab(graph, name="t-crash", record=True, progress=look)
+    lab = Lab(graph, name=lab_name("crash"), record=True, progress=look)
     found.append(lab)
     with lab:
         lab.wait_routes()

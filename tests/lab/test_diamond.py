@@ -37,7 +37,7 @@ class Diamond(Mesh):
 
 @pytest.fixture(scope="module")
 def diamond(lab_base: Path) -> Iterator[Diamond]:
-    with running("t-diamond", topology(LINKS, FEES)) as mesh:
+    with running("diamond", topology(LINKS, FEES)) as mesh:
         yield Diamond(mesh, mesh.lab.directory / "babel.pcap")
 
 

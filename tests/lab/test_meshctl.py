@@ -44,7 +44,7 @@ FIELDS = {
 @pytest.fixture(scope="module")
 def mesh(lab_base: Path) -> Iterator[Mesh]:
     """After a transfer that was paid, so that no table is empty."""
-    with running("t-ctl", topology([(BUYER, RELAY), (RELAY, SHOP)], dict.fromkeys((BUYER, RELAY, SHOP), FEE))) as made:
+    with running("ctl", topology([(BUYER, RELAY), (RELAY, SHOP)], dict.fromkeys((BUYER, RELAY, SHOP), FEE))) as made:
         made.transfer(BUYER, SHOP, 4 * MB).finish()
         made.settle()
         yield made
