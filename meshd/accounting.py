@@ -19,6 +19,7 @@ log = Logger("meshd.accounting")
 # Under load, the settlement at W/2 is noticed this late; it adds to the exposure (design section 8).
 BUSY_INTERVAL = 0.1
 IDLE_INTERVAL = 0.5
+UNPAID_INTERVAL = 5.0  # where the readings are only for show
 FRESH = 0.02
 MAX_LOAD = 0.25  # of the time, for readings that messages ask for: whoever sends many must not keep us busy with them
 BUSY_BYTES = 2_000
@@ -176,7 +177,8 @@ class Accounting:
             while True:
                 busy = await self.read()
                 await self._apply_gates()  # what the kernel refused before
-                await trio.sleep(BUSY_INTERVAL if busy else IDLE_INTERVAL)
+                idle_interval = IDLE_INTERVAL if self._report is not None else UNPAID_INTERVAL
+                await trio.sleep(BUSY_INTERVAL if busy else idle_interval)
 
     async def refresh(self) -> None:
         """Make sure that the last reading is not older than `FRESH`, or as fresh as is affordable."""

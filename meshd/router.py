@@ -240,16 +240,26 @@ class Router:
             return
         if before is not None:
             await self._detach(link.name, before)
-        if address is not None:
+        # Long before it has a carrier, if possible: preparing takes longer than meeting a neighbour.
+        if await self._prepare(link) and address is not None:
             await self._attach(link, address)
+
+    async def _prepare(self, link: Link) -> bool:
+        """Let the kernel meter it; once for each time that it is made."""
+        if self._managed.get(link.name) == link.index:
+            return True
+        try:
+            await self._kernel.manage(link.name)
+        except (OSError, NetlinkError, NftError) as error:
+            log.warning("interface not usable", interface=link.name, reason=error)
+            return False
+        self._managed[link.name] = link.index
+        return True
 
     async def _attach(self, link: Link, address: IPv6Address) -> None:
         try:
-            if self._managed.get(link.name) != link.index:
-                await self._kernel.manage(link.name)
-                self._managed[link.name] = link.index
             self._socket.join(link.index)
-        except (OSError, NetlinkError, NftError) as error:
+        except OSError as error:
             log.warning("interface not usable", interface=link.name, reason=error)
             return
         self.attached[link.name] = attached = Attached(link.index, address, link.mtu, link.ipv4)

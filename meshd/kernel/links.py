@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -49,6 +50,10 @@ _IFA_F_TENTATIVE = 0x40
 _IFA_F_OPTIMISTIC = 0x04
 _NTF_USE = 0x01
 _NUD_FAILED = 0x20
+_IFINFOMSG = struct.Struct("=BxHiII")  # family, type, index, flags, change
+_IFADDRMSG = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU = 1, 3, 4
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _NDMSG = struct.Struct("=BxxxiHBB")  # family, interface index, state, flags, type
 _NDA_DST = 1
 _RESOLVE_INTERVAL = 0.02
@@ -83,7 +88,7 @@ class Links:
         link_local_by_index = await self._link_locals()
         ipv4_by_index = await self._ipv4_addresses()
         links: dict[str, Link] = {}
-        for message in await self._netlink.dump(Request(_RTM_GETLINK, encode(ifinfmsg()))):
+        for message in await self._netlink.dump(Request(_RTM_GETLINK, bytes(_IFINFOMSG.size))):
             link = _link(message, link_local_by_index, ipv4_by_index)
             links[link.name] = link
         return links
@@ -197,24 +202,23 @@ class Links:
             await events.events()
 
     async def _link_locals(self) -> dict[int, IPv6Address]:
-        request = ifaddrmsg()
-        request["family"] = socket.AF_INET6
+        request = Request(_RTM_GETADDR, _IFADDRMSG.pack(socket.AF_INET6, 0, 0, 0, 0))
         found: dict[int, IPv6Address] = {}
-        for message in await self._netlink.dump(Request(_RTM_GETADDR, encode(request))):
-            decoded = decode(ifaddrmsg, message)
-            address = IPv6Address(decoded.get_attr("IFA_ADDRESS"))
-            if address.is_link_local and _is_usable(decoded.get_attr("IFA_FLAGS") or decoded["flags"]):
-                found.setdefault(decoded["index"], address)
+        for message in await self._netlink.dump(request):
+            _, _, flags, _, index = _IFADDRMSG.unpack_from(message.payload)
+            values = _values(message.payload, _IFADDRMSG.size)
+            address = IPv6Address(values[_IFA_ADDRESS])
+            if address.is_link_local and _is_usable(_u32(values.get(_IFA_FLAGS)) or flags):
+                found.setdefault(index, address)
         return found
 
     async def _ipv4_addresses(self) -> dict[int, IPv4Address]:
-        request = ifaddrmsg()
-        request["family"] = socket.AF_INET
+        request = Request(_RTM_GETADDR, _IFADDRMSG.pack(socket.AF_INET, 0, 0, 0, 0))
         found: dict[int, IPv4Address] = {}
-        for message in await self._netlink.dump(Request(_RTM_GETADDR, encode(request))):
-            decoded = decode(ifaddrmsg, message)
+        for message in await self._netlink.dump(request):
+            index = _IFADDRMSG.unpack_from(message.payload)[4]
             # On a point-to-point link IFA_ADDRESS is the other end's.
-            found.setdefault(decoded["index"], IPv4Address(decoded.get_attr("IFA_LOCAL")))
+            found.setdefault(index, IPv4Address(_values(message.payload, _IFADDRMSG.size)[_IFA_LOCAL]))
         return found
 
 
@@ -237,6 +241,16 @@ def _failure(payload: bytes) -> tuple[int, IPv6Address] | None:
     return None
 
 
+def _values(payload: bytes, start: int) -> dict[int, bytes]:
+    """Attributes by type."""
+    return {kind: payload[begin:end] for kind, begin, end in attributes(payload, start, len(payload))}
+
+
+def _u32(value: bytes | None) -> int:
+    """0: not there."""
+    return int.from_bytes(value, sys.byteorder) if value is not None else 0
+
+
 def _is_usable(flags: int) -> bool:
     if flags & _IFA_F_DADFAILED:
         return False
@@ -244,14 +258,15 @@ def _is_usable(flags: int) -> bool:
 
 
 def _link(message: Message, link_local_by_index: dict[int, IPv6Address], ipv4_by_index: dict[int, IPv4Address]) -> Link:
-    decoded = decode(ifinfmsg, message)
-    index = decoded["index"]
+    """Not by pyroute2: every event makes us read all interfaces again, and it takes a millisecond for each."""
+    _, _, index, flags, _ = _IFINFOMSG.unpack_from(message.payload)
+    values = _values(message.payload, _IFINFOMSG.size)
     return Link(
         index=index,
-        name=decoded.get_attr("IFLA_IFNAME"),
-        mac=_mac(decoded.get_attr("IFLA_ADDRESS") or ""),
-        mtu=decoded.get_attr("IFLA_MTU"),
-        is_up=decoded["flags"] & _CAN_CARRY == _CAN_CARRY,
+        name=values[_IFLA_IFNAME].rstrip(b"\0").decode(errors="replace"),
+        mac=values.get(_IFLA_ADDRESS, b""),
+        mtu=_u32(values.get(_IFLA_MTU)),
+        is_up=flags & _CAN_CARRY == _CAN_CARRY,
         link_local=link_local_by_index.get(index),
         ipv4=ipv4_by_index.get(index),
     )

@@ -25,7 +25,6 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
-from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from meshd.kernel.netlink import (
     NLM_F_CREATE,
@@ -35,6 +34,7 @@ from meshd.kernel.netlink import (
     NetlinkError,
     NetlinkSocket,
     Request,
+    attribute,
     attributes,
     encode,
 )
@@ -45,7 +45,8 @@ _RTN_UNICAST = 1
 _RTN_UNREACHABLE = 7
 _PRIORITY_OF_BLOCKS = 0x7FFF_FFFF
 _RTNH_F_ONLINK = 4
-_RT_TABLE_MAIN = 254
+_RT_TABLE_UNSPEC, _RT_TABLE_MAIN = 0, 254
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_VIA = 1, 4, 5, 6, 7, 18
 _RTA_TABLE = _FRA_TABLE = 15
 _FR_ACT_TO_TBL = 1
 _AFTER_MAIN = 32768  # main is at 32766, default at 32767
@@ -103,16 +104,16 @@ class RouteTable:
         """Refuse what is for them, in place of their routes: at no moment does a shorter prefix take a packet."""
         self._blocked.update(prefixes)
         flags = NLM_F_CREATE | NLM_F_REPLACE
-        requests = [Request(_RTM_NEWROUTE, encode(self._block_message(prefix)), flags) for prefix in prefixes]
+        requests = [Request(_RTM_NEWROUTE, self._block_payload(prefix), flags) for prefix in prefixes]
         results = await self._netlink.batch(requests)
-        routes = [self._route_message(prefix, kind=_RTN_UNICAST) for prefix in prefixes]
-        await _delete_all(self._netlink, [Request(_RTM_DELROUTE, encode(route)) for route in routes])
+        routes = [self._route_payload(prefix, kind=_RTN_UNICAST) for prefix in prefixes]
+        await _delete_all(self._netlink, [Request(_RTM_DELROUTE, route) for route in routes])
         return {prefix: error for prefix, error in zip(prefixes, results, strict=True) if error is not None}
 
     async def remove(self, prefix: Prefix) -> None:
         """No error if there is none: the kernel itself deletes routes whose interface goes down."""
-        route = self._route_message(prefix, kind=_RTN_UNICAST)
-        await _delete_all(self._netlink, [Request(_RTM_DELROUTE, encode(route))])
+        route = self._route_payload(prefix, kind=_RTN_UNICAST)
+        await _delete_all(self._netlink, [Request(_RTM_DELROUTE, route)])
         await self._unblock([prefix])
 
     async def flush(self) -> None:
@@ -147,8 +148,7 @@ class RouteTable:
 
     async def _unblock(self, prefixes: Iterable[Prefix]) -> None:
         blocked = [prefix for prefix in prefixes if prefix in self._blocked]
-        messages = [self._block_message(prefix) for prefix in blocked]
-        await _delete_all(self._netlink, [Request(_RTM_DELROUTE, encode(message)) for message in messages])
+        await _delete_all(self._netlink, [Request(_RTM_DELROUTE, self._block_payload(prefix)) for prefix in blocked])
         self._blocked.difference_update(blocked)
 
     def _new_route(self, route: Route) -> Request:
@@ -156,35 +156,33 @@ class RouteTable:
             index = socket.if_nametoindex(route.interface)
         except OSError:
             raise NetlinkError(errno.ENODEV, route.interface) from None
-        message = self._route_message(route.prefix, kind=_RTN_UNICAST)
-        next_hop = str(route.next_hop)
-        if isinstance(route.next_hop, IPv4Address):
+        flags, next_hop = 0, route.next_hop
+        if isinstance(next_hop, IPv4Address):
             # The neighbour need not be in a subnet of ours: it has just told us that it is on the link.
-            message["flags"] = _RTNH_F_ONLINK
-            message["attrs"].append(("RTA_GATEWAY", next_hop))
+            flags = _RTNH_F_ONLINK
+            gateway = attribute(_RTA_GATEWAY, next_hop.packed)
         elif isinstance(route.prefix, IPv4Network):
-            message["attrs"].append(("RTA_VIA", {"family": socket.AF_INET6, "addr": next_hop}))
+            gateway = attribute(_RTA_VIA, struct.pack("=H", socket.AF_INET6) + next_hop.packed)
         else:
-            message["attrs"].append(("RTA_GATEWAY", next_hop))
-        message["attrs"].append(("RTA_OIF", index))
-        source = self._source_by_family.get(message["family"])
+            gateway = attribute(_RTA_GATEWAY, next_hop.packed)
+        payload = self._route_payload(route.prefix, kind=_RTN_UNICAST, flags=flags)
+        payload += gateway + attribute(_RTA_OIF, struct.pack("=I", index))
+        source = self._source_by_family.get(_family(route.prefix.network_address))
         if source is not None:
-            message["attrs"].append(("RTA_PREFSRC", str(source)))
-        return Request(_RTM_NEWROUTE, encode(message), NLM_F_CREATE | NLM_F_REPLACE)
+            payload += attribute(_RTA_PREFSRC, source.packed)
+        return Request(_RTM_NEWROUTE, payload, NLM_F_CREATE | NLM_F_REPLACE)
 
-    def _block_message(self, prefix: Prefix) -> Any:
-        message = self._route_message(prefix, kind=_RTN_UNREACHABLE)
-        message["attrs"].append(("RTA_PRIORITY", _PRIORITY_OF_BLOCKS))
-        return message
+    def _block_payload(self, prefix: Prefix) -> bytes:
+        priority = attribute(_RTA_PRIORITY, struct.pack("=I", _PRIORITY_OF_BLOCKS))
+        return self._route_payload(prefix, kind=_RTN_UNREACHABLE) + priority
 
-    def _route_message(self, prefix: Prefix, *, kind: int) -> Any:
-        message = rtmsg()
-        message["type"] = kind
-        message["family"] = _family(prefix.network_address)
-        message["dst_len"] = prefix.prefixlen
-        message["proto"] = self._protocol
-        message["attrs"] = [("RTA_DST", str(prefix.network_address)), ("RTA_TABLE", self._table)]
-        return message
+    def _route_payload(self, prefix: Prefix, *, kind: int, flags: int = 0) -> bytes:
+        """Not by pyroute2: a full dump of a large mesh makes thousands of these at once."""
+        header = _RTMSG.pack(
+            _family(prefix.network_address), prefix.prefixlen, 0, 0, _RT_TABLE_UNSPEC, self._protocol, 0, kind, flags
+        )
+        destination = attribute(_RTA_DST, prefix.network_address.packed)
+        return header + destination + attribute(_RTA_TABLE, struct.pack("=I", self._table))
 
     def _rules(self) -> Sequence[Any]:
         first = self._rule_priority

@@ -174,6 +174,7 @@ def test_interfaces_come_change_and_go(node: Node) -> None:
         async with node.running() as router:
             await node.link(address=None)
             assert node.speaker.given == []
+            assert node.kernel.managed == ["eth0"]  # ready for when it gets a carrier
             await node.link()
             await node.link(name="other", index=9)
             await node.link(mtu=1400)

@@ -89,13 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.case = arguments.case or ["steady", "cut", "stop", "kill", "price"]
         arguments.seeds, arguments.limit = 1, min(arguments.limit, 20.0)
     try:
-        settings = [
-            (plan, times(plan.hello), parse(plan.spec, 1))
-            for plan in plans(arguments.topology, arguments.hello, arguments.case)
-        ]
+        for plan in plans(arguments.topology, arguments.hello, arguments.case):
+            times(plan.hello)
+            parse(plan.spec, 1)
     except ValueError as error:
         parser.error(str(error))
-    del settings
     if os.geteuid() != 0:
         parser.error("network namespaces need root")
     daemons = arguments.daemon or list(KINDS)
