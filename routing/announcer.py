@@ -5,19 +5,22 @@ An interface queues prefixes, not updates: what is sent is built when it leaves,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network
 
 from routing import rules
 from routing.config import Mode
+from routing.delivery import Delivery
 from routing.events import AnnouncedPrice, SendPacket
 from routing.filters import added_metric
 from routing.rules import METRIC_INFINITY, PRICE_NOT_FOR_SALE
-from routing.tables import NEVER, Interface, Neighbour, PrefixEntry, Route, Source, State
-from routing.tlv import Prefix, Tlv, Update, route_key
+from routing.tables import NEVER, Interface, Neighbour, News, PrefixEntry, Route, Source, State
+from routing.tlv import AckRequest, Prefix, Tlv, Update, route_key
 
 HOLD_INTERVALS = 3.5  # a neighbour keeps our route for so many update intervals (appendix B)
 RETRACTION_HOLD_INTERVALS = 2.5  # full updates repeat a retraction for so many update intervals
+HOLD_UNTOLD = 1 << 4096  # in `PrefixEntry.held_on`: for interfaces that are down
 UPDATE_OCTETS = 48  # a priced IPv6 host route with its Router-Id TLV
 DUMP_INTERVAL = 1.0  # least time between two full dumps to one neighbour
 
@@ -25,6 +28,7 @@ DUMP_INTERVAL = 1.0  # least time between two full dumps to one neighbour
 class Announcer:
     def __init__(self, state: State) -> None:
         self._state = state
+        self.delivery = Delivery(state)
         self._interval_cs = max(1, round(state.config.update_interval * 100))
 
     def announce(self, entry: PrefixEntry, *, now: float) -> None:
@@ -42,8 +46,9 @@ class Announcer:
             entry.sources[old[0]].used_at = now
         self._report_price(entry, old, new)
         delay = self._delay(entry, old, new, now=now)
+        news = _judge(old, new)
         for interface in self._state.interfaces.values():
-            self.queue(entry, interface, delay=delay, now=now)
+            self.queue(entry, interface, news, delay=delay, now=now)
 
     def turn(self, entry: PrefixEntry, old: Route | None, new: Route | None, *, now: float) -> None:
         """Split horizon follows the selected route: what was its way out has to hear of it now, even if our metric is
@@ -63,11 +68,13 @@ class Announcer:
                 for interface in self._state.interfaces.values():
                     self.queue(entry, interface, delay=self._state.config.urgent_timeout, now=now)
 
-    def queue(self, entry: PrefixEntry, interface: Interface, *, delay: float, now: float) -> None:
+    def queue(
+        self, entry: PrefixEntry, interface: Interface, news: News = News.SMALL, *, delay: float, now: float
+    ) -> None:
         """What we know of `entry` leaves by multicast within `delay` seconds; 0: at the end of this `handle`."""
         if not interface.neighbours:
             return
-        interface.pending[entry] = None
+        interface.pending[entry] = max(news, interface.pending.get(entry, News.NONE))
         if delay <= 0.0:
             self._state.flushing[interface] = None
         elif now + delay < interface.flush_at:
@@ -81,28 +88,31 @@ class Announcer:
     def flush(self, interface: Interface, *, now: float) -> None:
         pending, interface.pending = interface.pending, {}
         interface.flush_at = NEVER
-        updates = (self._update_on(entry, interface, is_full=False, now=now) for entry in pending)
-        self._emit(interface, None, [update for update in updates if update is not None])
+        self._multicast(interface, pending, is_full=False, now=now)
+
+    def resend(self, interface: Interface, *, now: float) -> None:
+        """Bad news that has not been acknowledged."""
+        for entry in self.delivery.take_due(interface, now=now):
+            self.queue(entry, interface, News.NONE, delay=0.0, now=now)
 
     def send_full_update(self, to: Interface | Neighbour, *, now: float) -> None:
         """Section 3.7.1. An only neighbour is spoken to by multicast too (BIRD takes no unicast updates)."""
         interface = to if isinstance(to, Interface) else to.interface
-        updates: list[Update] = []
-        for entry in self._state.prefixes.values():
-            if entry.announced is None and entry.retract_until < now:
-                continue
-            update = self._update_on(entry, interface, is_full=True, now=now)
-            if update is not None:
-                updates.append(update)
-        neighbour = to if isinstance(to, Neighbour) and len(interface.neighbours) > 1 else None
-        if neighbour is None:
-            interface.pending.clear()
-            interface.flush_at = NEVER
-        self._emit(interface, neighbour, updates)
+        entries = [e for e in self._state.prefixes.values() if e.announced is not None or e.retract_until >= now]
+        if isinstance(to, Neighbour) and len(interface.neighbours) > 1:
+            updates = (self._update_on(entry, interface, is_full=True, now=now) for entry in entries)
+            self._emit(interface, to, [update for update in updates if update is not None])
+            return
+        pending, interface.pending = interface.pending, {}
+        interface.flush_at = NEVER
+        self._multicast(interface, dict.fromkeys(entries, News.NONE) | pending, is_full=True, now=now)
 
     def forget_interface(self, entry: PrefixEntry, interface: Interface, *, now: float) -> None:
         """Its neighbours cannot be told. The other end need not know that it is down."""
-        self._note_retraction(entry, interface.bit, now=now)
+        if entry.advertised_on & interface.bit:
+            self._note_retraction(entry, interface.bit, now=now)
+        if entry.held_on & interface.bit:
+            entry.held_on = entry.held_on & ~interface.bit | HOLD_UNTOLD
 
     def request_full_update(self, interface: Interface) -> None:
         self._state.dumping[interface] = None
@@ -179,14 +189,14 @@ class Announcer:
         update = entry.update or self._build(entry)
         bit = interface.bit
         if update.metric >= METRIC_INFINITY:
-            if not (is_full or entry.advertised_on & bit):
+            if not (is_full or entry.advertised_on & bit or entry in interface.awaiting):
                 return None  # nobody there ever heard of it
             self._note_retraction(entry, bit, now=now)
             return update
         exported = None if self._is_horizon(entry, interface) else self._exported(entry, update, interface)
         if exported is None:
             # Section 3.7.4, or a filter. Whoever was told of an earlier route must not keep it.
-            if not entry.advertised_on & bit:
+            if not (entry.advertised_on & bit or entry in interface.awaiting):
                 return None
             self._note_retraction(entry, bit, now=now)
             return self._retraction(entry.prefix, entry.source_prefix)
@@ -196,6 +206,7 @@ class Announcer:
     def _note_retraction(self, entry: PrefixEntry, bit: int, *, now: float) -> None:
         if entry.advertised_on & bit:
             entry.advertised_on &= ~bit
+            entry.held_on |= bit
             entry.hold_until = self.hold_until(now=now)
 
     def _is_horizon(self, entry: PrefixEntry, interface: Interface) -> bool:
@@ -263,14 +274,58 @@ class Announcer:
             source_prefix=source_prefix,
         )
 
-    def _emit(self, interface: Interface, neighbour: Neighbour | None, updates: list[Update]) -> None:
-        """In portions that fit one datagram each, so that a lost one loses little."""
+    def _multicast(self, interface: Interface, news_of: dict[PrefixEntry, News], *, is_full: bool, now: float) -> None:
+        """What has to arrive goes first, so that few packets ask for an acknowledgment."""
+        tracked: dict[PrefixEntry, Update] = {}
+        others: list[Update] = []
+        for entry, news in news_of.items():
+            is_tracked = self.delivery.is_tracked(interface, entry, news, now=now)
+            update = self._update_on(entry, interface, is_full=is_full, now=now)
+            if update is not None and is_tracked:
+                tracked[entry] = update
+            elif update is not None:
+                others.append(update)
+        asking: list[list[AckRequest]] = []
+        entries = list(tracked)
+        size = _portion(interface)
+        for start in range(0, len(entries), size):
+            portion = entries[start : start + size]
+            is_news = any(news_of[entry] is not News.NONE for entry in portion)
+            asking.append(self.delivery.track(interface, portion, is_news=is_news, now=now))
+        self._emit(interface, None, [*tracked.values(), *others], asking)
+
+    def _emit(
+        self,
+        interface: Interface,
+        neighbour: Neighbour | None,
+        updates: list[Update],
+        asking: Sequence[list[AckRequest]] = (),
+    ) -> None:
+        """In portions that fit one datagram each, so that a lost one loses little; one of `asking` before each."""
         tlvs: list[Tlv] = [_spoken_on(interface, update) for update in updates]
-        size = max(1, (interface.mtu - 52) // UPDATE_OCTETS)
+        size = _portion(interface)
         destination = neighbour.address if neighbour is not None else None
-        for start in range(0, len(tlvs), size):
-            portion = tuple(tlvs[start : start + size])
+        for number, start in enumerate(range(0, len(tlvs), size)):
+            request = asking[number] if number < len(asking) else []
+            portion = (*request, *tlvs[start : start + size])
             self._state.packets.append(SendPacket(interface.name, destination, portion))
+
+
+def _judge(old: tuple[bytes, int, int] | None, new: tuple[bytes, int, int] | None) -> News:
+    if new is None:
+        return News.BAD
+    if old is None:
+        return News.GOOD
+    if old[0] != new[0] or new[2] > old[2]:
+        return News.BAD
+    if rules.is_small_change(old[1], new[1]):
+        return News.GOOD if new[2] < old[2] else News.SMALL
+    return News.BAD if new[1] > old[1] else News.GOOD
+
+
+def _portion(interface: Interface) -> int:
+    """How many updates fit, beside an Acknowledgment Request."""
+    return max(1, (interface.mtu - 60) // UPDATE_OCTETS)
 
 
 def _spoken_on(interface: Interface, update: Update) -> Update:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from routing import rules
 from routing.rules import HISTORY_BITS, METRIC_INFINITY
-from routing.tables import NEVER, HelloHistory, Neighbour
+from routing.tables import NEVER, HelloHistory, Interface, Neighbour
 
 GAP_MAX = 16  # a larger difference of Hello seqnos means that the sender has restarted (appendix A.1)
 HELLO_TIMEOUT_INTERVALS = 1.5
@@ -96,3 +96,12 @@ def _ratio(record: HelloHistory) -> float:
     if not record.history & WIRELESS_SILENCE:
         return 0.0
     return rules.reception_ratio(record.history, record.count)
+
+
+def has_losses(interface: Interface) -> bool:
+    """Some of the last Hellos of a neighbour are missing: so may be some of what we send."""
+    return any(_has_gaps(n.multicast) or _has_gaps(n.unicast) for n in interface.neighbours.values())
+
+
+def _has_gaps(record: HelloHistory) -> bool:
+    return record.history.bit_count() < record.count

@@ -144,6 +144,8 @@ class Neighbourhood:
     def run_interface(self, interface: Interface, *, now: float) -> None:
         if min(interface.hello_at, interface.greet_at) <= now:
             self._send_hello(interface, now=now)
+        if interface.resend_at <= now:
+            self._announcer.resend(interface, now=now)
         if interface.update_at <= now:
             interface.update_at = now + self._state.config.update_interval * self._state.rng.uniform(0.9, 1.0)
             self._announcer.request_full_update(interface)
@@ -232,6 +234,7 @@ class Neighbourhood:
             interface.unanswered.pop(neighbour, None)
             self._state.timers.cancel(neighbour)
             self._requests.forget_neighbour(neighbour)
+            self._announcer.delivery.forget_neighbour(neighbour)
         self._selection.forget_neighbours(neighbours, now=now)
         self._state.outputs += [NeighbourDown(n.interface.name, n.address) for n in neighbours]
 

@@ -16,6 +16,7 @@ SUPPRESS_TIMEOUT = 0.2  # a request that we passed on so recently is not passed 
 FORWARD_TIMEOUT = 10.0  # how long a requester is remembered
 SLACK = 0.05  # resends due within this leave together
 TARGETS_MAX = 3
+FORWARDS_MAX = 3  # how often a request is passed on, by ourselves, while it is not answered
 SEQNO_INTERVAL = 0.1  # least time between two increments of our own seqno
 ADOPTION_TIMEOUT = 200.0  # after our start: the life of our earlier self in others' source tables
 
@@ -75,7 +76,7 @@ class Requests:
         for pending in list(self._pending):
             if pending.requesters and pending.expires_at <= now:
                 self._drop_requesters(pending)
-            if pending.is_ours and pending.resend_at <= now + SLACK:
+            if pending.resend_at <= now + SLACK:
                 self._resend(pending, now=now)
             if not pending.is_ours and not pending.requesters:
                 self._forget(pending)
@@ -139,8 +140,23 @@ class Requests:
         if target is None:
             self._state.counters["seqno_request_suppressed"] += 1
             return
+        pending.hop_count = request.hop_count - 1
+        if not pending.is_ours:
+            pending.tries = 0
+        self._pass_on(pending, target, now=now)
+
+    def _pass_on(self, pending: PendingRequest, target: Neighbour, *, now: float) -> None:
+        """Each hop repeats it, so that a long way is not lost where each of its links loses a little."""
+        self._send(pending, target, pending.hop_count)
         pending.sent_at = now
-        self._send(pending, target, request.hop_count - 1)
+        if pending.is_ours:
+            return  # that is repeated anyway
+        pending.tries += 1
+        pending.resend_at = NEVER
+        if pending.tries < FORWARDS_MAX:
+            delay = FIRST_RESEND * 2.0 ** (pending.tries - 1)
+            pending.resend_at = now + delay * self._state.rng.uniform(0.9, 1.2)
+            self._state.timers.set_earlier("requests", pending.resend_at)
 
     def _next_hop(self, entry: PrefixEntry, requester: Neighbour) -> Neighbour | None:
         """The selected route's, else that of the shortest feasible, else of the shortest unfeasible one."""
@@ -163,6 +179,14 @@ class Requests:
         return found
 
     def _resend(self, pending: PendingRequest, *, now: float) -> None:
+        if not pending.is_ours:
+            pending.resend_at = NEVER
+            requester = next(iter(pending.requesters), None)
+            if requester is not None and pending.hop_count > 0:
+                target = self._next_hop(pending.entry, requester)
+                if target is not None:
+                    self._pass_on(pending, target, now=now)
+            return
         routes = self._unfeasible(pending.entry).get(pending.router_id)
         if routes is None:
             pending.is_ours = False
@@ -203,7 +227,7 @@ class Requests:
         pending.entry.requests.pop(pending.router_id, None)
 
     def _arm(self) -> None:
-        deadlines = [p.resend_at if p.is_ours else p.expires_at for p in self._pending]
+        deadlines = [p.resend_at if p.is_ours else min(p.resend_at, p.expires_at) for p in self._pending]
         if deadlines:
             self._state.timers.set("requests", min(deadlines))
 

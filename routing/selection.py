@@ -162,6 +162,12 @@ class Selection:
         if next_at < NEVER:
             self._scan_by(next_at, now=now)
 
+    def release(self, entry: PrefixEntry) -> None:
+        """Neighbours on one more interface know that it is gone (section 3.5.4)."""
+        if not (entry.held_on or entry.advertised_on):
+            entry.hold_until = -NEVER
+            self._end_hold(entry)
+
     def end_holds(self) -> None:
         """There are no neighbours any more."""
         for entry in self._state.prefixes.values():
@@ -378,7 +384,7 @@ class Selection:
         """Whoever heard of the route has heard of its end, or has let it expire."""
         if entry.is_blocked:
             entry.is_blocked = False
-            entry.advertised_on = 0
+            entry.advertised_on = entry.held_on = 0
             self._state.outputs.append(RemoveRoute(entry.prefix, entry.source_prefix))
 
     def _install(self, route: Route) -> None:
@@ -430,6 +436,7 @@ class Selection:
         self._state.timers.cancel(entry)
         for interface in self._state.interfaces.values():
             interface.pending.pop(entry, None)
+            self._announcer.delivery.forget_entry(interface, entry)
 
 
 def _refresh_at(route: Route) -> float:

@@ -189,10 +189,9 @@ class Speaker:
                 self._requests.handle_seqno_request(neighbour, tlv, now=now)
             case AckRequest():
                 self._state.send(neighbour, Ack(tlv.opaque))
-            case Ack() if tlv.opaque == neighbour.check_opaque:
-                pass  # like any packet, it has ended the check
-            case _:
-                self._state.counters["ack_unexpected"] += 1
+            case Ack():
+                for entry in self._announcer.delivery.receive_ack(neighbour, tlv.opaque):
+                    self._selection.release(entry)
         return neighbour
 
     def _handle_timers(self, *, now: float) -> None:

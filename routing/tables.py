@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass, field
+from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 
 from routing.config import SpeakerConfig
@@ -39,7 +40,11 @@ class Interface:
     update_at: float = NEVER
     flush_at: float = NEVER
     greet_at: float = NEVER  # a Hello out of turn, with IHUs for those in `unanswered`
-    pending: dict[PrefixEntry, None] = field(default_factory=dict)  # prefixes whose news is to be sent
+    pending: dict[PrefixEntry, News] = field(default_factory=dict)  # prefixes that are to be sent
+    resend_at: float = NEVER
+    lossy_until: float = -NEVER  # what was sent to somebody who does acknowledge had to be sent again
+    batches: dict[int, Batch] = field(default_factory=dict)  # by the opaque value of the acknowledgment that is asked
+    awaiting: dict[PrefixEntry, Batch] = field(default_factory=dict)  # bad news that somebody may have missed
     unanswered: dict[Neighbour, None] = field(default_factory=dict)
     doubts: dict[IPv6Address, Doubt] = field(default_factory=dict)
     outbox: list[Tlv] = field(default_factory=list)  # multicast, leaves at the end of `handle`
@@ -55,7 +60,7 @@ class Interface:
         return not self.is_wired or self.rtt is not None
 
     def deadline(self) -> float:
-        return min(self.hello_at, self.update_at, self.flush_at, self.greet_at)
+        return min(self.hello_at, self.update_at, self.flush_at, self.greet_at, self.resend_at)
 
 
 @dataclass(slots=True, eq=False)
@@ -84,6 +89,7 @@ class Neighbour:
     last_dump_at: float = -NEVER
     is_priced: bool = False  # it has told a price: where it tells none, it asks nothing
     route_count: int = 0
+    unanswered_batches: int = 0  # in a row; whoever never acknowledges anything is not asked to
     request_count: int = 0  # seqno requests of this neighbour that we are working on
     outbox: list[Tlv] = field(default_factory=list)  # unicast, leaves at the end of `handle`
 
@@ -91,6 +97,27 @@ class Neighbour:
         hello_at = min(self.multicast.expires_at, self.unicast.expires_at)
         check_at = min(self.suspect_at, self.check_at)
         return min(hello_at, check_at, self.ihu_expires_at, self.probe_at, self.dump_at)
+
+
+class News(IntEnum):
+    """Why a prefix is to be sent."""
+
+    NONE = 0  # again: somebody may have missed it
+    SMALL = 1  # whoever misses it misses little
+    GOOD = 2
+    BAD = 3
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """What left in one packet with bad news (sections 3.3 and 3.7.2)."""
+
+    opaque: int
+    entries: dict[PrefixEntry, None]
+    missing: dict[Neighbour, None]  # who was asked to acknowledge it, and has not
+    is_everybody_asked: bool
+    resends: int = 0
+    resend_at: float = NEVER
 
 
 @dataclass(slots=True, eq=False)
@@ -159,6 +186,7 @@ class PendingRequest:
     sent_at: float
     expires_at: float
     is_ours: bool = False
+    hop_count: int = 0  # with which it was passed on, if it is not ours
     resend_at: float = NEVER
     tries: int = 0
     requesters: dict[Neighbour, None] = field(default_factory=dict)
@@ -184,6 +212,7 @@ class PrefixEntry:
     retract_until: float = -NEVER  # full updates repeat the retraction until then
     is_blocked: bool = False  # the kernel refuses what is for the prefix (section 3.5.4)
     hold_until: float = -NEVER  # a neighbour that missed our retraction may send us packets until then
+    held_on: int = 0  # bit mask of interfaces with such a neighbour
     requests: dict[bytes, PendingRequest] = field(default_factory=dict)
 
     @property

@@ -29,7 +29,7 @@ from routing.events import (
 )
 from routing.rules import price_metric
 from routing.speaker import Speaker, SpeakerConfig
-from routing.tlv import Prefix
+from routing.tlv import Hello, Prefix
 
 
 def node_prefix(node: int) -> IPv6Network:
@@ -69,6 +69,7 @@ class Network:
     fees: dict[int, int] = field(default_factory=dict)
     changes: int = 0  # of next hops, each checked for loops
     packets: int = 0
+    update_loss: float = 0.0  # of packets without a Hello: link costs stay as they are
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
@@ -181,6 +182,9 @@ class Network:
         peer = int(packet.interface[2:])
         link = self.link(node, peer)
         if link.is_cut or self.rng.random() < link.loss:
+            return
+        has_hello = any(isinstance(tlv, Hello) for tlv in packet.tlvs)
+        if self.update_loss and not has_hello and self.rng.random() < self.update_loss:
             return
         received = ReceivedPacket(f"to{node}", link_local(node, peer), packet.tlvs, packet.destination is None)
         self._push(self.now + link.delay, peer, received)
