@@ -9,19 +9,39 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import re
 import tomllib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import Enum
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv6Address, ip_network
 from pathlib import Path
 from typing import Any
 
+from meshd.config_kinds import (
+    NOT_FOR_SALE,
+    InvalidError,
+    Kind,
+    Prefix,
+    absolute_path,
+    boolean,
+    choice,
+    fee,
+    integer,
+    key,
+    link_local,
+    one_of,
+    optional_path,
+    prefix,
+    prefixes,
+    protocol,
+    router_id,
+    seconds,
+    text,
+    unpriced,
+)
+from routing.config import Mode
 from routing.events import LinkKind
 
-Prefix = IPv4Network | IPv6Network
-NOT_FOR_SALE = 2**32 - 1  # msat per GB; the price that means: carried for nobody
 _MAX_PRICE = NOT_FOR_SALE - 1
 _MAX_SAT = 21_000_000 * 100_000_000
 
@@ -30,233 +50,191 @@ class ConfigError(Exception):
     """The configuration cannot be used. The message names the file, key, value and what was expected."""
 
 
-class _InvalidError(Exception):
-    """A value is not what its key takes; the message replaces the standard one when it is not empty."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """What a key takes: `expected` says it to people, `parse` makes the value or raises _InvalidError."""
-
-    expected: str
-    parse: Callable[[Any], Any]
-
-
-def _text(expected: str = "a string", pattern: str = r"[^\0\n]+") -> Kind:
-    def parse(raw: Any) -> str:
-        if not isinstance(raw, str) or not re.fullmatch(pattern, raw):
-            raise _InvalidError
-        return raw
-
-    return Kind(expected, parse)
-
-
-def _choice(*words: str, not_yet: dict[str, str] | None = None) -> Kind:
-    def parse(raw: Any) -> str:
-        if isinstance(raw, str) and not_yet and raw in not_yet:
-            raise _InvalidError(not_yet[raw])
-        if raw not in words:
-            raise _InvalidError
-        return str(raw)
-
-    return Kind(" or ".join(f'"{word}"' for word in words), parse)
-
-
-def _integer(low: int, high: int) -> Kind:
-    def parse(raw: Any) -> int:
-        if not isinstance(raw, int) or isinstance(raw, bool) or not low <= raw <= high:
-            raise _InvalidError
-        return raw
-
-    return Kind(f"an integer from {low} to {high}", parse)
-
-
-def _seconds(low: float, high: float) -> Kind:
-    def parse(raw: Any) -> float:
-        if not isinstance(raw, int | float) or isinstance(raw, bool) or not low <= raw <= high:
-            raise _InvalidError
-        return float(raw)
-
-    return Kind(f"seconds from {low:g} to {high:g}", parse)
-
-
-def _boolean() -> Kind:
-    def parse(raw: Any) -> bool:
-        if not isinstance(raw, bool):
-            raise _InvalidError
-        return raw
-
-    return Kind("true or false", parse)
-
-
-def _absolute_path() -> Kind:
-    def parse(raw: Any) -> Path:
-        if not isinstance(raw, str) or "\0" in raw or not Path(raw).is_absolute():
-            raise _InvalidError
-        return Path(raw)
-
-    return Kind("an absolute path", parse)
-
-
-def _optional_path() -> Kind:
-    path = _absolute_path()
-    return Kind(f'{path.expected}, or "" for none', lambda raw: None if raw == "" else path.parse(raw))
-
-
-def _fee() -> Kind:
-    def parse(raw: Any) -> int:
-        if raw == "not for sale":
-            return NOT_FOR_SALE
-        return int(_integer(0, _MAX_PRICE).parse(raw))
-
-    return Kind(f'an integer from 0 to {_MAX_PRICE}, or "not for sale"', parse)
-
-
-def _prefixes() -> Kind:
-    def parse(raw: Any) -> tuple[Prefix, ...]:
-        if not isinstance(raw, list) or not all(isinstance(item, str) for item in raw):
-            raise _InvalidError
-        try:
-            return tuple(ip_network(item) for item in raw)
-        except ValueError as error:
-            raise _InvalidError(f"a list of prefixes: {error}") from error
-
-    return Kind('a list of prefixes, such as ["10.1.0.0/24", "fd00::/48"]', parse)
-
-
-def _key(kind: Kind, doc: str, default: Any = dataclasses.MISSING, example: Any = None) -> Any:
-    return field(default=default, metadata={"kind": kind, "doc": doc, "example": example})
-
-
-def _interface_kind() -> Kind:
-    words = _choice(*(kind.value for kind in LinkKind))
-    return Kind(words.expected, lambda raw: LinkKind(words.parse(raw)))
-
-
-_SECURITY = _choice("none", not_yet={"wireguard": '"none" for now: wireguard is not built yet (part 3)'})
-_BACKEND = _choice(
+_SECURITY = choice("none", not_yet={"wireguard": '"none" for now: wireguard is not built yet (part 3)'})
+_BACKEND = choice(
     "kernel",
     not_yet={name: f'"kernel" for now: {name} is not built yet (part 4)' for name in ("bitcoind", "explorer")},
 )
-_LINUX_NAME = _text("an interface name of 1 to 15 characters", r"[^\s/:%]{1,15}")
+_LINUX_NAME = text("an interface name of 1 to 15 characters", r"[^\s/:%]{1,15}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeConfig:
     """This node."""
 
-    name: str = _key(
-        _text("1 to 63 letters, digits, dots, hyphens or underscores", r"[A-Za-z0-9._-]{1,63}"),
+    name: str = key(
+        text("1 to 63 letters, digits, dots, hyphens or underscores", r"[A-Za-z0-9._-]{1,63}"),
         "What the node is called in logs and in meshctl; the network does not use it.",
         "meshd",
     )
-    state_dir: Path = _key(  # noqa: RUF009
-        _absolute_path(), "Where the identity key and the payments database live. Back it up.", Path("/var/lib/meshd")
+    state_dir: Path = key(  # noqa: RUF009
+        absolute_path(), "Where the identity key and the payments database live. Back it up.", Path("/var/lib/meshd")
     )
-    control_socket: Path = _key(  # noqa: RUF009
-        _absolute_path(), "The Unix socket that meshctl talks to.", Path("/run/meshd/meshd.sock")
+    control_socket: Path = key(  # noqa: RUF009
+        absolute_path(), "The Unix socket that meshctl talks to.", Path("/run/meshd/meshd.sock")
     )
-    log_level: str = _key(
-        _choice("debug", "info", "warning", "error"), "The least severe messages that are shown.", "info"
+    log_level: str = key(
+        choice("debug", "info", "warning", "error"), "The least severe messages that are shown.", "info"
     )
-    log_format: str = _key(_choice("text", "json"), "Log lines for people, or one JSON object for each.", "text")
-    record: Path | None = _key(  # noqa: RUF009
-        _optional_path(),
+    log_format: str = key(choice("text", "json"), "Log lines for people, or one JSON object for each.", "text")
+    record: Path | None = key(  # noqa: RUF009
+        optional_path(),
         "Record all that goes into and out of the routing engine, for tools/replay (docs/replay.md).",
         None,
     )
-    record_max_mb: int = _key(_integer(1, 1_000_000), "The recording ends at this size, in MB.", 256)
+    record_max_mb: int = key(integer(1, 1_000_000), "The recording ends at this size, in MB.", 256)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InterfaceConfig:
     """An interface that neighbours are reached over. One table for each."""
 
-    name: str = _key(_LINUX_NAME, "The Linux interface.", example="wlan0")
-    kind: LinkKind = _key(  # noqa: RUF009
-        _interface_kind(),
+    name: str = key(_LINUX_NAME, "The Linux interface.", example="wlan0")
+    kind: LinkKind = key(  # noqa: RUF009
+        one_of(LinkKind),
         "How its quality is judged: wired is up or down, wireless follows the loss of Hellos, tunnel is as wired and "
         "follows the round-trip time (rtt).",
         LinkKind.WIRED,
     )
-    cost: int = _key(_integer(1, 65534), "The cost of a perfect link over it; lower is preferred.", 96)
-    rtt: str = _key(
-        _choice("auto", "on", "off"),
+    cost: int = key(integer(1, 65534), "The cost of a perfect link over it; lower is preferred.", 96)
+    rtt: str = key(
+        choice("auto", "on", "off"),
         "Measure round-trip times over it (RFC 9616), and add to the cost what follows; auto: on tunnels.",
         "auto",
     )
-    rtt_min: float = _key(_seconds(0, 10), "A round-trip time up to this costs nothing.", 0.01)
-    rtt_max: float = _key(
-        _seconds(0.001, 10), "A round-trip time from this on costs rtt_penalty; less in between.", 0.12
-    )
-    rtt_penalty: int = _key(_integer(0, 65534), "What the longest round-trip time adds to the cost.", 150)
-    ipv4_next_hop: bool = _key(
-        _boolean(),
+    rtt_min: float = key(seconds(0, 10), "A round-trip time up to this costs nothing.", 0.01)
+    rtt_max: float = key(seconds(0.001, 10), "A round-trip time from this on costs rtt_penalty; less in between.", 0.12)
+    rtt_penalty: int = key(integer(0, 65534), "What the longest round-trip time adds to the cost.", 150)
+    ipv4_next_hop: bool = key(
+        boolean(),
         "Announce IPv4 prefixes through the interface's IPv4 address, where it has one; older Babel routers (BIRD 2) "
         "need that. Without, or with false, through its IPv6 address (RFC 9229).",
         True,
     )
-    security: str = _key(_SECURITY, "How packets on the link are protected; none uses the interface as it is.", "none")
+    security: str = key(_SECURITY, "How packets on the link are protected; none uses the interface as it is.", "none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingConfig:
     """The routing protocol (Babel, RFC 8966)."""
 
-    port: int = _key(_integer(1, 65535), "UDP port of Babel; 6696 unless all of the mesh agrees on another.", 6696)
-    hello_interval: float = _key(
-        _seconds(0.05, 600), "Time between Hellos: shorter finds faults sooner and costs more traffic.", 4.0
+    port: int = key(integer(1, 65535), "UDP port of Babel; 6696 unless all of the mesh agrees on another.", 6696)
+    hello_interval: float = key(
+        seconds(0.05, 600), "Time between Hellos: shorter finds faults sooner and costs more traffic.", 4.0
     )
-    update_interval: float = _key(_seconds(0.2, 600), "Time between full announcements of all routes.", 16.0)
-    announce: tuple[Prefix, ...] = _key(
-        _prefixes(), "Prefixes reached through this node, besides its own overlay address.", ()
+    update_interval: float = key(seconds(0.2, 600), "Time between full announcements of all routes.", 16.0)
+    announce: tuple[Prefix, ...] = key(
+        prefixes(), "Prefixes reached through this node, besides its own overlay address.", ()
     )
-    price_weight: int = _key(
-        _integer(0, 65535),
+    price_weight: int = key(
+        integer(0, 65535),
         "What a price of 1 sat/MB adds to the metric; 256 equals a perfect wireless hop. All of the mesh must agree.",
         256,
     )
-    table: int = _key(_integer(1, 2**32 - 1), "The kernel's routing table that is ours alone.", 6696)
-    rule_priority: int = _key(_integer(1, 32765), "Priority of the rule that leads to that table.", 6696)
-    max_price_msat_per_gb: int = _key(
-        _integer(0, _MAX_PRICE), "Dearer routes are not taken (1 sat/MB is 1000000).", 100_000_000
+    table: int = key(integer(1, 2**32 - 1), "The kernel's routing table that is ours alone.", 6696)
+    rule_priority: int = key(integer(1, 32765), "Priority of the rule that leads to that table.", 6696)
+    max_price_msat_per_gb: int = key(
+        integer(0, _MAX_PRICE), "Dearer routes are not taken (1 sat/MB is 1000000).", 100_000_000
     )
+    unpriced: int | None = key(
+        unpriced(), "What routes of plain Babel routers, which know no prices, are taken to cost in msat per GB.", 0
+    )
+    mode: Mode = key(  # noqa: RUF009
+        one_of(Mode),
+        "A router carries for others. A leaf announces its own prefixes only; a stub also forgets all routes but those "
+        "to stub_prefixes.",
+        Mode.ROUTER,
+    )
+    stub_prefixes: tuple[Prefix, ...] = key(
+        prefixes(), "What a stub holds routes to.", (ip_network("::/0"), ip_network("0.0.0.0/0"))
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PrefixMatch:
+    prefix: Prefix | None = key(  # noqa: RUF009
+        prefix(), "Matches this prefix; any, if left out.", None, "10.0.0.0/8"
+    )
+    or_longer: bool = key(boolean(), "Matches all that lies in the prefix, too.", False)
+    min_length: int | None = key(integer(0, 128), "Matches what lies in the prefix from this length.", None, 16)
+    max_length: int | None = key(integer(0, 128), "Matches what lies in the prefix up to this length.", None, 24)
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """The least and the greatest length that match."""
+        low = 0 if self.prefix is None else self.prefix.prefixlen
+        is_exact = self.prefix is not None and not self.or_longer and self.min_length is None
+        high = low if is_exact else 128
+        return max(low, self.min_length or 0), high if self.max_length is None else self.max_length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilterConfig(_PrefixMatch):
+    """A rule on routes of neighbours (import) or on what we announce (export). One table for each; the first that
+    matches decides, and what none matches is accepted. All keys that are given must match."""
+
+    direction: str = key(choice("import", "export"), "Which way it looks.", example="import")
+    action: str = key(choice("accept", "refuse"), "What becomes of a route that matches.", "accept")
+    add_metric: int = key(integer(0, 65534), "Added to the metric of a route that is accepted.", 0)
+    source_prefix: Prefix | None = key(  # noqa: RUF009
+        prefix(), "Matches routes for packets from there only (RFC 9079).", None, "fd00:1::/48"
+    )
+    interface: str | None = key(_LINUX_NAME, "Matches routes of this interface.", None, "wlan0")
+    neighbour: IPv6Address | None = key(  # noqa: RUF009
+        link_local(), "Matches routes of it (import only).", None, "fe80::1"
+    )
+    router_id: bytes | None = key(router_id(), "Matches routes from that router.", None, "02:00:5e:00:53:00:00:01")
+    price_above_msat_per_gb: int | None = key(
+        integer(0, _MAX_PRICE), "Matches what is dearer than that.", None, 1_000_000
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedistributeConfig(_PrefixMatch):
+    """Routes of the kernel that this node announces while they are there, such as a default route. One table for each;
+    the first that matches decides, and what none matches is not announced."""
+
+    action: str = key(choice("accept", "refuse"), "Announce what matches, or not.", "accept")
+    protocol: int | None = key(protocol(), "Matches routes that it has put there.", None, "dhcp")
+    table: int = key(integer(1, 2**32 - 1), "Matches routes in this table; 254 is main.", 254)
+    interface: str | None = key(_LINUX_NAME, "Matches routes over this interface.", None, "eth0")
+    metric: int = key(integer(0, 65534), "Announced with this metric.", 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriceConfig:
     """What this node asks."""
 
-    fee_msat_per_gb: int = _key(
-        _fee(), "Asked for carrying one GB (10^9 bytes) to anybody else, on top of our own costs.", 100_000
+    fee_msat_per_gb: int = key(
+        fee(), "Asked for carrying one GB (10^9 bytes) to anybody else, on top of our own costs.", 100_000
     )
-    price_notice: float = _key(_seconds(0, 3600), "How long the old price is still honoured after a rise.", 10.0)
+    price_notice: float = key(seconds(0, 3600), "How long the old price is still honoured after a rise.", 10.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaymentsConfig:
     """Money between neighbours."""
 
-    enabled: bool = _key(_boolean(), "Meter, bill and pay. Without it the node routes and carries for nothing.", True)
-    session_port: int = _key(_integer(1, 65535), "TCP port of the sessions with neighbours.", 6697)
-    tick: float = _key(_seconds(0.1, 60), "The longest time between settlements of a debt.", 5.0)
-    window_msat: int = _key(
-        _integer(1, 10**12), "What a new neighbour may owe before we stop carrying its traffic.", 10_000
+    enabled: bool = key(boolean(), "Meter, bill and pay. Without it the node routes and carries for nothing.", True)
+    session_port: int = key(integer(1, 65535), "TCP port of the sessions with neighbours.", 6697)
+    tick: float = key(seconds(0.1, 60), "The longest time between settlements of a debt.", 5.0)
+    window_msat: int = key(
+        integer(1, 10**12), "What a new neighbour may owe before we stop carrying its traffic.", 10_000
     )
-    max_window_msat: int = _key(
-        _integer(1, 10**12), "What a neighbour that always paid may owe: the most that can be lost to it.", 1_000_000
+    max_window_msat: int = key(
+        integer(1, 10**12), "What a neighbour that always paid may owe: the most that can be lost to it.", 1_000_000
     )
-    channel_capacity_sat: int = _key(
-        _integer(1_000, _MAX_SAT), "What is locked in each payment channel that this node opens.", 100_000
+    channel_capacity_sat: int = key(
+        integer(1_000, _MAX_SAT), "What is locked in each payment channel that this node opens.", 100_000
     )
-    channel_expiry_blocks: int = _key(
-        _integer(10, 65535), "How long a channel lasts; its unspent rest comes back then at the latest.", 2016
+    channel_expiry_blocks: int = key(
+        integer(10, 65535), "How long a channel lasts; its unspent rest comes back then at the latest.", 2016
     )
-    expiry_margin_blocks: int = _key(
-        _integer(2, 65535), "How long before its end a channel is no longer paid through, and claimed.", 144
+    expiry_margin_blocks: int = key(
+        integer(2, 65535), "How long before its end a channel is no longer paid through, and claimed.", 144
     )
-    min_confirmations: int = _key(
-        _integer(1, 1000), "How deep a neighbour's channel must be in the chain before it counts as money.", 3
+    min_confirmations: int = key(
+        integer(1, 1000), "How deep a neighbour's channel must be in the chain before it counts as money.", 3
     )
 
 
@@ -264,11 +242,11 @@ class PaymentsConfig:
 class ChainConfig:
     """The Bitcoin chain."""
 
-    backend: str = _key(
+    backend: str = key(
         _BACKEND, "Where blocks come from; kernel is the embedded regtest chain of demo and tests.", "kernel"
     )
-    socket: Path = _key(  # noqa: RUF009
-        _absolute_path(), "The Unix socket of the chain service.", Path("/run/meshd/chain.sock")
+    socket: Path = key(  # noqa: RUF009
+        absolute_path(), "The Unix socket of the chain service.", Path("/run/meshd/chain.sock")
     )
 
 
@@ -277,6 +255,8 @@ class Config:
     node: NodeConfig = NodeConfig()
     interfaces: tuple[InterfaceConfig, ...] = ()
     routing: RoutingConfig = RoutingConfig()
+    filters: tuple[FilterConfig, ...] = ()
+    redistributions: tuple[RedistributeConfig, ...] = ()
     price: PriceConfig = PriceConfig()
     payments: PaymentsConfig = PaymentsConfig()
     chain: ChainConfig = ChainConfig()
@@ -286,10 +266,14 @@ _TABLES: dict[str, type[Any]] = {
     "node": NodeConfig,
     "interface": InterfaceConfig,
     "routing": RoutingConfig,
+    "filter": FilterConfig,
+    "redistribute": RedistributeConfig,
     "price": PriceConfig,
     "payments": PaymentsConfig,
     "chain": ChainConfig,
 }
+# Those that may be there more than once, and what they are called together.
+_ARRAYS = {"interface": "interfaces", "filter": "filters", "redistribute": "redistributions"}
 
 
 def load(path: Path) -> Config:
@@ -313,21 +297,24 @@ def parse(text: str) -> Config:
     for name in document:
         if name not in _TABLES:
             raise ConfigError(f"unknown table [{name}]{_nearest(name, _TABLES)}")
-    tables = {name: _table(name, kind, document[name]) for name, kind in _TABLES.items() if name in document}
-    interfaces = tables.pop("interface", ())
-    config = Config(interfaces=interfaces, **tables)
+    tables = {
+        _ARRAYS.get(name, name): _table(name, kind, document[name])
+        for name, kind in _TABLES.items()
+        if name in document
+    }
+    config = Config(**tables)
     _check_together(config)
     return config
 
 
 def _table(name: str, kind: type[Any], raw: Any) -> Any:
-    if name != "interface":
+    if name not in _ARRAYS:
         if not isinstance(raw, dict):
             raise ConfigError(f"[{name}] must be a table")
         return _read(f"[{name}]", kind, raw)
     if not isinstance(raw, list) or not all(isinstance(item, dict) for item in raw):
-        raise ConfigError("interfaces are written as [[interface]], with two brackets, one for each")
-    return tuple(_read(f"[[interface]] number {number}", kind, item) for number, item in enumerate(raw, start=1))
+        raise ConfigError(f"{_ARRAYS[name]} are written as [[{name}]], with two brackets, one for each")
+    return tuple(_read(f"[[{name}]] number {number}", kind, item) for number, item in enumerate(raw, start=1))
 
 
 def _read(where: str, kind: type[Any], raw: dict[str, Any]) -> Any:
@@ -345,7 +332,7 @@ def _value(where: str, item: dataclasses.Field[Any], raw: Any) -> Any:
     kind: Kind = item.metadata["kind"]
     try:
         return kind.parse(raw)
-    except _InvalidError as error:
+    except InvalidError as error:
         shown = raw if not isinstance(raw, str) else f'"{raw}"'
         raise ConfigError(f"{where}: {item.name} = {shown}: expected {str(error) or kind.expected}") from error
 
@@ -368,6 +355,11 @@ def _check_together(config: Config) -> None:
                 f'[[interface]] "{interface.name}": rtt_min = {interface.rtt_min:g}: '
                 f"expected less than rtt_max ({interface.rtt_max:g})"
             )
+    for name, matches in (("filter", config.filters), ("redistribute", config.redistributions)):
+        for number, match in enumerate(matches, start=1):
+            _check_lengths(f"[[{name}]] number {number}", match)
+    for number, rule in enumerate(config.filters, start=1):
+        _check_filter(f"[[filter]] number {number}", rule, names)
     payments = config.payments
     if payments.window_msat > payments.max_window_msat:
         raise ConfigError(
@@ -391,36 +383,63 @@ def _check_together(config: Config) -> None:
         )
 
 
+def _check_lengths(where: str, match: _PrefixMatch) -> None:
+    low, high = match.lengths
+    longest = 128 if match.prefix is None else match.prefix.max_prefixlen
+    if low > longest or (match.max_length or 0) > longest:
+        raise ConfigError(f'{where}: expected lengths up to {longest} for prefix = "{match.prefix}"')
+    if low > high:
+        raise ConfigError(f"{where}: max_length = {high}: expected at least {low}")
+
+
+def _check_filter(where: str, rule: FilterConfig, interfaces: list[str]) -> None:
+    if rule.interface is not None and rule.interface not in interfaces:
+        near = _nearest(rule.interface, interfaces) if interfaces else ""
+        raise ConfigError(f'{where}: interface = "{rule.interface}": there is no such [[interface]]{near}')
+    if rule.direction == "export" and rule.neighbour is not None:
+        raise ConfigError(f"{where}: neighbour is for import only: all of an interface hear the same; use interface")
+    if rule.action == "refuse" and rule.add_metric:
+        raise ConfigError(f"{where}: add_metric = {rule.add_metric}: a route that is refused has no metric")
+
+
 @dataclass(frozen=True, slots=True)
 class KeyReference:
-    """One key, for the documentation. `default` is TOML; None: the key must be given."""
+    """One key, for the documentation. `default` is TOML; None: there is none (`is_required`: it must be given)."""
 
     table: str
     name: str
     expected: str
     default: str | None
     doc: str
+    is_required: bool
 
 
 def reference() -> Iterator[KeyReference]:
     """Every key that the file may hold, in the order of the example."""
     for table, kind in _TABLES.items():
         for item in dataclasses.fields(kind):
-            default = None if item.default is dataclasses.MISSING else _toml(item.default)
-            yield KeyReference(table, item.name, item.metadata["kind"].expected, default, item.metadata["doc"])
+            is_required = item.default is dataclasses.MISSING
+            default = None if is_required or item.default is None else _toml(item.default)
+            expected, doc = item.metadata["kind"].expected, item.metadata["doc"]
+            yield KeyReference(table, item.name, expected, default, doc, is_required)
 
 
 def example_config() -> str:
     """A configuration file with every key at its default, commented, and one interface."""
-    lines = ["# meshd configuration. Keys that are commented out have the value shown."]
+    lines = [
+        "# meshd configuration. Keys that are commented out have the value shown; those of [[filter]] and",
+        "# [[redistribute]] are examples.",
+    ]
     for table, kind in _TABLES.items():
-        header = f"[[{table}]]" if table == "interface" else f"[{table}]"
-        lines += ["", f"# {kind.__doc__}", header]
+        header = f"[[{table}]]" if table in _ARRAYS else f"[{table}]"
+        is_example = table in _ARRAYS and table != "interface"
+        lines += ["", *(f"# {line.strip()}" for line in (kind.__doc__ or "").splitlines())]
+        lines.append(f"#{header}" if is_example else header)
         for item in dataclasses.fields(kind):
             lines.append(f"# {item.metadata['doc']} Takes {item.metadata['kind'].expected}.")
             required = item.default is dataclasses.MISSING
-            value = item.metadata["example"] if required else item.default
-            lines.append(f"{'' if required else '#'}{item.name} = {_toml(value)}")
+            value = item.metadata["example"] if required or item.default is None else item.default
+            lines.append(f"{'' if required and not is_example else '#'}{item.name} = {_toml(value)}")
     return "\n".join(lines) + "\n"
 
 

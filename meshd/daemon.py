@@ -11,6 +11,7 @@ import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -22,13 +23,15 @@ from meshd import __version__
 from meshd import session as sessions
 from meshd.accounting import Accounting, unbilled
 from meshd.billing import Billing
-from meshd.config import Config
+from meshd.config import Config, load
 from meshd.control import ControlServer
 from meshd.identity import Identity
 from meshd.kernel import Kernel, KernelConfig
 from meshd.logs import Logger
 from meshd.paymaster import Paymaster
+from meshd.policy import policy_of
 from meshd.recorder import Recorder
+from meshd.redistribution import Redistribution
 from meshd.router import Router
 from meshd.rpc import methods
 from payments import events as pay
@@ -37,11 +40,13 @@ from payments.adapters.store import Store
 from payments.engine import PaymentConfig, PaymentEngine
 from payments.ports import WalletError, WalletPort
 from routing.config import SpeakerConfig
+from routing.events import SetPolicy
 from routing.recording import RecordedSpeaker
 from routing.speaker import Speaker
 
 log = Logger("meshd")
 LAST_READING_TIMEOUT = 2.0
+SMALL_CHANGE_TIMEOUT = 2.0
 MEGABYTE = 1_000_000
 NETWORK = "regtest"  # the only one that the embedded chain has
 
@@ -50,9 +55,17 @@ class Daemon:
     """All parts of a running node; `meshd.rpc` shows them."""
 
     def __init__(
-        self, config: Config, identity: Identity, kernel: Kernel, store: Store, recorder: Recorder | None
+        self,
+        config: Config,
+        identity: Identity,
+        kernel: Kernel,
+        store: Store,
+        *,
+        config_path: Path,
+        recorder: Recorder | None,
     ) -> None:
         self.config = config
+        self._config_path = config_path
         self.identity = identity
         self.started_at = trio.current_time()
         # Nobody could pay it where there are no payments.
@@ -68,6 +81,9 @@ class Daemon:
             port=config.routing.port,
             on_neighbour=self._neighbour_changed,
             on_interface=self._interface_changed,
+        )
+        self.redistribution = Redistribution(
+            kernel.route_watch, config.redistributions, self.own_prefixes, self.router.put
         )
         self.accounting = Accounting(
             kernel,
@@ -98,6 +114,11 @@ class Daemon:
             price_max_msat_per_gb=routing.max_price_msat_per_gb,
             hello_interval=routing.hello_interval,
             update_interval=routing.update_interval,
+            # The old price is honoured for longer than the news of a small rise may wait.
+            small_change_timeout=min(SMALL_CHANGE_TIMEOUT, self.config.price.price_notice / 2),
+            mode=routing.mode,
+            stub_prefixes=routing.stub_prefixes,
+            policy=policy_of(self.config),
             max_source_prefixes=0,  # the kernel's part is not built yet
         )
         seed, now = secrets.randbits(64), trio.current_time()
@@ -163,9 +184,37 @@ class Daemon:
             await nursery.start(self.router.run)
             for prefix in self.own_prefixes:
                 await self.router.originate(prefix)
+            nursery.start_soon(self.redistribution.run)
             await nursery.start(ControlServer(self.config.node.control_socket, methods(self)).run)
             log.info("running", name=self.config.node.name, address=self.identity.address)
             task_status.started()
+
+    async def reload(self) -> None:
+        """Take filters, redistribution, `unpriced` and the costs of interfaces anew from the configuration file.
+
+        Raises ConfigError; then nothing has changed.
+        """
+        new = load(self._config_path)
+        cost_by_name = {interface.name: interface.cost for interface in new.interfaces}
+        self.config = replace(
+            self.config,
+            routing=replace(self.config.routing, unpriced=new.routing.unpriced),
+            filters=new.filters,
+            redistributions=new.redistributions,
+        )
+        await self.router.put(SetPolicy(policy_of(self.config)))
+        for interface in self.config.interfaces:
+            await self.set_cost(interface.name, cost_by_name.get(interface.name, interface.cost))
+        self.redistribution.set_rules(new.redistributions)
+        log.info("configuration read anew", file=self._config_path)
+
+    async def set_cost(self, interface: str, cost: int) -> None:
+        """Until the next start or `reload`. Raises KeyError if none of that name is configured."""
+        await self.router.set_cost(interface, cost)
+        self.config = replace(
+            self.config,
+            interfaces=tuple(replace(i, cost=cost) if i.name == interface else i for i in self.config.interfaces),
+        )
 
     async def _read_last(self) -> None:
         """After the neighbours were told to turn away: what they still had carried is to be billed."""
@@ -239,8 +288,11 @@ def host_addresses(prefixes: list[IPv4Network | IPv6Network]) -> list[IPv4Addres
 
 
 @asynccontextmanager
-async def running(config: Config, identity: Identity) -> AsyncIterator[Daemon]:
-    """A node from here to the end of the block; the kernel is as before afterwards."""
+async def running(config: Config, identity: Identity, config_path: Path) -> AsyncIterator[Daemon]:
+    """A node from here to the end of the block; the kernel is as before afterwards.
+
+    `config_path`: where `config` is from, and where `Daemon.reload` looks.
+    """
     state = config.node.state_dir
     kernel_config = KernelConfig(
         record_path=state / "kernel.json", table=config.routing.table, rule_priority=config.routing.rule_priority
@@ -254,7 +306,7 @@ async def running(config: Config, identity: Identity) -> AsyncIterator[Daemon]:
         store = await trio.to_thread.run_sync(Store.open, Path(state / "payments.sqlite"))
         files.callback(store.close)
         async with Kernel.open(kernel_config) as kernel, trio.open_nursery() as nursery:
-            daemon = Daemon(config, identity, kernel, store, recorder)
+            daemon = Daemon(config, identity, kernel, store, config_path=config_path, recorder=recorder)
             await nursery.start(daemon.run)
             yield daemon
             nursery.cancel_scope.cancel()

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -14,7 +15,7 @@ import trio
 from meshd import __version__, logs
 from meshd.config import Config, ConfigError, example_config, load
 from meshd.control import ControlError
-from meshd.daemon import running
+from meshd.daemon import Daemon, running
 from meshd.identity import IdentityError, load_or_create
 from meshd.kernel import KernelConfig, KernelInUseError, NetlinkError, NftError, clean
 from meshd.session import SessionError
@@ -37,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"meshd {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (
-        ("run", "run the node in the foreground, until SIGINT or SIGTERM"),
+        ("run", "run the node in the foreground, until SIGINT or SIGTERM; SIGHUP is `meshctl reload`"),
         ("check", "read the configuration and say what is wrong with it"),
         ("clean", "remove from the kernel what a killed daemon left; `run` does it too"),
     ):
@@ -77,9 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{arguments.config}: ok")
         return 0
     logs.set_up(config.node.log_level, config.node.log_format)
-    command = _clean if arguments.command == "clean" else _run
+    command = partial(_clean, config) if arguments.command == "clean" else partial(_run, config, arguments.config)
     try:
-        trio.run(command, config)
+        trio.run(command)
     except EXPECTED as error:
         return _stopped([error])
     except BaseExceptionGroup as group:
@@ -118,14 +119,24 @@ def _leaves(error: BaseException | None) -> list[BaseException]:
     return [] if error is None else [error]
 
 
-async def _run(config: Config) -> None:
+async def _run(config: Config, path: Path) -> None:
     config.node.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     identity = load_or_create(config.node.state_dir / "identity")
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with running(config, identity):
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        async with running(config, identity, path) as daemon:
             async for number in signals:
+                if number == signal.SIGHUP:
+                    await _reload(daemon)
+                    continue
                 log.info("stopping", signal=signal.Signals(number).name)
                 break
+
+
+async def _reload(daemon: Daemon) -> None:
+    try:
+        await daemon.reload()
+    except ConfigError as error:
+        log.error("configuration not read, nothing has changed", reason=error)
 
 
 async def _clean(config: Config) -> None:

@@ -72,6 +72,16 @@ class Router:
     async def originate(self, prefix: events.Prefix) -> None:
         await self.put(events.OriginateRoute(prefix))
 
+    async def set_cost(self, name: str, cost: int) -> None:
+        """Neighbours hear of it at once; none is lost by it. Raises KeyError for an interface not configured."""
+        if self._configured[name].cost == cost:
+            return
+        async with self._links_lock:
+            self._configured[name] = replace(self._configured[name], cost=cost)
+            attached = self.attached.get(name)
+            if attached is not None:
+                await self._tell_speaker(name, attached)
+
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled; then says good-bye: retractions reach the neighbours before the kernel is cleaned."""
         try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from meshd import __version__
+from meshd.config import ConfigError
 from meshd.control import INVALID_PARAMS, NOT_FOUND, REFUSED, TIMEOUT, Method, Param, RpcError
 from meshd.identity import overlay_address
 from payments import events as pay
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 WALLET_TIMEOUT = 10.0
 BALANCE_AGE = 1.0  # the wallet asks the chain and writes its database for it
 UNITS_PER_MSAT = 10**9
+MAX_COST = 65534
 
 
 class Methods:
@@ -124,12 +126,21 @@ class Methods:
     async def routes(self, _: dict[str, Any]) -> Any:
         speaker = self._node.router.speaker
         rows = [self._own_route(prefix) for prefix in self._node.own_prefixes]
+        rows += [self._own_route(prefix, metric) for prefix, metric in self._node.redistribution.announced.items()]
         return rows + [self._route(route) for route in speaker.routes()]
 
-    def _own_route(self, prefix: Prefix) -> dict[str, Any]:
-        blank = {"interface": None, "next_hop": None, "neighbour": None, "advertised_metric": 0, "metric": 0}
+    def _own_route(self, prefix: Prefix, metric: int = 0) -> dict[str, Any]:
+        blank = {"interface": None, "next_hop": None, "neighbour": None, "advertised_metric": metric, "metric": metric}
         prices = {"price_msat_per_gb": 0, "announced_price_msat_per_gb": 0}
-        return {"prefix": str(prefix), **blank, **prices, "selected": True, "feasible": True, "origin": True}
+        return {
+            "prefix": str(prefix),
+            **blank,
+            **prices,
+            "selected": True,
+            "feasible": True,
+            "refused": False,
+            "origin": True,
+        }
 
     def _route(self, route: RouteView) -> dict[str, Any]:
         node = self._node
@@ -146,6 +157,7 @@ class Methods:
             "announced_price_msat_per_gb": announced,
             "selected": route.is_selected,
             "feasible": route.is_feasible,
+            "refused": route.is_refused,
             "origin": False,
         }
 
@@ -226,6 +238,26 @@ class Methods:
         await self._node.router.put(SetFee(fee))
         return await self.price_show({})
 
+    async def interface_cost(self, params: dict[str, Any]) -> Any:
+        """Until the next start; the configuration file is the operator's."""
+        name, cost = params["interface"], params["cost"]
+        if not 1 <= cost <= MAX_COST:
+            raise RpcError(INVALID_PARAMS, f"cost = {cost}: expected 1 to {MAX_COST}")
+        try:
+            await self._node.set_cost(name, cost)
+        except KeyError:
+            known = ", ".join(interface.name for interface in self._node.config.interfaces)
+            raise RpcError(NOT_FOUND, f"no interface {name}; there are {known}") from None
+        return {"interface": name, "cost": cost}
+
+    async def reload(self, _: dict[str, Any]) -> Any:
+        try:
+            await self._node.reload()
+        except ConfigError as error:
+            raise RpcError(REFUSED, f"nothing has changed: {error}") from error
+        config = self._node.config
+        return {"filters": len(config.filters), "redistributions": len(config.redistributions)}
+
     async def pay_hold(self, _: dict[str, Any]) -> Any:
         self._require_payments()
         await self._node.paymaster.hold_payments(True)
@@ -280,6 +312,8 @@ class Methods:
 
 
 def _why_not(row: dict[str, Any], chosen: dict[str, Any] | None) -> str:
+    if row["refused"]:
+        return "refused by a filter"
     if row["metric"] >= 65535:
         return "unreachable"
     if not row["feasible"]:
@@ -310,6 +344,17 @@ def methods(daemon: Daemon) -> dict[str, Method]:
             node.price_set,
             "Ask another fee from now on; a rise is billed after the notice.",
             {"fee_msat_per_gb": Param("integer", "msat per GB; 4294967295: not for sale")},
+            writes=True,
+        ),
+        "interface.cost": Method(
+            node.interface_cost,
+            "Give an interface another cost; traffic moves without loss.",
+            {"interface": Param("string", "its name"), "cost": Param("integer", "1 to 65534; lower is preferred")},
+            writes=True,
+        ),
+        "reload": Method(
+            node.reload,
+            "Read filters, redistribution, `unpriced` and interface costs anew from the configuration file.",
             writes=True,
         ),
         "pay.hold": Method(node.pay_hold, "Pay nobody until resumed.", writes=True),

@@ -21,8 +21,9 @@ REFUSED = METRIC_INFINITY  # what a refusal adds
 class Rule:
     """All that is given must match. `add_metric` of REFUSED or more refuses.
 
-    A prefix matches if it lies in `prefix` and its length is within the limits, which are both inclusive. `neighbour`
-    makes sense on import only: what we say goes to all of an interface.
+    A prefix matches if it lies in `prefix` and its length is within the limits, which are both inclusive. A route for
+    packets from everywhere matches no `source_prefix` (RFC 9079). `neighbour` makes sense on import only: what we say
+    goes to all of an interface.
     """
 
     add_metric: int = 0
@@ -33,6 +34,7 @@ class Rule:
     neighbour: IPv6Address | None = None
     router_id: bytes | None = None
     price_above_msat_per_gb: int | None = None
+    source_prefix: Prefix | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ def added_metric(
         if (
             (rule.prefix is None or _is_within(update.prefix, rule.prefix))
             and rule.length_min <= update.prefix.prefixlen <= rule.length_max
+            and (rule.source_prefix is None or _is_within(update.source_prefix, rule.source_prefix))
             and rule.interface in (None, interface)
             and rule.neighbour in (None, neighbour)
             and rule.router_id in (None, update.router_id)
@@ -88,8 +91,8 @@ def added_metric(
     return 0
 
 
-def _is_within(prefix: Prefix, network: Prefix) -> bool:
-    if prefix.version != network.version or prefix.prefixlen < network.prefixlen:
+def _is_within(prefix: Prefix | None, network: Prefix) -> bool:
+    if prefix is None or prefix.version != network.version or prefix.prefixlen < network.prefixlen:
         return False
     host_bits = network.max_prefixlen - network.prefixlen
     return int(prefix.network_address) >> host_bits == int(network.network_address) >> host_bits

@@ -64,6 +64,17 @@ def _price_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _cost_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("interface", metavar="INTERFACE", help="its name")
+    parser.add_argument("cost", metavar="COST", type=_cost, help="1 to 65534; lower is preferred; 96 by default")
+
+
+def _cost(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= 65534:
+        raise argparse.ArgumentTypeError(f"expected 1 to 65534, not {text!r}")
+    return int(text)
+
+
 def _close_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--all", action="store_true", help="the channels with every peer")
@@ -91,6 +102,11 @@ COMMANDS = (
     Command("price show", "The fee asked for carrying traffic.", "meshctl price show", "price.show", render.fee),
     Command("price set", "Change the fee asked for carrying traffic.", "meshctl price set 200000", "price.set",
             render.fee, _price_arguments, lambda options: {"fee_msat_per_gb": options.fee}),
+    Command("interface cost", "Give an interface another cost, until the next start.",
+            "meshctl interface cost wlan0 256", "interface.cost", render.cost, _cost_arguments,
+            lambda options: {"interface": options.interface, "cost": options.cost}),
+    Command("reload", "Read filters, redistribution and interface costs anew from the configuration file.",
+            "meshctl reload", "reload", render.reloaded),
     Command("pay hold", "Stop paying; sellers stop carrying for us once their window is used up.", "meshctl pay hold",
             "pay.hold", render.paying),
     Command("pay resume", "Pay again.", "meshctl pay resume", "pay.resume", render.paying),
@@ -98,7 +114,12 @@ COMMANDS = (
             "channel.close", render.closed, _close_arguments, lambda options: {"peer": options.peer},
             _close_question),
 )  # fmt: skip
-_GROUPS = {"price": "Show or change the fee.", "pay": "Stop or resume payments.", "channel": "Close channels."}
+_GROUPS = {
+    "price": "Show or change the fee.",
+    "interface": "Change an interface.",
+    "pay": "Stop or resume payments.",
+    "channel": "Close channels.",
+}
 
 
 def build_parser() -> argparse.ArgumentParser:

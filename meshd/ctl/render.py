@@ -249,6 +249,14 @@ def fee(result: Record, style: Style) -> str:  # noqa: ARG001  a renderer like t
     return f"Fee: {price(msat_per_gb)} ({msat_per_gb:,} msat/GB)"
 
 
+def cost(result: Record, style: Style) -> str:  # noqa: ARG001
+    return f"Cost of {result['interface']}: {result['cost']}"
+
+
+def reloaded(result: Record, style: Style) -> str:  # noqa: ARG001
+    return f"In force: {result['filters']} filters, {result['redistributions']} rules of redistribution."
+
+
 def paying(result: Record, style: Style) -> str:
     return "Paying." if result["paying"] else style.paint("Payments are on hold.", "yellow")
 

@@ -10,6 +10,7 @@ from meshd.kernel.links import Link, Links
 from meshd.kernel.meter import FlowCount, Meter
 from meshd.kernel.netlink import NetlinkError
 from meshd.kernel.nft import Direction, Gate, NftError
+from meshd.kernel.route_watch import KernelRoute, RouteWatch
 from meshd.kernel.routes import Route, RouteTable
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Kernel",
     "KernelConfig",
     "KernelInUseError",
+    "KernelRoute",
     "Link",
     "Links",
     "Meter",
@@ -26,5 +28,6 @@ __all__ = [
     "NftError",
     "Route",
     "RouteTable",
+    "RouteWatch",
     "clean",
 ]

@@ -17,6 +17,7 @@ from meshd.kernel.links import Links
 from meshd.kernel.meter import FlowCount, Meter
 from meshd.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
 from meshd.kernel.nft import Gate, Nft
+from meshd.kernel.route_watch import RouteWatch
 from meshd.kernel.routes import RouteTable
 
 _CLEANUP_TIMEOUT = 10.0
@@ -49,6 +50,7 @@ class Kernel:
     def __init__(self, config: KernelConfig, rtnetlink: NetlinkSocket, netfilter: NetlinkSocket) -> None:
         self.config = config
         self.routes = RouteTable(rtnetlink, config.table, config.protocol, config.rule_priority)
+        self.route_watch = RouteWatch(rtnetlink, config.table, config.protocol)
         self.links = Links(rtnetlink)
         self._nft = Nft()
         self.meter = Meter(netfilter, self._nft)

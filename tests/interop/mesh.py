@@ -143,7 +143,7 @@ class Node:
         interface_options = self.options.get("interface", {})
         for table, values in self.options.items():
             if table != "interface":
-                document[table] = document.get(table, {}) | values
+                document[table] = values if isinstance(values, list) else document.get(table, {}) | values
         document["interface"] = [{"name": name, "security": "none"} | interface_options for name in self.interfaces]
         path = self.directory / "config.toml"
         path.write_text(toml_text.dump(document))

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -9,6 +9,8 @@ import pytest
 
 from meshd.config import NOT_FOR_SALE, Config, ConfigError, example_config, load, parse, reference
 from routing.events import LinkKind
+
+FILTER = '[[filter]]\ndirection = "import"\n'
 
 
 def test_empty_file_is_the_defaults() -> None:
@@ -61,7 +63,10 @@ def test_configuration_cannot_be_changed() -> None:
     ("text", "message"),
     [
         ("[rooting]", 'unknown table [rooting]; did you mean "routing"?'),
-        ("name = 1", "unknown table [name]; known are node, interface, routing, price, payments, chain"),
+        (
+            "name = 1",
+            "unknown table [name]; known are node, interface, routing, filter, redistribute, price, payments, chain",
+        ),
         ("[routing]\nhelo_interval = 1", '[routing]: unknown key helo_interval; did you mean "hello_interval"?'),
         ("[chain]\nzzz = 1", "[chain]: unknown key zzz; known are backend, socket"),
         ('[[interface]]\nname="a"\ncots = 1', '[[interface]] number 1: unknown key cots; did you mean "cost"?'),
@@ -94,6 +99,28 @@ def test_configuration_cannot_be_changed() -> None:
         ("[payments]\nexpiry_margin_blocks = 1500", "expiry_margin_blocks = 1500: expected less than a third of"),
         ("[routing]\nupdate_interval = 1", "update_interval = 1: expected at least hello_interval (4)"),
         ("[node\n", "at line 1"),
+        ("[filter]\n", "filters are written as [[filter]], with two brackets, one for each"),
+        ("[[filter]]\n", "[[filter]] number 1: direction is missing"),
+        ('[[filter]]\ndirection = "import"\nprefx = "::/0"', 'unknown key prefx; did you mean "prefix"?'),
+        ('[[filter]]\ndirection = "in"', 'direction = "in": expected "import" or "export"'),
+        (FILTER + 'prefix = "10.0.0.1/8"', 'prefix = "10.0.0.1/8": expected a prefix: 10.0.0.1/8 has host bits set'),
+        (FILTER + "prefix = 10", "prefix = 10: expected a prefix, such as"),
+        (FILTER + 'neighbour = "fd00::1"', 'neighbour = "fd00::1": expected a link-local address'),
+        ('[[filter]]\ndirection = "export"\nneighbour = "fe80::1"', "neighbour is for import only"),
+        (FILTER + 'router_id = "02:00"', 'router_id = "02:00": expected a router-id, such as'),
+        (
+            FILTER + 'interface = "eht0"\n[[interface]]\nname = "eth0"',
+            'interface = "eht0": there is no such [[interface]]; did you mean "eth0"?',
+        ),
+        (FILTER + 'action = "refuse"\nadd_metric = 5', "add_metric = 5: a route that is refused has no metric"),
+        (FILTER + "add_metric = -1", "add_metric = -1: expected an integer from 0 to 65534"),
+        (FILTER + "min_length = 5\nmax_length = 4", "max_length = 4: expected at least 5"),
+        (FILTER + 'prefix = "10.0.0.0/8"\nmax_length = 33', 'expected lengths up to 32 for prefix = "10.0.0.0/8"'),
+        (FILTER + 'prefix = "10.0.0.0/8"\nmax_length = 7', "max_length = 7: expected at least 8"),
+        ('[[redistribute]]\nprotocol = "dchp"', 'protocol = "dchp": expected a number from 1 to 255, or kernel, boot'),
+        ("[[redistribute]]\nprotocol = 66", "expected another than our own (66)"),
+        ('[routing]\nunpriced = "dear"', 'unpriced = "dear": expected "free", "refuse", or an integer'),
+        ('[routing]\nmode = "root"', 'mode = "root": expected "router" or "leaf" or "stub"'),
     ],
 )
 def test_errors_say_what_is_wrong_where_and_what_would_be_right(text: str, message: str) -> None:
@@ -134,9 +161,31 @@ def test_every_key_is_in_the_example_and_its_shown_default_is_taken() -> None:
     )
     document = tomllib.loads(uncommented)
     for key in reference():
-        table = document[key.table][0] if key.table == "interface" else document[key.table]
+        table = document[key.table]
+        table = table[0] if isinstance(table, list) else table
         assert key.name in table
         assert key.doc.endswith(".") and key.expected
         if key.default is not None:
             assert tomllib.loads(f"value = {key.default}")["value"] == table[key.name]
-    assert parse(uncommented) == parse(example_config())
+        else:
+            assert key.is_required or key.table in ("filter", "redistribute", "node")
+    full = parse(uncommented)
+    assert len(full.filters) == len(full.redistributions) == 1
+    assert replace(full, filters=(), redistributions=()) == parse(example_config())
+
+
+@pytest.mark.parametrize(
+    ("keys", "lengths"),
+    [
+        ("", (0, 128)),
+        ("max_length = 24", (0, 24)),
+        ('prefix = "10.0.0.0/8"', (8, 8)),
+        ('prefix = "10.0.0.0/8"\nor_longer = true', (8, 128)),
+        ('prefix = "10.0.0.0/8"\nor_longer = true\nmax_length = 24', (8, 24)),
+        ('prefix = "10.0.0.0/8"\nmin_length = 16', (16, 128)),
+        ('prefix = "10.0.0.0/8"\nmax_length = 16', (8, 16)),
+        ('prefix = "10.0.0.0/8"\nmin_length = 16\nmax_length = 24', (16, 24)),
+    ],
+)
+def test_lengths_of_a_prefix_that_match(keys: str, lengths: tuple[int, int]) -> None:
+    assert parse(FILTER + keys).filters[0].lengths == lengths

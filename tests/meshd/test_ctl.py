@@ -94,6 +94,7 @@ ANSWERS: dict[str, Any] = {
     "ledger": LEDGER, "price.show": {"fee_msat_per_gb": 100_000}, "price.set": {"fee_msat_per_gb": 200_000},
     "pay.hold": {"paying": False}, "pay.resume": {"paying": True},
     "channel.close": {"channels": ["01" * 32], "txid": "cd" * 32},
+    "interface.cost": {"interface": "wlan0", "cost": 256}, "reload": {"filters": 3, "redistributions": 1},
 }  # fmt: skip
 
 GOLDEN = {
@@ -137,6 +138,8 @@ PEER                                     STATE      WINDOW    BILLED  ACKNOWLEDG
 fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f  suspended  10 sat  20.5 sat        20 sat        0 msat    0 msat  0 msat  5.001 sat  -15.499 sat""",  # noqa: E501
     "price.show": "Fee: 0.1 sat/MB (100,000 msat/GB)",
     "price.set": "Fee: 0.2 sat/MB (200,000 msat/GB)",
+    "interface.cost": "Cost of wlan0: 256",
+    "reload": "In force: 3 filters, 1 rules of redistribution.",
     "pay.hold": "Payments are on hold.",
     "pay.resume": "Paying.",
     "channel.close": f"Closing 1 channel, transaction {'cd' * 32}:\n  {'01' * 32}",
@@ -277,6 +280,8 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
         ("price show", "price.show", {}),
         ("price set 200000", "price.set", {"fee_msat_per_gb": 200_000}),
         ("price set not-for-sale", "price.set", {"fee_msat_per_gb": 2**32 - 1}),
+        ("interface cost wlan0 256", "interface.cost", {"interface": "wlan0", "cost": 256}),
+        ("reload", "reload", {}),
         ("pay hold", "pay.hold", {}),
         ("pay resume", "pay.resume", {}),
         ("channel close --all --yes", "channel.close", {"peer": None}),
@@ -328,6 +333,9 @@ def test_refusals_have_exit_codes(
         "price set 4294967295",
         "price set ٣",
         "price set 1.5",
+        "interface cost wlan0",
+        "interface cost wlan0 0",
+        "interface cost wlan0 65535",
         "channel close",
         "channel close --all --peer x",
         "channel close --all",  # would ask, and there is nobody to answer

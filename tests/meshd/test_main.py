@@ -8,12 +8,13 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
 
 from meshd import main as command
-from meshd.config import Config, example_config
+from meshd.config import Config, ConfigError, example_config
 from meshd.identity import Identity
 from meshd.kernel import NetlinkError, NftError
 from meshd.main import EXIT_ERROR, EXIT_USAGE, main
@@ -41,7 +42,7 @@ def node_that(monkeypatch: pytest.MonkeyPatch, *errors: Exception, signal_to_sen
     journal = []
 
     @asynccontextmanager
-    async def running(_config: Config, _identity: Identity) -> AsyncIterator[None]:
+    async def running(_config: Config, _identity: Identity, _path: Path) -> AsyncIterator[None]:
         journal.append("started")
         if errors:
             raise ExceptionGroup("nursery", [ExceptionGroup("nested", list(errors))])
@@ -79,6 +80,29 @@ def test_a_signal_ends_it_well(config: Path, monkeypatch: pytest.MonkeyPatch, nu
     assert (config.parent / "state").stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.parametrize("error", [None, ConfigError("wrong")])
+def test_a_hangup_reads_the_configuration_anew_and_ends_nothing(
+    config: Path, monkeypatch: pytest.MonkeyPatch, error: ConfigError | None
+) -> None:
+    journal: list[Path | str] = []
+
+    @asynccontextmanager
+    async def running(_config: Config, _identity: Identity, path: Path) -> AsyncIterator[SimpleNamespace]:
+        async def reload() -> None:
+            journal.append(path)
+            os.kill(os.getpid(), signal.SIGTERM)
+            if error is not None:
+                raise error
+
+        os.kill(os.getpid(), signal.SIGHUP)
+        yield SimpleNamespace(reload=reload)
+        journal.append("stopped")
+
+    monkeypatch.setattr(command, "running", running)
+    assert main(["run", "--config", str(config)]) == 0
+    assert journal == [config, "stopped"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "record", "max_mb"),
     [
@@ -94,7 +118,7 @@ def test_the_command_line_says_where_to_record_before_the_configuration(
     seen: list[Config] = []
 
     @asynccontextmanager
-    async def running(config: Config, _identity: Identity) -> AsyncIterator[None]:
+    async def running(config: Config, _identity: Identity, _path: Path) -> AsyncIterator[None]:
         seen.append(config)
         raise OSError("enough")
         yield

@@ -155,6 +155,23 @@ def test_a_kernel_that_refuses_and_an_interface_that_fails_end_nothing(node: Nod
     run(scenario)
 
 
+def test_another_cost_is_told_the_speaker_at_once_and_kept_for_when_the_interface_comes(node: Node) -> None:
+    async def scenario() -> None:
+        async with node.running() as router:
+            await node.link()
+            before = len(node.speaker.given)
+            for name, cost in (("eth0", 96), ("eth0", 300), ("eth1", 400)):
+                await router.set_cost(name, cost)
+            await node.link(name="eth1", index=4)
+            told = node.speaker.given[before:]
+            ups = [(up.interface, up.cost) for up in told if isinstance(up, events.InterfaceUp)]
+            assert ups == [("eth0", 300), ("eth1", 400)]
+            with pytest.raises(KeyError):
+                await router.set_cost("eth9", 1)
+
+    run(scenario)
+
+
 def test_a_congested_interface_does_not_hold_up_the_others(node: Node) -> None:
     async def scenario() -> None:
         async with node.running():

@@ -14,7 +14,7 @@ import trio
 
 from meshd.accounting import Accounting
 from meshd.billing import Billing
-from meshd.config import Config, InterfaceConfig
+from meshd.config import Config, ConfigError, InterfaceConfig
 from meshd.control import INVALID_PARAMS, NOT_FOUND, REFUSED, RpcError
 from meshd.daemon import Daemon
 from meshd.identity import overlay_address
@@ -62,6 +62,9 @@ class Node:
             fee_msat_per_gb=100,
             payments_enabled=enabled,
             own_prefixes=[ip_network("fd00::1/128")],
+            redistribution=SimpleNamespace(announced={ip_network("::/0"): 7}),
+            set_cost=self._set_cost,
+            reload=self._reload,
             accounting=Accounting(
                 FakeKernel().as_kernel(), Billing(price_notice=1), report=None, strangers_window_msat=1
             ),
@@ -81,6 +84,16 @@ class Node:
 
     async def _put(self, what: object) -> None:
         self.asked.append(what)
+
+    async def _set_cost(self, interface: str, cost: int) -> None:
+        if interface != "eth0":
+            raise KeyError(interface)
+        self.asked.append((interface, cost))
+
+    async def _reload(self) -> None:
+        if self.asked:
+            raise ConfigError("meshd.toml: wrong")
+        self.asked.append("reload")
 
     async def _wallet(self) -> SimpleNamespace:
         return SimpleNamespace(balance_sat=self._balance, new_script_pubkey=self._new_script)
@@ -158,6 +171,43 @@ def test_path_says_which_way_and_why_not_another() -> None:
         assert own["origin"] and own["chosen"] is None
         assert await code_of(node.methods.path, {"destination": "10.0.0.1"}) == NOT_FOUND
         assert await code_of(node.methods.path, {"destination": "example"}) == INVALID_PARAMS
+
+    run(scenario)
+
+
+def test_the_cost_of_an_interface_is_set_within_its_range() -> None:
+    async def scenario() -> None:
+        node = Node()
+        for bad in (0, 65535):
+            assert await code_of(node.methods.interface_cost, {"interface": "eth0", "cost": bad}) == INVALID_PARAMS
+        assert await code_of(node.methods.interface_cost, {"interface": "eth9", "cost": 1}) == NOT_FOUND
+        assert node.asked == []
+        answer = {"interface": "eth0", "cost": 65534}
+        assert await node.methods.interface_cost(answer) == answer
+        assert node.asked == [("eth0", 65534)]
+
+    run(scenario)
+
+
+def test_a_reload_says_what_is_wrong() -> None:
+    async def scenario() -> None:
+        node = Node()
+        assert await node.methods.reload({}) == {"filters": 0, "redistributions": 0}
+        with pytest.raises(RpcError, match=r"nothing has changed: meshd\.toml: wrong") as refused:
+            await node.methods.reload({})
+        assert refused.value.code == REFUSED
+
+    run(scenario)
+
+
+def test_what_is_redistributed_is_shown_as_our_own_and_refused_routes_as_such() -> None:
+    async def scenario() -> None:
+        node = Node()
+        node.routes = [replace(route("10.0.0.0/8", 65535, selected=False), is_refused=True)]
+        own = next(row for row in await node.methods.routes({}) if row["prefix"] == "::/0")
+        assert own["origin"] and own["metric"] == 7
+        answer = await node.methods.path({"destination": "10.0.0.1"})
+        assert [row["reason"] for row in answer["alternatives"]] == ["refused by a filter"]
 
     run(scenario)
 

@@ -1,0 +1,187 @@
+"""What the keys of the configuration file take: how a value is read, and how that is said to people."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
+from pathlib import Path
+from typing import Any
+
+Prefix = IPv4Network | IPv6Network
+NOT_FOR_SALE = 2**32 - 1  # msat per GB; the price that means: carried for nobody
+_MAX_PRICE = NOT_FOR_SALE - 1
+OUR_PROTOCOL = 66  # rtnetlink's protocol number of the routes that we put into the kernel
+# As in /etc/iproute2/rt_protos.
+_PROTOCOLS = {
+    "kernel": 2,
+    "boot": 3,
+    "static": 4,
+    "ra": 9,
+    "zebra": 11,
+    "bird": 12,
+    "dhcp": 16,
+    "babel": 42,
+    "bgp": 186,
+}
+
+
+class InvalidError(Exception):
+    """A value is not what its key takes; the message replaces the standard one when it is not empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a key takes: `expected` says it to people, `parse` makes the value or raises InvalidError."""
+
+    expected: str
+    parse: Callable[[Any], Any]
+
+
+def text(expected: str = "a string", pattern: str = r"[^\0\n]+") -> Kind:
+    def parse(raw: Any) -> str:
+        if not isinstance(raw, str) or not re.fullmatch(pattern, raw):
+            raise InvalidError
+        return raw
+
+    return Kind(expected, parse)
+
+
+def choice(*words: str, not_yet: dict[str, str] | None = None) -> Kind:
+    def parse(raw: Any) -> str:
+        if isinstance(raw, str) and not_yet and raw in not_yet:
+            raise InvalidError(not_yet[raw])
+        if raw not in words:
+            raise InvalidError
+        return str(raw)
+
+    return Kind(" or ".join(f'"{word}"' for word in words), parse)
+
+
+def integer(low: int, high: int) -> Kind:
+    def parse(raw: Any) -> int:
+        if not isinstance(raw, int) or isinstance(raw, bool) or not low <= raw <= high:
+            raise InvalidError
+        return raw
+
+    return Kind(f"an integer from {low} to {high}", parse)
+
+
+def seconds(low: float, high: float) -> Kind:
+    def parse(raw: Any) -> float:
+        if not isinstance(raw, int | float) or isinstance(raw, bool) or not low <= raw <= high:
+            raise InvalidError
+        return float(raw)
+
+    return Kind(f"seconds from {low:g} to {high:g}", parse)
+
+
+def boolean() -> Kind:
+    def parse(raw: Any) -> bool:
+        if not isinstance(raw, bool):
+            raise InvalidError
+        return raw
+
+    return Kind("true or false", parse)
+
+
+def absolute_path() -> Kind:
+    def parse(raw: Any) -> Path:
+        if not isinstance(raw, str) or "\0" in raw or not Path(raw).is_absolute():
+            raise InvalidError
+        return Path(raw)
+
+    return Kind("an absolute path", parse)
+
+
+def optional_path() -> Kind:
+    path = absolute_path()
+    return Kind(f'{path.expected}, or "" for none', lambda raw: None if raw == "" else path.parse(raw))
+
+
+def fee() -> Kind:
+    def parse(raw: Any) -> int:
+        if raw == "not for sale":
+            return NOT_FOR_SALE
+        return int(integer(0, _MAX_PRICE).parse(raw))
+
+    return Kind(f'an integer from 0 to {_MAX_PRICE}, or "not for sale"', parse)
+
+
+def unpriced() -> Kind:
+    """What is assumed; None: refused."""
+
+    def parse(raw: Any) -> int | None:
+        if raw == "refuse":
+            return None
+        return 0 if raw == "free" else int(integer(0, _MAX_PRICE).parse(raw))
+
+    return Kind(f'"free", "refuse", or an integer from 0 to {_MAX_PRICE}', parse)
+
+
+def prefix() -> Kind:
+    def parse(raw: Any) -> Prefix:
+        if not isinstance(raw, str):
+            raise InvalidError
+        try:
+            return ip_network(raw)
+        except ValueError as error:
+            raise InvalidError(f"a prefix: {error}") from error
+
+    return Kind('a prefix, such as "10.1.0.0/24" or "::/0"', parse)
+
+
+def link_local() -> Kind:
+    def parse(raw: Any) -> IPv6Address:
+        try:
+            address = IPv6Address(raw) if isinstance(raw, str) else None
+        except ValueError:
+            address = None
+        if address is None or not address.is_link_local:
+            raise InvalidError
+        return address
+
+    return Kind('a link-local address, such as "fe80::1"', parse)
+
+
+def router_id() -> Kind:
+    octets = text(pattern=r"([0-9a-fA-F]{2}:){7}[0-9a-fA-F]{2}")
+    return Kind(
+        'a router-id, such as "02:00:5e:00:53:00:00:01"', lambda raw: bytes.fromhex(octets.parse(raw).replace(":", ""))
+    )
+
+
+def protocol() -> Kind:
+    def parse(raw: Any) -> int:
+        if isinstance(raw, str) and raw in _PROTOCOLS:
+            return _PROTOCOLS[raw]
+        number = int(integer(1, 255).parse(raw))
+        if number == OUR_PROTOCOL:
+            raise InvalidError(f"another than our own ({OUR_PROTOCOL}), whose routes are never announced again")
+        return number
+
+    return Kind(f"a number from 1 to 255, or {', '.join(_PROTOCOLS)}", parse)
+
+
+def prefixes() -> Kind:
+    def parse(raw: Any) -> tuple[Prefix, ...]:
+        if not isinstance(raw, list) or not all(isinstance(item, str) for item in raw):
+            raise InvalidError
+        try:
+            return tuple(ip_network(item) for item in raw)
+        except ValueError as error:
+            raise InvalidError(f"a list of prefixes: {error}") from error
+
+    return Kind('a list of prefixes, such as ["10.1.0.0/24", "fd00::/48"]', parse)
+
+
+def key(kind: Kind, doc: str, default: Any = dataclasses.MISSING, example: Any = None) -> Any:
+    return field(default=default, metadata={"kind": kind, "doc": doc, "example": example})
+
+
+def one_of(kinds: type[Enum]) -> Kind:
+    words = choice(*(kind.value for kind in kinds))
+    return Kind(words.expected, lambda raw: kinds(words.parse(raw)))
