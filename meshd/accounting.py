@@ -215,8 +215,8 @@ class Accounting:
             if link is None or link not in self.neighbours.peer_by_link:
                 return False
             if flow.direction is Direction.OUT:
-                return self._billing.is_heard(link, flow.destination)
-            return self._billing.is_asked(flow.destination)
+                return self._billing.is_heard(link, flow.destination, source=flow.source)
+            return self._billing.is_asked(flow.destination, source=flow.source)
 
         is_over = now >= self._recover_until
         taken: list[FlowCount] = []
@@ -245,11 +245,13 @@ class Accounting:
     def _bill(self, flow: FlowCount, link: LinkKey | None, *, now: float) -> None:
         debt = _Debt(readings={flow_name(flow): flow.total_bytes})
         if flow.direction is Direction.FORWARD_IN:
-            debt.earned_units = self._billing.earned_units(flow.destination, flow.bytes, now=now)
+            debt.earned_units = self._billing.earned_units(flow.destination, flow.bytes, source=flow.source, now=now)
         elif flow.direction is Direction.OUT and link is None:
             self._unplaced.append(flow)  # which prices applied is known when it is known whose address that is
         elif flow.direction is Direction.OUT and link is not None:
-            debt.owed_limit_units = self._billing.owed_limit_units(link, flow.destination, flow.bytes, now=now)
+            debt.owed_limit_units = self._billing.owed_limit_units(
+                link, flow.destination, flow.bytes, source=flow.source, now=now
+            )
         if debt.earned_units or debt.owed_limit_units:
             self._debt_of((flow.interface, flow.mac)).add(debt)
 

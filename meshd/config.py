@@ -31,6 +31,7 @@ from meshd.config_kinds import (
     link_local,
     one_of,
     optional_path,
+    pairs,
     prefix,
     prefixes,
     protocol,
@@ -126,13 +127,26 @@ class RoutingConfig:
     announce: tuple[Prefix, ...] = key(
         prefixes(), "Prefixes reached through this node, besides its own overlay address.", ()
     )
+    announce_from: tuple[tuple[Prefix, Prefix], ...] = key(
+        pairs(),
+        "Prefixes reached through this node by packets from a source prefix only (RFC 9079), as for an uplink that "
+        "takes no others. With a default route, this node sends what comes from other sources to whoever announces one "
+        "for them, in spite of its own default route.",
+        (),
+    )
     price_weight: int = key(
         integer(0, 65535),
         "What a price of 1 sat/MB adds to the metric; 256 equals a perfect wireless hop. All of the mesh must agree.",
         256,
     )
-    table: int = key(integer(1, 2**32 - 1), "The kernel's routing table that is ours alone.", 6696)
-    rule_priority: int = key(integer(1, 32765), "Priority of the rule that leads to that table.", 6696)
+    table: int = key(
+        integer(1, 2**32 - 128),
+        "The kernel's routing table that is ours alone. The 64 after it serve source prefixes, where there are any.",
+        6696,
+    )
+    rule_priority: int = key(
+        integer(1, 32000), "Priority of the first of our rules; they take 515 from there, and 129 from 32768.", 6696
+    )
     max_price_msat_per_gb: int = key(
         integer(0, _MAX_PRICE), "Dearer routes are not taken (1 sat/MB is 1000000).", 100_000_000
     )

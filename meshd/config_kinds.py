@@ -15,6 +15,7 @@ Prefix = IPv4Network | IPv6Network
 NOT_FOR_SALE = 2**32 - 1  # msat per GB; the price that means: carried for nobody
 _MAX_PRICE = NOT_FOR_SALE - 1
 OUR_PROTOCOL = 66  # rtnetlink's protocol number of the routes that we put into the kernel
+_MAX_PAIRS = 32  # the kernel needs a table for each source prefix
 # As in /etc/iproute2/rt_protos.
 _PROTOCOLS = {
     "kernel": 2,
@@ -176,6 +177,28 @@ def prefixes() -> Kind:
             raise InvalidError(f"a list of prefixes: {error}") from error
 
     return Kind('a list of prefixes, such as ["10.1.0.0/24", "fd00::/48"]', parse)
+
+
+def pairs() -> Kind:
+    """(prefix, source prefix), each written "PREFIX from PREFIX"."""
+    expected = 'a list such as ["::/0 from 2001:db8:1::/48"]'
+
+    def parse_one(raw: str) -> tuple[Prefix, Prefix]:
+        left, _, right = raw.partition(" from ")
+        prefix, source_prefix = ip_network(left.strip()), ip_network(right.strip())
+        if prefix.version != source_prefix.version or source_prefix.prefixlen == 0:
+            raise InvalidError(f"{expected}: both of one family, and not from everywhere")
+        return prefix, source_prefix
+
+    def parse(raw: Any) -> tuple[tuple[Prefix, Prefix], ...]:
+        if not isinstance(raw, list) or not all(isinstance(item, str) for item in raw) or len(raw) > _MAX_PAIRS:
+            raise InvalidError
+        try:
+            return tuple(parse_one(item) for item in raw)
+        except ValueError as error:
+            raise InvalidError(f"{expected}: {error}") from error
+
+    return Kind(expected, parse)
 
 
 def key(kind: Kind, doc: str, default: Any = dataclasses.MISSING, example: Any = None) -> Any:

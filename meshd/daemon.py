@@ -119,7 +119,6 @@ class Daemon:
             mode=routing.mode,
             stub_prefixes=routing.stub_prefixes,
             policy=policy_of(self.config),
-            max_source_prefixes=0,  # the kernel's part is not built yet
         )
         seed, now = secrets.randbits(64), trio.current_time()
         if recorder is None:
@@ -184,6 +183,8 @@ class Daemon:
             await nursery.start(self.router.run)
             for prefix in self.own_prefixes:
                 await self.router.originate(prefix)
+            for prefix, source_prefix in self.config.routing.announce_from:
+                await self.router.originate(prefix, source_prefix)
             nursery.start_soon(self.redistribution.run)
             await nursery.start(ControlServer(self.config.node.control_socket, methods(self)).run)
             log.info("running", name=self.config.node.name, address=self.identity.address)

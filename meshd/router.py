@@ -16,10 +16,11 @@ import trio
 from meshd.babel_socket import BabelSocket
 from meshd.billing import Billing
 from meshd.config import InterfaceConfig
-from meshd.kernel import Kernel, Link, NetlinkError, NftError, Route
+from meshd.kernel import Blocked, Kernel, Link, NetlinkError, NftError, Route
 from meshd.logs import Logger
 from routing import codec, events
 from routing.speaker import Speaker
+from routing.tlv import RouteKey, route_key
 
 log = Logger("meshd.routing")
 QUEUE = 4096
@@ -69,8 +70,8 @@ class Router:
     async def put(self, event: events.Input) -> None:
         await self._send.send(event)
 
-    async def originate(self, prefix: events.Prefix) -> None:
-        await self.put(events.OriginateRoute(prefix))
+    async def originate(self, prefix: events.Prefix, source_prefix: events.Prefix | None = None) -> None:
+        await self.put(events.OriginateRoute(prefix, source_prefix=source_prefix))
 
     async def set_cost(self, name: str, cost: int) -> None:
         """Neighbours hear of it at once; none is lost by it. Raises KeyError for an interface not configured."""
@@ -116,6 +117,8 @@ class Router:
         now = trio.current_time()
         outputs: list[events.Output] = []
         for event in inputs:
+            if isinstance(event, events.OriginateRoute | events.WithdrawRoute):
+                await self._keep_default(event)
             outputs += self.speaker.handle(event, now=now)
         deadline = self.speaker.next_deadline()
         if deadline is not None and now >= deadline:
@@ -123,12 +126,12 @@ class Router:
         await self._execute(outputs)
 
     async def _execute(self, outputs: Sequence[events.Output]) -> None:
-        routes: dict[events.Prefix, events.RouteChange] = {}
+        routes: dict[RouteKey, events.RouteChange] = {}
         for output in outputs:
             match output:
                 case events.InstallRoute() | events.BlockRoute() | events.RemoveRoute():
-                    # Many at a time, the last word on each prefix only; but always before what follows them leaves.
-                    routes[output.prefix] = output
+                    # Many at a time, the last word on each pair only; but always before what follows them leaves.
+                    routes[route_key(output.prefix, output.source_prefix)] = output
                 case events.SendPacket():
                     await self._apply(routes)
                     await self._transmit(output)
@@ -140,26 +143,38 @@ class Router:
                     self._on_neighbour(output.interface, output.address, False)
                 case events.LearnedPrice():
                     link = (output.interface, output.address)
-                    self._billing.learned(link, output.prefix, output.price_msat_per_gb, now=trio.current_time())
+                    price, source = output.price_msat_per_gb, output.source_prefix
+                    self._billing.learned(link, output.prefix, price, source_prefix=source, now=trio.current_time())
                 case events.AnnouncedPrice():
-                    self._billing.announced(output.prefix, output.price_msat_per_gb, now=trio.current_time())
+                    price, source = output.price_msat_per_gb, output.source_prefix
+                    self._billing.announced(output.prefix, price, source_prefix=source, now=trio.current_time())
                 case _:
                     assert_never(output)
         await self._apply(routes)
 
-    async def _apply(self, routes: dict[events.Prefix, events.RouteChange]) -> None:
+    async def _keep_default(self, event: events.OriginateRoute | events.WithdrawRoute) -> None:
+        source_prefix = event.source_prefix
+        if source_prefix is None or event.prefix.prefixlen > 0:
+            return
+        try:
+            is_ours = isinstance(event, events.OriginateRoute)
+            await self._kernel.routes.keep_default(source_prefix, is_ours=is_ours)
+        except NetlinkError as error:
+            log.warning("own default route not kept apart", source_prefix=source_prefix, reason=error)
+
+    async def _apply(self, routes: dict[RouteKey, events.RouteChange]) -> None:
         install, block = [], []
         for route in routes.values():
             match route:
-                case events.InstallRoute(prefix, interface, next_hop, metric, _):
-                    install.append(Route(prefix, interface, next_hop))
-                    log.debug("route", prefix=prefix, via=next_hop, dev=interface, metric=metric)
-                case events.BlockRoute(prefix):
-                    block.append(prefix)
-                    log.debug("route lost", prefix=prefix)
-                case events.RemoveRoute(prefix):
-                    log.debug("route removed", prefix=prefix)
-                    await self._remove(prefix)
+                case events.InstallRoute(prefix, interface, next_hop, metric, _, source):
+                    install.append(Route(prefix, interface, next_hop, source))
+                    log.debug("route", prefix=prefix, source=source, via=next_hop, dev=interface, metric=metric)
+                case events.BlockRoute(prefix, source):
+                    block.append(Blocked(prefix, source))
+                    log.debug("route lost", prefix=prefix, source=source)
+                case events.RemoveRoute(prefix, source):
+                    log.debug("route removed", prefix=prefix, source=source)
+                    await self._remove(prefix, source)
         routes.clear()
         if block:
             await self._block(block)
@@ -168,17 +183,17 @@ class Router:
                 # The interface may go down between the decision and the kernel; its event follows and repairs it.
                 log.warning("route not installed", prefix=prefix, reason=error)
 
-    async def _block(self, prefixes: Sequence[events.Prefix]) -> None:
+    async def _block(self, blocked: Sequence[Blocked]) -> None:
         try:
-            failed = await self._kernel.routes.block_many(prefixes)
+            failed = await self._kernel.routes.block_many(blocked)
         except NetlinkError as error:
-            failed = dict.fromkeys(prefixes, error)
+            failed = dict.fromkeys((entry.prefix for entry in blocked), error)
         for prefix, reason in failed.items():
             log.warning("route not blocked", prefix=prefix, reason=reason)
 
-    async def _remove(self, prefix: events.Prefix) -> None:
+    async def _remove(self, prefix: events.Prefix, source_prefix: events.Prefix | None) -> None:
         try:
-            await self._kernel.routes.remove(prefix)
+            await self._kernel.routes.remove(prefix, source_prefix)
         except NetlinkError as error:
             log.warning("route not removed", prefix=prefix, reason=error)
 

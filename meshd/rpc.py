@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -124,16 +124,18 @@ class Methods:
         return rows
 
     async def routes(self, _: dict[str, Any]) -> Any:
-        speaker = self._node.router.speaker
-        rows = [self._own_route(prefix) for prefix in self._node.own_prefixes]
-        rows += [self._own_route(prefix, metric) for prefix, metric in self._node.redistribution.announced.items()]
-        return rows + [self._route(route) for route in speaker.routes()]
+        node = self._node
+        rows = [self._own_route(prefix) for prefix in node.own_prefixes]
+        rows += [self._own_route(prefix, source_prefix=source) for prefix, source in node.config.routing.announce_from]
+        rows += [self._own_route(prefix, metric) for prefix, metric in node.redistribution.announced.items()]
+        return rows + [self._route(route) for route in node.router.speaker.routes()]
 
-    def _own_route(self, prefix: Prefix, metric: int = 0) -> dict[str, Any]:
+    def _own_route(self, prefix: Prefix, metric: int = 0, source_prefix: Prefix | None = None) -> dict[str, Any]:
         blank = {"interface": None, "next_hop": None, "neighbour": None, "advertised_metric": metric, "metric": metric}
         prices = {"price_msat_per_gb": 0, "announced_price_msat_per_gb": 0}
         return {
             "prefix": str(prefix),
+            "source_prefix": None if source_prefix is None else str(source_prefix),
             **blank,
             **prices,
             "selected": True,
@@ -145,9 +147,12 @@ class Methods:
     def _route(self, route: RouteView) -> dict[str, Any]:
         node = self._node
         peer = node.accounting.neighbours.peer_by_link.get((route.interface, route.address))
-        announced = node.router.speaker.announced_price(route.prefix) if route.is_selected else None
+        announced = None
+        if route.is_selected:
+            announced = node.router.speaker.announced_price(route.prefix, route.source_prefix)
         return {
             "prefix": str(route.prefix),
+            "source_prefix": None if route.source_prefix is None else str(route.source_prefix),
             "interface": route.interface,
             "next_hop": str(route.next_hop),
             "neighbour": None if peer is None else str(overlay_address(peer)),
@@ -162,24 +167,21 @@ class Methods:
         }
 
     async def path(self, params: dict[str, Any]) -> Any:
-        try:
-            destination = ip_address(params["destination"])
-        except ValueError:
-            raise RpcError(
-                INVALID_PARAMS, f"{params['destination']!r} is not an IP address; expected 10.0.0.1 or fd12::1"
-            ) from None
-        rows = await self.routes({})
-        prefixes = {row["prefix"] for row in rows if destination in ip_network(row["prefix"])}
-        if not prefixes:
-            raise RpcError(NOT_FOUND, f"no route to {destination}")
-        prefix = max(prefixes, key=lambda text: ip_network(text).prefixlen)
-        candidates = [row for row in rows if row["prefix"] == prefix]
+        destination = _address(params["destination"])
+        source = None if params.get("source") is None else _address(params["source"])
+        rows = [row for row in await self.routes({}) if _matches(row, destination, source)]
+        if not rows:
+            raise RpcError(NOT_FOUND, f"no route to {destination}" + ("" if source is None else f" from {source}"))
+        best = max(rows, key=_specificity)  # RFC 9079 section 4: the destination first
+        prefix, source_prefix = best["prefix"], best["source_prefix"]
+        candidates = [row for row in rows if _specificity(row) == _specificity(best)]
         own = next((row for row in candidates if row["origin"]), None)
         chosen = own or next((row for row in candidates if row["selected"]), None)
         others = [row | {"reason": _why_not(row, chosen)} for row in candidates if row is not chosen]
         return {
             "destination": str(destination),
             "prefix": prefix,
+            "source_prefix": source_prefix,
             "origin": own is not None,
             "chosen": None if own is not None else chosen,
             "alternatives": others,
@@ -311,6 +313,28 @@ class Methods:
         return {"script_pubkey": script.hex()}
 
 
+def _address(text: str) -> IPv4Address | IPv6Address:
+    try:
+        return ip_address(text)
+    except ValueError:
+        raise RpcError(INVALID_PARAMS, f"{text!r} is not an IP address; expected 10.0.0.1 or fd12::1") from None
+
+
+def _matches(
+    row: dict[str, Any], destination: IPv4Address | IPv6Address, source: IPv4Address | IPv6Address | None
+) -> bool:
+    """Without a source, only what is for any source does."""
+    source_prefix = row["source_prefix"]
+    is_source = source_prefix is None or (source is not None and source in ip_network(source_prefix))
+    return is_source and destination in ip_network(row["prefix"])
+
+
+def _specificity(row: dict[str, Any]) -> tuple[int, int]:
+    source_prefix = row["source_prefix"]
+    length = -1 if source_prefix is None else ip_network(source_prefix).prefixlen
+    return ip_network(row["prefix"]).prefixlen, length
+
+
 def _why_not(row: dict[str, Any], chosen: dict[str, Any] | None) -> str:
     if row["refused"]:
         return "refused by a filter"
@@ -335,7 +359,10 @@ def methods(daemon: Daemon) -> dict[str, Method]:
         "path": Method(
             node.path,
             "Which way packets for an address take from here, and why not another.",
-            {"destination": Param("string", "IPv4 or IPv6 address")},
+            {
+                "destination": Param("string", "IPv4 or IPv6 address"),
+                "source": Param("string", "Where they come from; for source-specific routes", required=False),
+            },
         ),
         "channels": Method(node.channels, "Payment channels, in and out."),
         "ledger": Method(node.ledger, "Bills and payments, per peer."),

@@ -48,6 +48,12 @@ class Command:
 
 def _path_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("destination", metavar="DEST", help="an IPv4 or IPv6 address")
+    parser.add_argument("--source", metavar="ADDR", help="where the packets come from, for source-specific routes")
+
+
+def _path_params(options: argparse.Namespace) -> dict[str, Any]:
+    source = {} if options.source is None else {"source": options.source}
+    return {"destination": options.destination, **source}
 
 
 def _fee(text: str) -> int:
@@ -96,7 +102,7 @@ COMMANDS = (
     Command("routes", "Every route, with metric and price; * is in use.", "meshctl routes --json", "routes",
             render.routes),
     Command("path", "Which way packets to an address go, and why not another.", "meshctl path fd00::1", "path",
-            render.path, _path_arguments, lambda options: {"destination": options.destination}),
+            render.path, _path_arguments, _path_params),
     Command("channels", "The payment channels.", "meshctl channels", "channels", render.channels),
     Command("ledger", "What was billed, paid and is owed, for each peer.", "meshctl ledger", "ledger", render.ledger),
     Command("price show", "The fee asked for carrying traffic.", "meshctl price show", "price.show", render.fee),

@@ -177,11 +177,11 @@ def routes(result: list[Record], style: Style) -> str:
 
 def _route_row(item: Record) -> Sequence[Cell]:
     if item["origin"]:
-        return ("*", item["prefix"], "-", "-", "0", "-", price(item["announced_price_msat_per_gb"]), "own")
+        return ("*", _pair(item), "-", "-", "0", "-", price(item["announced_price_msat_per_gb"]), "own")
     note = "" if item["feasible"] else "unfeasible"
     return (
         ("*", "green") if item["selected"] else "",
-        item["prefix"],
+        _pair(item),
         item["next_hop"],
         item["interface"],
         str(item["metric"]),
@@ -191,8 +191,13 @@ def _route_row(item: Record) -> Sequence[Cell]:
     )
 
 
+def _pair(item: Record) -> str:
+    prefix, source_prefix = item["prefix"], item["source_prefix"]
+    return str(prefix) if source_prefix is None else f"{prefix} from {source_prefix}"
+
+
 def path(result: Record, style: Style) -> str:
-    destination, prefix, chosen = result["destination"], result["prefix"], result["chosen"]
+    destination, prefix, chosen = result["destination"], _pair(result), result["chosen"]
     if result["origin"]:
         return f"{destination} is reached through this node itself ({prefix})."
     if chosen is None:

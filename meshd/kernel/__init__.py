@@ -6,14 +6,16 @@ blocks.
 """
 
 from meshd.kernel.kernel import Kernel, KernelConfig, KernelInUseError, clean
+from meshd.kernel.layout import Blocked, Route
 from meshd.kernel.links import Link, Links
 from meshd.kernel.meter import FlowCount, Meter
 from meshd.kernel.netlink import NetlinkError
 from meshd.kernel.nft import Direction, Gate, NftError
 from meshd.kernel.route_watch import KernelRoute, RouteWatch
-from meshd.kernel.routes import Route, RouteTable
+from meshd.kernel.routes import RouteTable
 
 __all__ = [
+    "Blocked",
     "Direction",
     "FlowCount",
     "Gate",

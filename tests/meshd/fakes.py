@@ -12,7 +12,7 @@ from typing import Any, cast
 import trio
 from trio.testing import MockClock
 
-from meshd.kernel import Direction, FlowCount, Kernel, Link, NetlinkError, NftError, Route
+from meshd.kernel import Blocked, Direction, FlowCount, Kernel, Link, NetlinkError, NftError, Route
 from routing.events import Prefix
 
 
@@ -102,21 +102,31 @@ class FakeRoutes:
         await trio.lowlevel.checkpoint()
         if self.refusing:
             return {route.prefix: NetlinkError(errno.ENODEV) for route in routes}
-        self.journal += [("install", route.prefix) for route in routes]
+        self.journal += [("install", *_pair(route)) for route in routes]
         return {}
 
-    async def block_many(self, prefixes: Sequence[Prefix]) -> dict[Prefix, NetlinkError]:
+    async def block_many(self, blocked: Sequence[Blocked]) -> dict[Prefix, NetlinkError]:
         await trio.lowlevel.checkpoint()
         if self.refusing:
-            return dict.fromkeys(prefixes, NetlinkError(errno.EBUSY))
-        self.journal += [("block", prefix) for prefix in prefixes]
+            return {entry.prefix: NetlinkError(errno.EBUSY) for entry in blocked}
+        self.journal += [("block", *_pair(entry)) for entry in blocked]
         return {}
 
-    async def remove(self, prefix: Prefix) -> None:
+    async def remove(self, prefix: Prefix, source_prefix: Prefix | None = None) -> None:
         await trio.lowlevel.checkpoint()
         if self.refusing:
             raise NetlinkError(errno.EBUSY)
-        self.journal.append(("remove", prefix))
+        self.journal.append(("remove", *_pair(Blocked(prefix, source_prefix))))
+
+    async def keep_default(self, source_prefix: Prefix, *, is_ours: bool) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.refusing:
+            raise NetlinkError(errno.EBUSY)
+        self.journal.append(("keep default" if is_ours else "leave default", source_prefix))
+
+
+def _pair(route: Route | Blocked) -> tuple[Prefix, ...]:
+    return (route.prefix,) if route.source_prefix is None else (route.prefix, route.source_prefix)
 
 
 class FakeKernel:

@@ -11,13 +11,13 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from meshd.kernel import FlowCount, Kernel, KernelConfig, Link, NetlinkError, Route, clean
+from meshd.kernel import Blocked, FlowCount, Kernel, KernelConfig, Link, NetlinkError, Route, clean
 from meshd.kernel import meter as meter_module
 from meshd.kernel import nft as nft_module
 
@@ -48,20 +48,23 @@ class Agent:
     async def remove_address(self, interface: str, address: str) -> None:
         await self.kernel.remove_address(interface, ip_address(address))
 
-    async def route(self, prefix: str, interface: str, next_hop: str) -> None:
-        await self.kernel.routes.install(ip_network(prefix), interface, ip_address(next_hop))
+    async def route(self, prefix: str, interface: str, next_hop: str, source: str | None = None) -> None:
+        await self.kernel.routes.install(ip_network(prefix), interface, ip_address(next_hop), _source(source))
 
     async def routes(self, entries: list[tuple[str, str, str]]) -> dict[str, int]:
         wanted = [Route(ip_network(p), i, IPv6Address(n)) for p, i, n in entries]
         failed = await self.kernel.routes.install_many(wanted)
         return {str(prefix): error.code for prefix, error in failed.items()}
 
-    async def unroute(self, prefix: str) -> None:
-        await self.kernel.routes.remove(ip_network(prefix))
+    async def unroute(self, prefix: str, source: str | None = None) -> None:
+        await self.kernel.routes.remove(ip_network(prefix), _source(source))
 
-    async def block(self, prefix: str) -> None:
-        failed = await self.kernel.routes.block_many([ip_network(prefix)])
+    async def block(self, prefix: str, source: str | None = None) -> None:
+        failed = await self.kernel.routes.block_many([Blocked(ip_network(prefix), _source(source))])
         assert not failed, failed
+
+    async def keep_default(self, source: str, is_ours: bool) -> None:
+        await self.kernel.routes.keep_default(ip_network(source), is_ours=is_ours)
 
     async def flush(self) -> None:
         await self.kernel.routes.flush()
@@ -201,6 +204,10 @@ class Agent:
 
     async def sunk(self) -> int:
         return self.received
+
+
+def _source(text: str | None) -> IPv4Network | IPv6Network | None:
+    return None if text is None else ip_network(text)
 
 
 def _plain(flow: FlowCount) -> dict[str, Any]:

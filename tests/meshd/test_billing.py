@@ -47,6 +47,37 @@ def test_the_longest_prefix_decides_and_a_new_one_is_seen() -> None:
     assert bills.earned_units(ip_address("fd00::8"), 1, now=2.0) == 100
 
 
+def test_the_destination_decides_before_the_source() -> None:
+    """RFC 9079 section 4: as the kernel chooses the route."""
+    near, nearer = ip_network("2001:db8:a::/48"), ip_network("2001:db8:a:1::/64")
+    bills = billing()
+    prices = {(NET, None): 1, (NET, near): 10, (NET, nearer): 100, (HOST, nearer): 1_000}
+    for (prefix, source_prefix), price in prices.items():
+        bills.announced(prefix, price, source_prefix=source_prefix, now=0.0)
+        bills.learned(LINK, prefix, price, source_prefix=source_prefix, now=0.0)
+    other = ip_address("fd00::8")
+    for source, destination, price in (
+        ("2001:db8:b::1", other, 1),
+        ("2001:db8:a:2::1", other, 10),
+        ("2001:db8:a:1::1", other, 100),
+        ("2001:db8:a:1::1", DESTINATION, 1_000),
+        ("2001:db8:a:2::1", DESTINATION, 10),  # the longer prefix has no route for this source
+    ):
+        sender = ip_address(source)
+        assert bills.earned_units(destination, 1, source=sender, now=1.0) == price
+        assert bills.owed_limit_units(LINK, destination, 1, source=sender, now=1.0) == price
+    bills.announced(NET, None, source_prefix=nearer, now=2.0)
+    bills.forget_withdrawn(now=100.0)
+    sender = ip_address("2001:db8:a:1::1")
+    assert bills.earned_units(other, 1, source=sender, now=100.0) == 10
+    assert bills.is_asked(DESTINATION, source=sender)
+    bills.announced(HOST, None, source_prefix=nearer, now=100.0)
+    bills.announced(NET, None, now=100.0)
+    bills.forget_withdrawn(now=200.0)
+    assert bills.is_asked(DESTINATION, source=sender)
+    assert not bills.is_asked(DESTINATION, source=ip_address("2001:db8:b::1"))
+
+
 def test_what_was_never_announced_is_free() -> None:
     assert billing().earned_units(ip_address("10.0.0.1"), 10**9, now=0.0) == 0
     assert billing().owed_limit_units(LINK, DESTINATION, 10**9, now=0.0) == 0

@@ -33,6 +33,7 @@ def test_full_file() -> None:
         security = "none"
         [routing]
         announce = ["10.1.0.0/24", "fd00:1::/64"]
+        announce_from = ["0.0.0.0/0 from 10.1.0.0/24"]
         hello_interval = 1
         [price]
         fee_msat_per_gb = "not for sale"
@@ -49,6 +50,7 @@ def test_full_file() -> None:
         ("eth0", LinkKind.WIRED, 96),
     ]
     assert config.routing.announce == (ip_network("10.1.0.0/24"), ip_network("fd00:1::/64"))
+    assert config.routing.announce_from == ((ip_network("0.0.0.0/0"), ip_network("10.1.0.0/24")),)
     assert config.routing.hello_interval == 1.0 and isinstance(config.routing.hello_interval, float)
     assert config.price.fee_msat_per_gb == NOT_FOR_SALE
     assert not config.payments.enabled
@@ -91,6 +93,10 @@ def test_configuration_cannot_be_changed() -> None:
         ("[chain]\nbackend = []", 'backend = []: expected "kernel"'),
         ('[routing]\nannounce = ["10.0.0.1/24"]', "a list of prefixes: 10.0.0.1/24 has host bits set"),
         ('[routing]\nannounce = "10.0.0.0/24"', "expected a list of prefixes, such as"),
+        ('[routing]\nannounce_from = ["::/0"]', 'expected a list such as ["::/0 from 2001:db8:1::/48"]'),
+        ('[routing]\nannounce_from = ["::/0 from 10.0.0.0/8"]', "both of one family, and not from everywhere"),
+        ('[routing]\nannounce_from = ["::/0 from ::/0"]', "both of one family, and not from everywhere"),
+        ('[routing]\nannounce_from = "::/0 from 2001:db8::/32"', "expected a list such as"),
         ('[price]\nfee_msat_per_gb = "free"', 'fee_msat_per_gb = "free": expected an integer from 0 to 4294967294, or'),
         ("[price]\nfee_msat_per_gb = 4294967295", "fee_msat_per_gb = 4294967295: expected an integer from 0"),
         ('[[interface]]\nname="a"\n[[interface]]\nname="a"', '[[interface]]: name = "a" is there 2 times'),

@@ -54,11 +54,13 @@ NEIGHBOURS = [
     },
 ]  # fmt: skip
 OWN = {
-    "prefix": f"{ALICE}/128", "interface": None, "next_hop": None, "metric": 0, "advertised_metric": 0,
+    "prefix": f"{ALICE}/128", "source_prefix": None, "interface": None, "next_hop": None,
+    "metric": 0, "advertised_metric": 0,
     "price_msat_per_gb": 0, "announced_price_msat_per_gb": 0, "selected": True, "feasible": True, "origin": True,
 }  # fmt: skip
 CHEAP = {
-    "prefix": "10.1.0.0/24", "interface": "eth0", "next_hop": "fe80::2", "metric": 217, "advertised_metric": 96,
+    "prefix": "10.1.0.0/24", "source_prefix": None, "interface": "eth0", "next_hop": "fe80::2",
+    "metric": 217, "advertised_metric": 96,
     "price_msat_per_gb": 1_250_000, "announced_price_msat_per_gb": 1_350_000, "selected": True, "feasible": True,
     "origin": False,
 }  # fmt: skip
@@ -67,7 +69,7 @@ DEAR = CHEAP | {
     "announced_price_msat_per_gb": None, "selected": False, "feasible": False,
 }  # fmt: skip
 PATH = {
-    "destination": "10.1.0.7", "prefix": "10.1.0.0/24", "origin": False, "chosen": CHEAP,
+    "destination": "10.1.0.7", "prefix": "10.1.0.0/24", "source_prefix": None, "origin": False, "chosen": CHEAP,
     "alternatives": [DEAR | {"reason": "unreachable"}],
 }  # fmt: skip
 CHANNELS = [
@@ -275,6 +277,7 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
         ("neighbours", "neighbours", {}),
         ("routes", "routes", {}),
         ("path 10.1.0.7", "path", {"destination": "10.1.0.7"}),
+        ("path ::1 --source ::2", "path", {"destination": "::1", "source": "::2"}),
         ("channels", "channels", {}),
         ("ledger", "ledger", {}),
         ("price show", "price.show", {}),

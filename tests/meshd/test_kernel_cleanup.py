@@ -40,6 +40,10 @@ def _change_everything(node: Node) -> None:
     node.call("route", "10.9.0.2/32", "e0", link_local(mac("b", "e1")))
     node.call("block", "fd00::c/128")
     node.call("block", "10.9.0.3/32")
+    node.call("route", "::/0", "e0", link_local(mac("b", "e1")), "2001:db8:a::/48")
+    node.call("route", "10.9.0.0/16", "e0", link_local(mac("b", "e1")), "192.0.2.0/24")
+    node.call("block", "10.9.0.4/32", "192.0.2.0/25")
+    node.call("keep_default", "2001:db8:b::/48", True)
     node.call("suspend", "e0", plain(mac("b", "e1")))
     changed = node.run(_STATE)
     assert "table netdev meshd" in changed

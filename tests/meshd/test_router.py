@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from ipaddress import IPv6Address, IPv6Network
 from typing import Any, cast
 
@@ -136,6 +137,41 @@ def test_routes_are_in_the_kernel_before_the_packet_that_announces_them(node: No
                 ("packet", 3),
                 ("remove", NET),
             ]
+
+    run(scenario)
+
+
+def test_source_specific_routes_are_apart_from_plain_ones_and_own_defaults_are_told(node: Node) -> None:
+    async def scenario() -> None:
+        source, default = IPv6Network("fd00:1::/64"), IPv6Network("::/0")
+        async with node.running() as router:
+            await node.trigger(
+                INSTALL,
+                replace(INSTALL, source_prefix=source),
+                events.BlockRoute(OTHER_NET, source),
+                events.RemoveRoute(NET, source),
+                events.RemoveRoute(OTHER_NET),
+                events.LearnedPrice("eth0", THEIRS, NET, 7, source),
+                events.AnnouncedPrice(NET, 9, source),
+            )
+            assert sorted(node.journal) == [
+                ("block", OTHER_NET, source),
+                ("install", NET),
+                ("remove", NET, source),
+                ("remove", OTHER_NET),
+            ]
+            now, there, sender = trio.current_time(), NET.network_address, source.network_address
+            assert router._billing.owed_limit_units(("eth0", THEIRS), there, 2, source=sender, now=now) == 14
+            assert router._billing.earned_units(there, 2, source=sender, now=now) == 18
+            assert router._billing.earned_units(there, 2, source=there, now=now) == 0
+            node.journal.clear()
+            await router.originate(default, source)
+            await router.originate(default)
+            await router.originate(NET, source)
+            await router.put(events.WithdrawRoute(default, source))
+            await trio.sleep(0.1)
+            assert node.journal == [("keep default", source), ("leave default", source)]
+            assert events.OriginateRoute(default, source_prefix=source) in node.speaker.given
 
     run(scenario)
 

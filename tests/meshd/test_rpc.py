@@ -52,7 +52,7 @@ class Node:
             routes=lambda: self.routes,
             neighbours=lambda: self.neighbours,
             counters=dict,
-            announced_price=lambda _: 12,
+            announced_price=lambda *_: 12,
         )
         engine = SimpleNamespace(ledgers=lambda: [LEDGER], channels=lambda: [CHANNEL])
         self.daemon = SimpleNamespace(
@@ -167,6 +167,14 @@ def test_path_says_which_way_and_why_not_another() -> None:
         assert (path["prefix"], path["chosen"]["metric"]) == ("fd00::/16", 100)
         reasons = [other["reason"] for other in path["alternatives"]]
         assert reasons == ["not feasible: it could loop", "metric 200 is above 100", "unreachable"]
+        specific = replace(route("fd00::/16", 300), source_prefix=ip_network("fd01::/64"))
+        node.routes += [specific, replace(route("fd00::/32", 400), source_prefix=ip_network("fd01::/64"))]
+        assert (await node.methods.path({"destination": "fd00::5", "source": "fd02::1"}))["chosen"]["metric"] == 100
+        assert (await node.methods.path({"destination": "fd00:1::5", "source": "fd01::1"}))[
+            "source_prefix"
+        ] == "fd01::/64"
+        longer = await node.methods.path({"destination": "fd00::5", "source": "fd01::1"})
+        assert (longer["prefix"], longer["chosen"]["metric"]) == ("fd00::/32", 400)
         own = await node.methods.path({"destination": "fd00::1"})
         assert own["origin"] and own["chosen"] is None
         assert await code_of(node.methods.path, {"destination": "10.0.0.1"}) == NOT_FOUND
