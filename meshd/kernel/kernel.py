@@ -34,8 +34,8 @@ class KernelConfig:
 
     `record_path` is a file in the daemon's state or run directory: what was there before what we changed, so that it
     can be put back after a crash. `table`: number of the routing table. `protocol`: rtnetlink protocol of our routes
-    and rules (babeld and FRR use 42). `rule_priority`: the first of the three priorities that our rules take
-    (see `routes`); it must be less than 32764.
+    and rules (babeld and FRR use 42). `rule_priority`: the first of those that our rules take (see
+    `layout`); it must be less than 32000.
     """
 
     record_path: Path

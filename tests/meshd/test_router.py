@@ -143,7 +143,7 @@ def test_routes_are_in_the_kernel_before_the_packet_that_announces_them(node: No
 
 def test_source_specific_routes_are_apart_from_plain_ones_and_own_defaults_are_told(node: Node) -> None:
     async def scenario() -> None:
-        source, default = IPv6Network("fd00:1::/64"), IPv6Network("::/0")
+        source, default = IPv6Network("fd00:7::/64"), IPv6Network("::/0")
         async with node.running() as router:
             await node.trigger(
                 INSTALL,
