@@ -149,6 +149,16 @@ def test_what_was_reached_for_a_while_only_does_not_count() -> None:
     assert timeline.since("optimal") is None
 
 
+def test_a_route_replaced_by_deleting_it_first_is_no_gap() -> None:
+    states = {0.0: 0, 1.0: 100, 5.0: 98, 5.01: 99, 5.015: 100}
+    timeline = Timeline(0.0, 100, [Moment(at, delivered, 0, 0) for at, delivered in states.items()])
+    assert timeline.since("delivered") == 1.0
+    timeline.moments[-1] = Moment(5.03, 100, 0, 0)
+    assert timeline.since("delivered") == 5.03
+    timeline.moments.append(Moment(6.0, 99, 0, 0))
+    assert timeline.since("delivered") is None
+
+
 def _samples(case: str, **values: list[float]) -> list[Sample]:
     return [
         Sample(case, "grid:5x5", "1", seed, daemon, value, is_over=value >= 30)

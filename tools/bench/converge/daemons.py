@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 from pathlib import Path
@@ -24,6 +25,7 @@ from tools.lab import toml_text
 
 _ROOT = Path(__file__).resolve().parents[3]
 _START_TIMEOUT = 120.0
+_STARTING_TOGETHER = 6  # more only wait for each other
 _STOP_TIMEOUT = 15.0
 _COST = 96
 _NICE = ("nice", "-n", "5")  # behind the monitor
@@ -269,10 +271,11 @@ class Fleet:
         self.daemons[0].start()
         self.daemons[0].await_ready()
         alone = time.monotonic() - began
-        for daemon in self.daemons[1:]:
-            daemon.start()
-        for daemon in self.daemons[1:]:
-            daemon.await_ready()
+        for daemons in _portions(self.daemons[1:], _STARTING_TOGETHER):
+            for daemon in daemons:
+                daemon.start()
+            for daemon in daemons:
+                daemon.await_ready()
         return alone
 
     def set_cost(self, a: int, b: int, cost: int) -> None:
@@ -292,6 +295,11 @@ class Fleet:
             raise RuntimeError(
                 f"{self.kind} ended by itself on the nodes {dead}: see {self.daemons[dead[0]].directory}"
             )
+
+
+def _portions(daemons: list[Daemon], size: int) -> Iterator[list[Daemon]]:
+    for start in range(0, len(daemons), size):
+        yield daemons[start : start + size]
 
 
 def make_addresses(directory: Path, nodes: int) -> list[IPv6Address]:

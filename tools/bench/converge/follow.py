@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 
 from tools.bench.converge.topology import Link, Topology, link
 
-LOOP_MIN = 0.02  # seconds; two namespaces are not read at the same instant, so shorter ones may never have been
+# Seconds. Shorter than that, a loop may never have been (two namespaces are not read at the same instant), and a gap is
+# a route that was replaced by deleting and adding it.
+LOOP_MIN = GAP_MIN = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +50,17 @@ class Timeline:
     moments: list[Moment] = field(default_factory=list)
 
     def since(self, what: str, share: float = 1.0) -> float | None:
-        """Seconds from the start until `share` of the pairs were `delivered` or `optimal` for good; None: not yet."""
+        """Seconds from the start until `share` of the pairs were `delivered` or `optimal` for good, but for gaps that
+        do not count; None: not yet."""
         need = math.ceil(self.pairs * share - 1e-9)
         since: float | None = None
+        recovered_at = math.inf  # the end of the gap that we are in, going backwards
         for moment in reversed(self.moments):
-            if getattr(moment, what) < need:
+            if getattr(moment, what) >= need:
+                since, recovered_at = moment.at, moment.at
+            elif recovered_at - moment.at >= GAP_MIN:
                 break
-            since = max(0.0, moment.at - self.start)
-        return since
+        return max(0.0, since - self.start) if since is not None else None
 
     def loops(self) -> int:
         """How often a loop came into being that lasted."""
