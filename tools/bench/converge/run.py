@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tools.bench.converge.daemons import Fleet, Meshd, Times, make_addresses
+from tools.bench.converge.daemons import Fleet, Meshd, Times, Usage, make_addresses
 from tools.bench.converge.follow import Tables, Timeline
 from tools.bench.converge.monitor import Monitor
 from tools.bench.converge.network import Network
@@ -121,20 +121,22 @@ class Run:
         self._fleet.require_alive()
 
     def _steady(self) -> Iterator[Sample]:
-        nodes = range(self._topology.nodes)
-        began = time.monotonic()
-        sent = [self._network.control_bytes(node) for node in nodes]
-        cpu = [daemon.usage().cpu_seconds for daemon in self._fleet.daemons]
+        before = [self._reading(node) for node in range(self._topology.nodes)]
         time.sleep(STEADY_UPDATES * self._setting.times[self._kind].update)
-        later = [self._network.control_bytes(node) for node in nodes]
-        usage = [daemon.usage() for daemon in self._fleet.daemons]
-        seconds = time.monotonic() - began
-        rate = statistics.mean(b - a for a, b in zip(sent, later, strict=True)) / seconds
-        yield self._sample("steady control traffic", rate, "B/s")
-        spent = statistics.mean(b.cpu_seconds - a for a, b in zip(cpu, usage, strict=True))
-        yield self._sample("steady CPU", 1000 * spent / seconds, "ms/s")
+        after = [self._reading(node) for node in range(self._topology.nodes)]
+        both = list(zip(before, after, strict=True))
+        yield self._sample(
+            "steady control traffic", statistics.mean((b[1] - a[1]) / (b[0] - a[0]) for a, b in both), "B/s"
+        )
+        spent = [(b[2].cpu_seconds - a[2].cpu_seconds) / (b[0] - a[0]) for a, b in both]
+        yield self._sample("steady CPU", 1000 * statistics.mean(spent), "ms/s")
+        usage = [reading[2] for reading in after]
         yield self._sample("resident memory", statistics.mean(u.resident_mb for u in usage), "MB")
         yield self._sample("proportional memory", statistics.mean(u.proportional_mb for u in usage), "MB")
+
+    def _reading(self, node: int) -> tuple[float, int, Usage]:
+        """(when, control bytes sent, usage): to read all nodes takes a while on a busy machine."""
+        return time.monotonic(), self._network.control_bytes(node), self._fleet.daemons[node].usage()
 
     def _cut(self, at: Link) -> Iterator[Sample]:
         timeline, _ = self._follow(lambda: self._network.silence_link(at), dead_links={at})
