@@ -66,7 +66,7 @@ class Announcer:
             entry.update = None
             if entry.announced is not None:
                 for interface in self._state.interfaces.values():
-                    self.queue(entry, interface, delay=self._state.config.urgent_timeout, now=now)
+                    self.queue(entry, interface, News.BAD, delay=self._state.config.urgent_timeout, now=now)
 
     def queue(
         self, entry: PrefixEntry, interface: Interface, news: News = News.SMALL, *, delay: float, now: float

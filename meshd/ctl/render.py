@@ -177,8 +177,9 @@ def routes(result: list[Record], style: Style) -> str:
 
 def _route_row(item: Record) -> Sequence[Cell]:
     if item["origin"]:
-        return ("*", _pair(item), "-", "-", "0", "-", price(item["announced_price_msat_per_gb"]), "own")
-    note = "" if item["feasible"] else "unfeasible"
+        announced = price(item["announced_price_msat_per_gb"])
+        return ("*", _pair(item), "-", "-", str(item["metric"]), "-", announced, "own")
+    note = "refused" if item["refused"] else "" if item["feasible"] else "unfeasible"
     return (
         ("*", "green") if item["selected"] else "",
         _pair(item),

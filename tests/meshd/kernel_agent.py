@@ -32,6 +32,7 @@ class Agent:
         self.received = 0
         self.flows: list[FlowCount] = []
         self.changes: list[Link] = []
+        self.route_readings: list[set[str]] = []
         self.failures: list[str] = []
         self.reader: trio.CancelScope | None = None
 
@@ -65,6 +66,25 @@ class Agent:
 
     async def keep_default(self, source: str, is_ours: bool) -> None:
         await self.kernel.routes.keep_default(ip_network(source), is_ours=is_ours)
+
+    async def foreign_routes(self) -> list[tuple[str, int, int, list[str]]]:
+        routes = await self.kernel.route_watch.all()
+        return sorted((str(r.prefix), r.table, r.protocol, sorted(r.interfaces)) for r in routes)
+
+    async def follow_routes(self) -> None:
+        self.nursery.start_soon(self._follow_routes)
+
+    async def _follow_routes(self) -> None:
+        async with self.kernel.route_watch.watch() as changes:
+            async for routes in changes:
+                self.route_readings.append({str(route.prefix) for route in routes})
+
+    async def readings_until(self, prefix: str, is_there: bool) -> int:
+        """Wait until the last reading is so, ten seconds at most; how many there have been."""
+        with trio.fail_after(10):
+            while not self.route_readings or (prefix in self.route_readings[-1]) != is_there:
+                await trio.sleep(0.005)
+        return len(self.route_readings)
 
     async def flush(self) -> None:
         await self.kernel.routes.flush()

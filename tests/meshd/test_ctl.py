@@ -56,14 +56,16 @@ NEIGHBOURS = [
 OWN = {
     "prefix": f"{ALICE}/128", "source_prefix": None, "interface": None, "next_hop": None,
     "metric": 0, "advertised_metric": 0,
-    "price_msat_per_gb": 0, "announced_price_msat_per_gb": 0, "selected": True, "feasible": True, "origin": True,
+    "price_msat_per_gb": 0, "announced_price_msat_per_gb": 0, "selected": True, "feasible": True, "refused": False,
+    "origin": True,
 }  # fmt: skip
 CHEAP = {
     "prefix": "10.1.0.0/24", "source_prefix": None, "interface": "eth0", "next_hop": "fe80::2",
     "metric": 217, "advertised_metric": 96,
     "price_msat_per_gb": 1_250_000, "announced_price_msat_per_gb": 1_350_000, "selected": True, "feasible": True,
-    "origin": False,
+    "origin": False, "refused": False,
 }  # fmt: skip
+REFUSED = CHEAP | {"prefix": "10.2.0.0/24", "metric": 65535, "selected": False, "refused": True}
 DEAR = CHEAP | {
     "interface": "wlan0", "next_hop": "fe80::3", "metric": 65535, "price_msat_per_gb": 2**32 - 1,
     "announced_price_msat_per_gb": None, "selected": False, "feasible": False,
@@ -92,8 +94,9 @@ LEDGER = [
     }
 ]  # fmt: skip
 ANSWERS: dict[str, Any] = {
-    "status": STATUS, "neighbours": NEIGHBOURS, "routes": [OWN, CHEAP, DEAR], "path": PATH, "channels": CHANNELS,
-    "ledger": LEDGER, "price.show": {"fee_msat_per_gb": 100_000}, "price.set": {"fee_msat_per_gb": 200_000},
+    "status": STATUS, "neighbours": NEIGHBOURS, "routes": [OWN, CHEAP, DEAR, REFUSED], "path": PATH,
+    "channels": CHANNELS, "ledger": LEDGER, "price.show": {"fee_msat_per_gb": 100_000},
+    "price.set": {"fee_msat_per_gb": 200_000},
     "pay.hold": {"paying": False}, "pay.resume": {"paying": True},
     "channel.close": {"channels": ["01" * 32], "txid": "cd" * 32},
     "interface.cost": {"interface": "wlan0", "cost": 256}, "reload": {"filters": 3, "redistributions": 1},
@@ -125,7 +128,8 @@ wlan0      fe80::3     -                                        65535        -  
    PREFIX                                       VIA      INTERFACE  METRIC         PRICE    ANNOUNCED  NOTE
 *  fd3c:8aa9:32ea:37ba:4f1a:bd0c:2ad6:a6f1/128  -        -               0             -     0 sat/MB  own
 *  10.1.0.0/24                                  fe80::2  eth0          217   1.25 sat/MB  1.35 sat/MB
-   10.1.0.0/24                                  fe80::3  wlan0       65535  not for sale            -  unfeasible""",
+   10.1.0.0/24                                  fe80::3  wlan0       65535  not for sale            -  unfeasible
+   10.2.0.0/24                                  fe80::2  eth0        65535   1.25 sat/MB  1.35 sat/MB  refused""",
     "path": """\
 10.1.0.7 matches 10.1.0.0/24: via fe80::2 on eth0, metric 217, price 1.25 sat/MB
 

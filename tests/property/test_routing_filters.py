@@ -1,5 +1,6 @@
 """Networks whose nodes have random filters that change all the time: no loop at any next-hop change, and shortest paths
-once the filters are gone. Nobody's packets cross a leaf."""
+once the filters are gone. Longer ways lose no packet. Nobody's packets cross a leaf. No price is taken above the
+maximum."""
 
 from __future__ import annotations
 
@@ -12,7 +13,10 @@ from hypothesis import strategies as st
 from routing.config import Mode
 from routing.events import LinkKind, SetPolicy
 from routing.filters import REFUSED, Policy, Rule
+from routing.rules import PRICE_NOT_FOR_SALE
+from routing.tlv import Prefix
 from tests.property.test_routing_network import QUIET, build, check_optimal, stir
+from tests.routing.chart import DESTINATION, Chart, update
 from tests.routing.harness import Network, link_local, node_prefix
 
 
@@ -50,6 +54,75 @@ def test_no_loop_with_random_filters_and_shortest_paths_without(seed: int, nodes
         link.loss = 0.0
     network.run(QUIET)
     check_optimal(network)
+
+
+class Unbroken(Network):
+    """Once `is_settled`, nobody may lose a route."""
+
+    is_settled = False
+
+    def _set_next_hop(self, node: int, prefix: Prefix, peer: int | None) -> None:
+        assert peer is not None or not self.is_settled, f"t={self.now}: {node} has no route to {prefix} any more"
+        super()._set_next_hop(node, prefix, peer)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32), st.integers(3, 8), st.integers(1, 10))
+def test_costs_fees_and_longer_filters_change_and_nobody_loses_a_route(seed: int, nodes: int, events: int) -> None:
+    rng = random.Random(seed)
+    network = Unbroken(seed=rng.getrandbits(32))
+    graph = nx.connected_watts_strogatz_graph(nodes, 2, 0.5, seed=rng.getrandbits(32))
+    graph.add_edges_from(nx.gnm_random_graph(nodes, nodes, seed=rng.getrandbits(32)).edges)
+    for node in graph:
+        network.add_node(node)
+    for a, b in graph.edges:
+        network.add_link(a, b, cost=rng.choice((96, 128, 256)), delay=rng.uniform(0.0005, 0.02))
+    network.run(30.0)
+    check_optimal(network)
+    network.is_settled = True
+    for _ in range(events):
+        node = rng.choice(list(graph))
+        what = rng.choice(("cost", "fee", "filter"))
+        if what == "cost":
+            link = rng.choice(list(network.links.values()))
+            link.cost = rng.choice((96, 200, 900))
+            network.carrier_found(link.a, link.b)  # said again, with its new cost
+        elif what == "fee":
+            network.set_fee(node, rng.choice((0, 300_000, 2_000_000)))
+        else:
+            added = tuple(Rule(rng.choice((0, 50, 700)), prefix=node_prefix(rng.choice(list(graph)))) for _ in range(2))
+            network.feed(node, SetPolicy(rng.choice((Policy(imports=added), Policy(exports=added)))))
+        network.run(rng.choice((0.001, 0.02, 1.0, 20.0)))
+    network.run(QUIET)
+
+
+PRICES = st.none() | st.sampled_from((0, 1, 500, 10_000, PRICE_NOT_FOR_SALE))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3000), PRICES, st.booleans()), max_size=30),
+    st.lists(st.sampled_from((0, None, 500, 10_000)), min_size=1, max_size=4),
+    st.sampled_from((0, 500, PRICE_NOT_FOR_SALE - 1)),
+)
+def test_no_route_is_taken_that_is_too_dear_or_unpriced_where_that_is_refused(
+    said: list[tuple[str, int, int | None, bool]], policies: list[int | None], price_max: int
+) -> None:
+    chart = Chart(price_max_msat_per_gb=price_max, fee_msat_per_gb=7)
+    chart.meet("a", "b", "c")
+    priced: set[str] = set()
+    for number, (peer, metric, price, is_awaited) in enumerate(said):
+        unpriced = policies[number % len(policies)]
+        chart.feed(SetPolicy(Policy(unpriced_msat_per_gb=unpriced)))
+        chart.hear(peer, update(metric, seqno=number + 1, price=price))
+        priced |= {peer} if price is not None else set()
+        if is_awaited:
+            chart.wait(1.0)
+        selected = chart.speaker.selected(DESTINATION)
+        if selected is not None:
+            assert selected.price_msat_per_gb <= price_max
+            assert selected.interface in priced or selected.price_msat_per_gb == unpriced
+            assert chart.speaker.announced_price(DESTINATION) in (None, selected.price_msat_per_gb + 7)
 
 
 @settings(max_examples=15, deadline=None)

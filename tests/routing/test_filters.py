@@ -124,6 +124,16 @@ def test_export_is_by_interface_and_a_change_of_it_is_told_at_once() -> None:
     }
 
 
+def test_what_an_export_filter_takes_away_is_said_until_it_is_heard() -> None:
+    chart = Chart()
+    chart.feed(OriginateRoute(OWN))
+    chart.meet("a")
+    chart.feed(SetPolicy(Policy(exports=REFUSE_ALL)))
+    chart.wait(2.0)
+    metrics = [u.metric for u in chart.sent(Update, "a")]
+    assert len(metrics) > 1 and set(metrics) == {INFINITY}
+
+
 def test_the_feasibility_distance_is_what_the_export_filter_let_out() -> None:
     """Section 3.7.3. All that anybody heard is 246: so 245 cannot loop, though our own distance was 196."""
     for added, is_feasible in ((50, True), (49, False)):
