@@ -22,6 +22,7 @@ from nacl.exceptions import CryptoError
 SEED_LENGTH = 32
 PUBLIC_KEY_LENGTH = 32
 ROUTER_ID_LENGTH = 8
+_SIGNATURE_LENGTH = 64
 _MAX_PURPOSE_LENGTH = hashlib.blake2b.PERSON_SIZE  # 16
 
 
@@ -39,6 +40,14 @@ def router_id(public_key: bytes) -> bytes:
     """8 bytes for Babel. RFC 8966 section 4.1.3 forbids all zeroes and all ones: 2 in 2^64, its owner's loss."""
     _require_public_key(public_key)
     return hashlib.blake2b(public_key, digest_size=ROUTER_ID_LENGTH, person=b"meshd router-id").digest()
+
+
+def tunnel_address(public_key: bytes) -> IPv6Address:
+    """The link-local address that the holder of this key has inside all of its tunnels."""
+    _require_public_key(public_key)
+    return IPv6Address(
+        b"\xfe\x80" + bytes(6) + hashlib.blake2b(public_key, digest_size=8, person=b"meshd tunnel").digest()
+    )
 
 
 def x25519_public_key(public_key: bytes) -> bytes:
@@ -93,6 +102,10 @@ class Identity:
     @cached_property
     def router_id(self) -> bytes:
         return router_id(self.public_key)
+
+    def sign(self, message: bytes) -> bytes:
+        """The Ed25519 signature, 64 bytes."""
+        return bindings.crypto_sign(message, self._key_pair[1])[:_SIGNATURE_LENGTH]
 
     def derive_secret(self, purpose: str, *, context: bytes = b"", size: int = 32) -> bytes:
         """A secret of its own for each purpose (1 to 16 ASCII bytes: "wallet seed") and context (a channel's id).

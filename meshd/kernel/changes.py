@@ -1,4 +1,4 @@
-"""What we change of the machine's settings, and how it was before: sysctls, offloads, addresses.
+"""What we change of the machine's settings, and how it was before: sysctls, offloads, addresses, interfaces of ours.
 
 It is written to a file before it is changed, so that the next start can put it back if we are killed. A record of
 another boot or of another network namespace is about settings that no longer exist, and is ignored.
@@ -47,6 +47,7 @@ class _Record(msgspec.Struct):
     sysctls: dict[str, str] = {}
     interfaces: dict[str, _Interface] = {}
     addresses: list[tuple[str, str]] = []
+    devices: list[str] = []
 
 
 class Changes:
@@ -127,12 +128,28 @@ class Changes:
             self._record.addresses.remove(entry)
             self._save()
 
+    def record_device(self, name: str) -> None:
+        """Before it is made: an interface of our own, to be deleted in the end, whoever is there to do it."""
+        if name not in self._record.devices:
+            self._record.devices.append(name)
+            self._save()
+
+    async def delete_device(self, name: str) -> None:
+        """With all that it has. No error if it is gone."""
+        await self._links.delete(name)
+        if name in self._record.devices:
+            self._record.devices.remove(name)
+            self._record.interfaces.pop(name, None)
+            self._save()
+
     async def restore(self) -> None:
         """Put everything back, whether this process or a killed one has changed it, and delete the record."""
         record = self._load()
         if record is None:
             return
         self._record = record
+        for device in list(record.devices):
+            await self.delete_device(device)
         for interface, address in list(record.addresses):
             await self.remove_address(interface, ip_address(address))
         for interface in list(record.interfaces):

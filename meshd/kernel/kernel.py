@@ -88,12 +88,21 @@ class Kernel:
         link = await self.links.get(interface)
         await self._changes.prepare_interface(interface)
         self.meter.name_interface(link.index, interface)
-        await self._nft.add_interface(interface, link.index)
+        await self._nft.add_interface(interface, link.index, is_tunnel=not link.mac)
 
     async def unmanage(self, interface: str) -> None:
         """Stop metering it, and give it back as it was. Read the meter first: its last counts are lost."""
         await self._nft.remove_interface(interface)
         await self._changes.restore_interface(interface)
+
+    def record_device(self, name: str) -> None:
+        """Before an interface of our own (a tunnel) is made: it is deleted in the end, and after a crash."""
+        self._changes.record_device(name)
+
+    async def delete_device(self, name: str) -> None:
+        """Read the meter first: its last counts are lost. No error if it is gone."""
+        await self._nft.remove_interface(name)
+        await self._changes.delete_device(name)
 
     async def add_address(self, interface: str, address: IPv4Address | IPv6Address) -> None:
         """Give `interface` (usually `lo`) the address, as /32 or /128.

@@ -30,7 +30,7 @@ from meshd.kernel.netlink import (
     encode,
 )
 
-_RTM_NEWLINK, _RTM_GETLINK = 16, 18
+_RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK = 16, 17, 18
 _RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR = 20, 21, 22
 _RTM_NEWNEIGH, _RTM_GETNEIGH = 28, 30
 _RTMGRP_LINK = 0x1
@@ -143,7 +143,12 @@ class Links:
         return None
 
     async def resolve_mac(self, interface: str, address: IPv6Address, *, timeout: float = 1.0) -> bytes | None:
-        """As `neighbour_mac`, but makes the kernel ask the neighbour, and waits for up to `timeout` seconds."""
+        """As `neighbour_mac`, but makes the kernel ask the neighbour, and waits for up to `timeout` seconds.
+
+        Empty on an interface without MAC addresses (a tunnel): there is but one neighbour.
+        """
+        if not (await self.get(interface)).mac:
+            return b""
         with trio.move_on_after(timeout):
             while True:
                 mac = await self.neighbour_mac(interface, address)
@@ -173,6 +178,43 @@ class Links:
             await self._netlink.request(Request(_RTM_DELADDR, encode(_address(interface, address))))
         except NetlinkError as error:
             if error.code not in (errno.EADDRNOTAVAIL, errno.ENODEV):
+                raise
+
+    async def add_link_local(self, interface: str, address: IPv6Address) -> None:
+        """As /64, usable at once: nobody else can have an address that a key was hashed to. No error if it is there."""
+        message = _address(interface, address)
+        message["flags"] = _IFA_F_NODAD
+        message["prefixlen"] = 64
+        try:
+            await self._netlink.request(Request(_RTM_NEWADDR, encode(message), NLM_F_CREATE | NLM_F_EXCL))
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise
+
+    async def add_wireguard(self, interface: str) -> None:
+        """Of the kernel's own kind. Raises NetlinkError(EOPNOTSUPP) where it has none."""
+        message = ifinfmsg()
+        message["attrs"] = [
+            ("IFLA_IFNAME", interface),
+            ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "wireguard")]}),
+        ]
+        await self._netlink.request(Request(_RTM_NEWLINK, encode(message), NLM_F_CREATE | NLM_F_EXCL))
+
+    async def set_up(self, interface: str, *, mtu: int) -> None:
+        message = ifinfmsg()
+        message["index"] = _index(interface)
+        message["flags"] = message["change"] = _IFF_UP
+        message["attrs"] = [("IFLA_MTU", mtu)]
+        await self._netlink.request(Request(_RTM_NEWLINK, encode(message)))
+
+    async def delete(self, interface: str) -> None:
+        """No error if it is gone."""
+        try:
+            message = ifinfmsg()
+            message["index"] = _index(interface)
+            await self._netlink.request(Request(_RTM_DELLINK, encode(message)))
+        except NetlinkError as error:
+            if error.code != errno.ENODEV:
                 raise
 
     async def gso_max_segments(self, interface: str) -> int:

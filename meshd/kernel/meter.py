@@ -37,7 +37,8 @@ IPAddress = IPv4Address | IPv6Address
 
 @dataclass(frozen=True, slots=True)
 class FlowCount:
-    """New since the last reading. `bytes` at layer 3. `mac`: of the neighbour that sent it, or that it was sent to.
+    """New since the last reading. `bytes` at layer 3. `mac`: of the neighbour that sent it, or that it was sent to;
+    empty in a tunnel, which has one neighbour.
 
     `source` and `destination` are None where there were more flows than the kernel counts apart.
     """
@@ -69,7 +70,7 @@ class _Counter:
         """Neither link-local nor multicast. Whatever is carried on is billed, no matter what it pretends to be."""
         if self.direction is Direction.FORWARD_IN:
             return True
-        if self.direction is Direction.OUT and self.mac[0] & 1:  # a multicast group, not a neighbour
+        if self.direction is Direction.OUT and self.mac and self.mac[0] & 1:  # a multicast group, not a neighbour
             return False
         if isinstance(self.source, IPv6Address) and self.source.is_link_local:
             return False
@@ -77,7 +78,7 @@ class _Counter:
 
     def layer3(self, size: int, packets: int) -> int:
         """At egress the Ethernet header is already there."""
-        return size - _ETHERNET_HEADER * packets if self.direction is Direction.OUT else size
+        return size - _ETHERNET_HEADER * packets if self.direction is Direction.OUT and self.mac else size
 
 
 class Meter:
@@ -150,7 +151,7 @@ class Meter:
         return found
 
     async def _read_generation(self, generation: int) -> None:
-        for counter_set in COUNTER_SETS:
+        for counter_set in self._nft.counter_sets:
             for key, size, packets in await self._dump(counter_set, generation):
                 self._book(counter_set, generation, key, size, packets)
 
@@ -208,8 +209,9 @@ def _decode_key(counter_set: CounterSet, key: bytes) -> _Counter:
     """The fields of the key are one after the other, each padded to four bytes."""
     (index,) = struct.unpack_from("=I", key)
     size = counter_set.address_size
-    source, destination = (_address(key[12 + size * n :][:size]) for n in (0, 1))
-    return _Counter(counter_set.direction, index, key[4:10], source, destination)
+    mac, start = (key[4:10], 12) if counter_set.has_mac else (b"", 4)
+    source, destination = (_address(key[start + size * n :][:size]) for n in (0, 1))
+    return _Counter(counter_set.direction, index, mac, source, destination)
 
 
 def _address(data: bytes) -> IPAddress | None:

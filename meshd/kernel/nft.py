@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from subprocess import CompletedProcess
 
@@ -47,6 +47,7 @@ class CounterSet:
     direction: Direction
     address_size: int
     guard: str = ""  # which packets are counted there, where the table does not say it
+    has_mac: bool = True  # False: of tunnels, where the interface alone tells the neighbour
 
 
 # Routing, neighbour discovery and payment sessions have a link-local source. The meter leaves them out by their
@@ -63,8 +64,16 @@ def _ingress_sets(direction: Direction, rest_guard: str) -> tuple[CounterSet, ..
     )
 
 
+def _for_tunnels(counters: CounterSet) -> CounterSet:
+    # A rule that reads a MAC address fails on a packet that has none, and the next one is tried.
+    is_ingress = counters.direction is not Direction.OUT
+    guard = (f"meta iiftype {_ARPHRD_NONE} " if is_ingress else "") + counters.guard
+    return replace(counters, name=f"tunnel_{counters.name}", guard=guard, has_mac=False)
+
+
+_ARPHRD_NONE = 65534
 # In the order in which a packet tries them.
-COUNTER_SETS = (
+LINK_SETS = (
     *_ingress_sets(Direction.IN, _NOT_LINK_LOCAL),
     *_ingress_sets(Direction.FORWARD_IN, ""),  # what is link-local is never forwarded
     CounterSet("ip6", "refused_ip6", Direction.REFUSED, 0),
@@ -74,6 +83,9 @@ COUNTER_SETS = (
     CounterSet("netdev", "out_ip6_rest", Direction.OUT, 0, f"meta protocol ip6 {_NOT_LINK_LOCAL}"),
     CounterSet("netdev", "out_ip4_rest", Direction.OUT, 0, "meta protocol ip "),
 )
+# Only there once there is a tunnel: each reading walks through all sets, empty ones too.
+TUNNEL_SETS = tuple(_for_tunnels(counters) for counters in LINK_SETS)
+COUNTER_SETS = LINK_SETS + TUNNEL_SETS
 _FAMILIES = ("ip", "ip6", "netdev")
 
 # The rules are as short as they can be, for they cost throughput (tools/bench/forwarding): a table per family, and keys
@@ -83,6 +95,8 @@ _LINK_SOURCE = "@ll,48,48"
 _LINK_DESTINATION = "@ll,0,48"
 # Source and destination of the IP header. The kernel loads four bytes quickly, and more at the same price as 32.
 _FLOW = {4: " . @nh,96,32 . @nh,128,32", 16: " . @nh,64,256", 0: ""}
+# Who is kept out, by what tells the neighbour on a link and in a tunnel.
+_GATES = {"suspended": f"iif . {_LINK_SOURCE}", "suspended_tunnels": "iif"}
 
 
 class Nft:
@@ -90,16 +104,19 @@ class Nft:
 
     def __init__(self) -> None:
         self.generation = 0
+        self.counter_sets: tuple[CounterSet, ...] = LINK_SETS
         self._index_by_interface: dict[str, int] = {}
+        self._tunnels: frozenset[str] = frozenset()
         self._suspended: _Neighbours = frozenset()
         self._lock = trio.Lock()
 
     async def load(self) -> None:
         """All of it, anew, in one transaction; counters start at zero. Raises NftError."""
         async with self._lock:
-            lines = [*_delete_tables(), *_definitions(), *self._ingress_lines(), *self._suspension_lines()]
-            for interface, index in self._index_by_interface.items():
-                lines += _interface_lines(interface, index, self.generation)
+            lines = [*_delete_tables(), *_definitions(), *_set_definitions(self.counter_sets)]
+            lines += [*self._ingress_lines(), *self._suspension_lines()]
+            for interface in self._index_by_interface:
+                lines += self._interface_lines(interface)
             await _run(lines)
 
     async def unload(self) -> None:
@@ -109,13 +126,18 @@ class Nft:
             self._index_by_interface = {}
             self._suspended = frozenset()
 
-    async def add_interface(self, interface: str, index: int) -> None:
-        """Or, if it was made anew, the one that it is now."""
+    async def add_interface(self, interface: str, index: int, *, is_tunnel: bool = False) -> None:
+        """Or, if it was made anew, the one that it is now. `is_tunnel`: its packets have no MAC addresses."""
         async with self._lock, self._rollback():
             old = self._index_by_interface.get(interface)
             self._index_by_interface = self._index_by_interface | {interface: index}
             lines = _remove_interface_lines(old) if old is not None else []
-            lines += _interface_lines(interface, index, self.generation)
+            if is_tunnel:
+                self._tunnels |= {interface}
+                if self.counter_sets is LINK_SETS:
+                    self.counter_sets = COUNTER_SETS
+                    lines += _set_definitions(TUNNEL_SETS)
+            lines += self._interface_lines(interface)
             await _run([*lines, *self._ingress_lines(), *self._suspension_lines()])
 
     async def remove_interface(self, interface: str) -> None:
@@ -123,6 +145,7 @@ class Nft:
             index = self._index_by_interface.get(interface)
             if index is not None:
                 self._index_by_interface = {n: i for n, i in self._index_by_interface.items() if n != interface}
+                self._tunnels -= {interface}
                 await _run([*_remove_interface_lines(index), *self._ingress_lines(), *self._suspension_lines()])
 
     async def switch_generation(self) -> None:
@@ -130,13 +153,13 @@ class Nft:
         async with self._lock, self._rollback():
             self.generation = 1 - self.generation
             lines = self._ingress_lines()
-            for index in self._index_by_interface.values():
-                lines += [f"flush chain netdev {TABLE} out_{index}", *_egress_rules(index, self.generation)]
+            for interface, index in self._index_by_interface.items():
+                lines += [f"flush chain netdev {TABLE} out_{index}", *self._egress_rules(interface)]
             await _run(lines)
 
     async def empty(self, generation: int) -> None:
         async with self._lock:
-            await _run([f"flush set {s.family} {TABLE} {s.name}_{generation}" for s in COUNTER_SETS])
+            await _run([f"flush set {s.family} {TABLE} {s.name}_{generation}" for s in self.counter_sets])
 
     async def suspend(self, interface: str, mac: bytes) -> None:
         await self._set_suspended(add=frozenset({(interface, mac)}))
@@ -148,34 +171,58 @@ class Nft:
         async with self._lock, self._rollback():
             before = self._suspended
             self._suspended = (before | add) - remove
-            # The rule that looks them up is only there when there is somebody to look up.
-            rules = self._ingress_lines() if bool(before) != bool(self._suspended) else []
+            # The rules that look them up are only there when there is somebody to look up.
             if before != self._suspended:
-                await _run([*rules, *self._suspension_lines()])
+                await _run([*self._ingress_lines(), *self._suspension_lines()])
 
     @asynccontextmanager
     async def _rollback(self) -> AsyncIterator[None]:
         """What is known here must be what the kernel does: if the transaction fails, nothing has changed."""
-        before = self.generation, self._index_by_interface, self._suspended
+        before = self.generation, self._index_by_interface, self._suspended, self._tunnels, self.counter_sets
         try:
             yield
         except BaseException:
-            self.generation, self._index_by_interface, self._suspended = before
+            self.generation, self._index_by_interface, self._suspended, self._tunnels, self.counter_sets = before
             raise
 
     def _ingress_lines(self) -> list[str]:
         indices = list(self._index_by_interface.values())
-        return _ingress_rules(indices, self.generation, with_gate=bool(self._suspended))
+        # As many sets as there are kinds of neighbours to be kept out.
+        gates = tuple(name for name, elements in self._suspension_elements().items() if elements)
+        return _ingress_rules(indices, self.generation, self.counter_sets, gates)
+
+    def _suspension_elements(self) -> dict[str, list[str]]:
+        elements: dict[str, list[str]] = {name: [] for name in _GATES}
+        for interface, mac in self._suspended:
+            index = self._index_by_interface.get(interface)
+            if index is not None and mac:
+                elements["suspended"].append(f"{index} . 0x{mac.hex()}")
+            elif index is not None:
+                elements["suspended_tunnels"].append(str(index))
+        return elements
 
     def _suspension_lines(self) -> list[str]:
-        index_by_interface = self._index_by_interface
-        known = [(index_by_interface[i], mac) for i, mac in self._suspended if i in index_by_interface]
-        elements = ", ".join(f"{index} . 0x{mac.hex()}" for index, mac in known)
         lines: list[str] = []
         for family in ("ip", "ip6"):
-            lines.append(f"flush set {family} {TABLE} suspended")
-            lines += [f"add element {family} {TABLE} suspended {{ {elements} }}"] if elements else []
+            for name, elements in self._suspension_elements().items():
+                lines.append(f"flush set {family} {TABLE} {name}")
+                lines += [f"add element {family} {TABLE} {name} {{ {', '.join(elements)} }}"] if elements else []
         return lines
+
+    def _interface_lines(self, interface: str) -> list[str]:
+        index = self._index_by_interface[interface]
+        return [
+            f'add chain netdev {TABLE} out_{index} {{ type filter hook egress device "{interface}" priority 0; '
+            "policy accept; }",
+            f"flush chain netdev {TABLE} out_{index}",
+            *self._egress_rules(interface),
+        ]
+
+    def _egress_rules(self, interface: str) -> list[str]:
+        index = self._index_by_interface[interface]
+        sets = TUNNEL_SETS if interface in self._tunnels else LINK_SETS
+        rules = _counting(sets, "netdev", Direction.OUT, self.generation)
+        return [f"add rule netdev {TABLE} out_{index} {rule}" for rule in rules]
 
     @property
     def suspended(self) -> frozenset[tuple[str, bytes]]:
@@ -211,31 +258,41 @@ def _definitions() -> list[str]:
     lines = [f"add table {family} {TABLE}" for family in _FAMILIES]
     for family in ("ip", "ip6"):
         # With a size the kernel takes the faster kind of hash table.
-        lines.append(f"add set {family} {TABLE} suspended {{ typeof iif . {_LINK_SOURCE}; size 4096; }}")
+        for name, key in _GATES.items():
+            lines.append(f"add set {family} {TABLE} {name} {{ typeof {key}; size 4096; }}")
         for hook in ("input", "forward"):
             base = f"{{ type filter hook {hook} priority filter + 10; policy accept; }}"
             lines.append(f"add chain {family} {TABLE} {hook} {base}")
-    for counters in COUNTER_SETS:
+    return lines
+
+
+def _set_definitions(sets: Sequence[CounterSet]) -> list[str]:
+    lines: list[str] = []
+    for counters in sets:
         size = _SET_SIZE if counters.address_size else _REST_SIZE
         options = f"{{ typeof {_key(counters)}; flags dynamic; size {size}; counter; }}"
         lines += [f"add set {counters.family} {TABLE} {counters.name}_{generation} {options}" for generation in (0, 1)]
     return lines
 
 
-def _ingress_rules(indices: Sequence[int], generation: int, *, with_gate: bool) -> list[str]:
-    suspended = f"iif . {_LINK_SOURCE} @suspended"
+def _ingress_rules(
+    indices: Sequence[int], generation: int, sets: Sequence[CounterSet], gates: Sequence[str]
+) -> list[str]:
+    """`gates`: the sets of neighbours that are kept out, those that are not empty."""
     # In place of the kernel's own check, see accept_local in `changes`. IPv6 has none, and needs none of ours.
     no_spoofing = ["fib saddr type local drop"]
     first = {("ip", "input"): no_spoofing, ("ip", "forward"): [], ("ip6", "input"): [], ("ip6", "forward"): []}
     lines: list[str] = []
     for family in ("ip", "ip6"):
-        if with_gate:
+        for gate in gates:
+            suspended = f"{_GATES[gate]} @{gate}"
             # Two rules: where the set is full, the first fails, and the packet must be dropped all the same.
-            counting = _counting(family, Direction.REFUSED, generation, verdict="")
-            first[family, "forward"] = [*(f"{suspended} {rule}" for rule in counting), f"{suspended} drop"]
+            refused = [s for s in sets if s.has_mac is (gate == "suspended")]
+            counting = _counting(refused, family, Direction.REFUSED, generation, verdict="")
+            first[family, "forward"] += [*(f"{suspended} {rule}" for rule in counting), f"{suspended} drop"]
         for hook, direction in (("input", Direction.IN), ("forward", Direction.FORWARD_IN)):
             lines.append(f"flush chain {family} {TABLE} {hook}")
-            counting = _counting(family, direction, generation)
+            counting = _counting(sets, family, direction, generation)
             rules = [_not_ours(indices), *first[family, hook], *counting] if indices else []
             lines += [f"add rule {family} {TABLE} {hook} {rule}" for rule in rules]
     return lines
@@ -247,33 +304,21 @@ def _not_ours(indices: Sequence[int]) -> str:
     return f"iif != {{ {', '.join(map(str, indices))} }} accept"
 
 
-def _egress_rules(index: int, generation: int) -> list[str]:
-    rules = _counting("netdev", Direction.OUT, generation)
-    return [f"add rule netdev {TABLE} out_{index} {rule}" for rule in rules]
-
-
-def _counting(family: str, direction: Direction, generation: int, *, verdict: str = "accept") -> list[str]:
+def _counting(
+    sets: Sequence[CounterSet], family: str, direction: Direction, generation: int, *, verdict: str = "accept"
+) -> list[str]:
     """`update` fails, and the rule with it, where the set is full: then a later one counts, by neighbour alone."""
     return [
         f"{counters.guard}update @{counters.name}_{generation} {{ {_key(counters)} }} {verdict}"
-        for counters in COUNTER_SETS
+        for counters in sets
         if (counters.family, counters.direction) == (family, direction)
     ]
 
 
 def _key(counters: CounterSet) -> str:
     is_out = counters.direction is Direction.OUT
-    neighbour = f"oif . {_LINK_DESTINATION}" if is_out else f"iif . {_LINK_SOURCE}"
-    return neighbour + _FLOW[counters.address_size]
-
-
-def _interface_lines(interface: str, index: int, generation: int) -> list[str]:
-    return [
-        f'add chain netdev {TABLE} out_{index} {{ type filter hook egress device "{interface}" priority 0; '
-        "policy accept; }",
-        f"flush chain netdev {TABLE} out_{index}",
-        *_egress_rules(index, generation),
-    ]
+    interface, address = ("oif", _LINK_DESTINATION) if is_out else ("iif", _LINK_SOURCE)
+    return (f"{interface} . {address}" if counters.has_mac else interface) + _FLOW[counters.address_size]
 
 
 def _remove_interface_lines(index: int) -> list[str]:

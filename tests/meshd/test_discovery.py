@@ -1,0 +1,169 @@
+"""Beacons and the table that they fill, in virtual time."""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshd import beacon as wire
+from meshd.beacon import Beacon, BeaconError
+from meshd.discovery import CHECKS_PER_SECOND, LIFETIME_INTERVALS, Discovery, Output, PeerFound, PeerLost, SendBeacon
+from meshd.identity import Identity
+
+ALICE, BOB, CAROL, MALLORY = (Identity(bytes([n]) * 32) for n in range(1, 5))
+ADDRESS = {ALICE: IPv6Address("fe80::a"), BOB: IPv6Address("fe80::b"), CAROL: IPv6Address("fe80::c")}
+NETWORK = wire.network_tag("regtest")
+INTERVAL = 5.0
+
+
+def node(identity: Identity, *, incarnation: int = 1, max_peers: int = 64) -> Discovery:
+    return Discovery(identity, network=NETWORK, incarnation=incarnation, interval=INTERVAL, max_peers=max_peers)
+
+
+def beacons(outputs: list[Output]) -> list[bytes]:
+    return [output.data for output in outputs if isinstance(output, SendBeacon)]
+
+
+def beacon_of(identity: Identity, address: IPv6Address, *, number: int = 1, incarnation: int = 1) -> bytes:
+    said = Beacon(identity.public_key, incarnation, number, 3.5 * INTERVAL, address)
+    return wire.encode(said, identity, network=NETWORK)
+
+
+@given(
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 65535),
+    st.dictionaries(st.binary(min_size=8, max_size=8), st.integers(0, 65535), max_size=wire.MAX_PEERS),
+)
+def test_what_is_said_is_understood(incarnation: int, number: int, lifetime_cs: int, ports: dict[bytes, int]) -> None:
+    said = Beacon(ALICE.public_key, incarnation, number, lifetime_cs / 100, ADDRESS[ALICE], ports)
+    data = wire.encode(said, ALICE, network=NETWORK)
+    assert wire.decode(data, source=ADDRESS[ALICE], network=NETWORK) == said
+    assert len(data) <= wire.MAX_LENGTH <= 1232  # fits the smallest IPv6 MTU
+
+
+@given(st.data())
+def test_whatever_is_changed_on_the_way_is_refused(data: st.DataObject) -> None:
+    good = beacon_of(ALICE, ADDRESS[ALICE])
+    at = data.draw(st.integers(0, len(good) - 1))
+    changed = bytearray(good)
+    changed[at] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(BeaconError):
+        wire.decode(bytes(changed), source=ADDRESS[ALICE], network=NETWORK)
+
+
+@given(st.binary(max_size=300))
+def test_noise_is_refused(data: bytes) -> None:
+    for start in (b"", b"mesh\x01", beacon_of(ALICE, ADDRESS[ALICE])[:110]):
+        with pytest.raises(BeaconError):
+            wire.decode(start + data, source=ADDRESS[ALICE], network=NETWORK)
+
+
+@pytest.mark.parametrize(
+    ("data", "counter"),
+    [
+        (b"", "beacon_malformed"),
+        (beacon_of(BOB, ADDRESS[ALICE]), "beacon_source"),  # his words from another address
+        (
+            wire.encode(Beacon(BOB.public_key, 1, 1, 1.0, ADDRESS[BOB]), BOB, network=wire.network_tag("main")),
+            "beacon_foreign",
+        ),
+        (beacon_of(ALICE, ADDRESS[BOB]), "beacon_own"),
+        (b"mesh\x02" + beacon_of(BOB, ADDRESS[BOB])[5:], "beacon_version"),
+        (beacon_of(BOB, ADDRESS[BOB])[:-1] + b"!", "beacon_forged"),
+    ],
+)
+def test_what_is_refused_is_counted_and_changes_nothing(data: bytes, counter: str) -> None:
+    alice = node(ALICE)
+    alice.interface_up("wlan0", ADDRESS[ALICE], now=0.0)
+    assert alice.receive("wlan0", ADDRESS[BOB], data, now=0.1) == []
+    assert alice.counters == {counter: 1}
+    assert alice.peers() == {"wlan0": []}
+
+
+def test_two_nodes_find_each_other_with_ports_within_a_moment() -> None:
+    alice, bob = node(ALICE), node(BOB)
+    (first,) = beacons(alice.interface_up("wlan0", ADDRESS[ALICE], now=0.0))
+    bob.interface_up("eth0", ADDRESS[BOB], now=100.0)
+    assert bob.receive("eth0", ADDRESS[ALICE], first, now=100.0) == [
+        PeerFound("eth0", ALICE.public_key, ADDRESS[ALICE], None)
+    ]
+    bob.listening("eth0", ALICE.public_key, 4242, now=100.03)
+    assert bob.next_deadline() <= 100.2
+    (answer,) = beacons(bob.expire(now=bob.next_deadline()))
+    assert alice.receive("wlan0", ADDRESS[BOB], answer, now=0.2) == [
+        PeerFound("wlan0", BOB.public_key, ADDRESS[BOB], 4242)
+    ]
+
+
+def test_a_beacon_is_taken_once_and_an_older_one_never() -> None:
+    alice = node(ALICE)
+    alice.interface_up("wlan0", ADDRESS[ALICE], now=0.0)
+    assert alice.receive("wlan0", ADDRESS[BOB], beacon_of(BOB, ADDRESS[BOB], number=2), now=1.0)
+    for number, incarnation in ((2, 1), (1, 1), (900, 0)):
+        replay = beacon_of(BOB, ADDRESS[BOB], number=number, incarnation=incarnation)
+        assert alice.receive("wlan0", ADDRESS[BOB], replay, now=2.0) == []
+    assert alice.counters == {"beacon_stale": 3}
+    lost = alice.expire(now=1.0 + LIFETIME_INTERVALS * INTERVAL)
+    assert PeerLost("wlan0", BOB.public_key) in lost  # a replay has not kept it alive
+    again = beacon_of(BOB, ADDRESS[BOB], number=1, incarnation=2)  # it has restarted
+    assert alice.receive("wlan0", ADDRESS[BOB], again, now=30.0)
+
+
+def test_a_peer_that_moves_is_told_as_found_again() -> None:
+    alice = node(ALICE)
+    alice.interface_up("wlan0", ADDRESS[ALICE], now=0.0)
+    alice.receive("wlan0", ADDRESS[BOB], beacon_of(BOB, ADDRESS[BOB]), now=1.0)
+    moved = beacon_of(BOB, ADDRESS[CAROL], number=2)
+    assert alice.receive("wlan0", ADDRESS[CAROL], moved, now=2.0) == [
+        PeerFound("wlan0", BOB.public_key, ADDRESS[CAROL], None)
+    ]
+
+
+def test_strangers_drive_out_strangers_but_nobody_who_has_proven_itself() -> None:
+    alice = node(ALICE, max_peers=2)
+    alice.interface_up("wlan0", ADDRESS[ALICE], now=0.0)
+    alice.receive("wlan0", ADDRESS[BOB], beacon_of(BOB, ADDRESS[BOB]), now=1.0)
+    alice.proven("wlan0", BOB.public_key)
+    alice.receive("wlan0", ADDRESS[CAROL], beacon_of(CAROL, ADDRESS[CAROL]), now=2.0)
+    outputs = alice.receive("wlan0", ADDRESS[CAROL], beacon_of(MALLORY, ADDRESS[CAROL]), now=3.0)
+    assert outputs[0] == PeerLost("wlan0", CAROL.public_key)
+    alice.proven("wlan0", MALLORY.public_key)
+    assert alice.receive("wlan0", ADDRESS[CAROL], beacon_of(CAROL, ADDRESS[CAROL], number=2), now=4.0) == []
+    assert alice.counters == {"beacon_limit": 1}
+    assert {peer.peer for peer in alice.peers()["wlan0"]} == {BOB.public_key, MALLORY.public_key}
+
+
+def test_a_flood_of_beacons_costs_a_bounded_number_of_signature_checks() -> None:
+    alice = node(ALICE)
+    alice.interface_up("wlan0", ADDRESS[ALICE], now=0.0)
+    forged = beacon_of(BOB, ADDRESS[BOB])[:-1] + b"!"
+    for n in range(10 * CHECKS_PER_SECOND):
+        alice.receive("wlan0", ADDRESS[BOB], forged, now=n / 10_000)
+    assert alice.counters["beacon_forged"] <= 1.3 * CHECKS_PER_SECOND
+    assert sum(alice.counters.values()) == 10 * CHECKS_PER_SECOND
+
+
+def test_beacons_go_on_and_news_does_not_make_them_a_storm() -> None:
+    alice = node(ALICE)
+    now, sent = 0.0, len(beacons(alice.interface_up("wlan0", ADDRESS[ALICE], now=0.0)))
+    for n in range(1, 200):
+        now = n * 0.01
+        other = Identity(n.to_bytes(32, "big"))
+        alice.receive("wlan0", ADDRESS[BOB], beacon_of(other, ADDRESS[BOB]), now=now)
+        sent += len(beacons(alice.expire(now=now)))
+    assert 10 <= sent <= 24  # one in a tenth of a second, whatever happens
+    quiet = [alice.expire(now=now + n) for n in range(1, 61)]
+    assert 10 <= sum(len(beacons(outputs)) for outputs in quiet) <= 14
+
+
+def test_an_interface_that_goes_takes_its_peers_along() -> None:
+    alice = node(ALICE)
+    alice.interface_up("wlan0", ADDRESS[ALICE], now=0.0)
+    alice.receive("wlan0", ADDRESS[BOB], beacon_of(BOB, ADDRESS[BOB]), now=1.0)
+    assert alice.interface_down("wlan0") == [PeerLost("wlan0", BOB.public_key)]
+    assert alice.receive("wlan0", ADDRESS[BOB], beacon_of(BOB, ADDRESS[BOB], number=2), now=2.0) == []
+    assert alice.next_deadline() == float("inf")
