@@ -51,7 +51,7 @@ class ConfigError(Exception):
     """The configuration cannot be used. The message names the file, key, value and what was expected."""
 
 
-_SECURITY = choice("none", not_yet={"wireguard": '"none" for now: wireguard is not built yet (part 3)'})
+_SECURITY = choice("none", "wireguard")
 _BACKEND = choice(
     "kernel",
     not_yet={name: f'"kernel" for now: {name} is not built yet (part 4)' for name in ("bitcoind", "explorer")},
@@ -112,7 +112,23 @@ class InterfaceConfig:
         "need that. Without, or with false, through its IPv6 address (RFC 9229).",
         True,
     )
-    security: str = key(_SECURITY, "How packets on the link are protected; none uses the interface as it is.", "none")
+    security: str = key(
+        _SECURITY,
+        "How packets on the link are protected; none uses the interface as it is, wireguard has an authenticated "
+        "tunnel with each neighbour that beacons find there.",
+        "none",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiscoveryConfig:
+    """How neighbours are found on interfaces with security = "wireguard"."""
+
+    port: int = key(integer(1, 65535), "UDP port of the beacons; all of the mesh must agree.", 6698)
+    beacon_interval: float = key(
+        seconds(0.5, 60), "Time between beacons. Who is not heard of for 3.5 of them is gone.", 5.0
+    )
+    max_neighbours: int = key(integer(1, 64), "Tunnels on one interface at most; working ones keep their place.", 64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,6 +284,7 @@ class ChainConfig:
 class Config:
     node: NodeConfig = NodeConfig()
     interfaces: tuple[InterfaceConfig, ...] = ()
+    discovery: DiscoveryConfig = DiscoveryConfig()
     routing: RoutingConfig = RoutingConfig()
     filters: tuple[FilterConfig, ...] = ()
     redistributions: tuple[RedistributeConfig, ...] = ()
@@ -279,6 +296,7 @@ class Config:
 _TABLES: dict[str, type[Any]] = {
     "node": NodeConfig,
     "interface": InterfaceConfig,
+    "discovery": DiscoveryConfig,
     "routing": RoutingConfig,
     "filter": FilterConfig,
     "redistribute": RedistributeConfig,

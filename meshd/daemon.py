@@ -34,6 +34,7 @@ from meshd.recorder import Recorder
 from meshd.redistribution import Redistribution
 from meshd.router import Router
 from meshd.rpc import methods
+from meshd.tunnels import Tunnel, Tunnels, next_incarnation
 from payments import events as pay
 from payments.adapters.chain_client import KernelChainClient
 from payments.adapters.store import Store
@@ -77,7 +78,7 @@ class Daemon:
             self._speaker(recorder),
             kernel,
             self.billing,
-            config.interfaces,
+            [interface for interface in config.interfaces if interface.security == "none"],
             port=config.routing.port,
             on_neighbour=self._neighbour_changed,
             on_interface=self._interface_changed,
@@ -102,6 +103,7 @@ class Daemon:
             set_carrying=self.accounting.set_carrying,
         )
         self._kernel = kernel
+        self.tunnels = self._make_tunnels()
 
     def _speaker(self, recorder: Recorder | None) -> Speaker:
         routing = self.config.routing
@@ -126,6 +128,27 @@ class Daemon:
         started = datetime.now(UTC).isoformat(timespec="milliseconds")
         origin = {"program": f"meshd {__version__}", "node": self.config.node.name, "started": started}
         return RecordedSpeaker(config, seed=seed, now=now, write=recorder.write, origin=origin)
+
+    def _make_tunnels(self) -> Tunnels | None:
+        secured = [interface for interface in self.config.interfaces if interface.security == "wireguard"]
+        if not secured:
+            return None
+        return Tunnels(
+            self.identity,
+            self._kernel,
+            secured,
+            self.config.discovery,
+            chain=NETWORK,
+            incarnation=next_incarnation(self.config.node.state_dir / "incarnation"),
+            on_up=self._tunnel_up,
+            on_down=self._tunnel_down,
+        )
+
+    async def _tunnel_up(self, tunnel: Tunnel) -> None:
+        await self.router.add_interface(replace(tunnel.under, name=tunnel.name), tunnel.far_end)
+
+    async def _tunnel_down(self, tunnel: Tunnel) -> None:
+        await self.router.remove_interface(tunnel.name)
 
     def _payment_engine(self, store: Store) -> PaymentEngine:
         wanted = self.config.payments
@@ -177,6 +200,9 @@ class Daemon:
                 await stack.enter_async_context(_serving(self.paymaster.run))
                 stack.push_async_callback(self._read_last)
             await stack.enter_async_context(_serving(self.accounting.run))
+            if self.tunnels is not None:
+                # They are there before the first packet of routing, and until after its last.
+                await stack.enter_async_context(_serving(self.tunnels.run))
             nursery = await stack.enter_async_context(trio.open_nursery())
             if self.payments_enabled:
                 nursery.start_soon(self._follow_sessions)
@@ -253,7 +279,8 @@ class Daemon:
         if address is None:
             self.sessions.interface_down(name)
         else:
-            self.sessions.interface_up(name, index, address)
+            tunnel = None if self.tunnels is None else self.tunnels.on(name)
+            self.sessions.interface_up(name, index, address, None if tunnel is None else tunnel.peer)
 
     def _neighbour_changed(self, interface: str, address: IPv6Address, is_up: bool) -> None:
         (self.accounting.neighbour_up if is_up else self.accounting.neighbour_down)(interface, address)

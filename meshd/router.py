@@ -38,6 +38,7 @@ class Attached:
     address: IPv6Address
     mtu: int
     address4: IPv4Address | None
+    far_end: IPv6Address | None = None  # the only neighbour that there can be (a tunnel)
 
 
 class Router:
@@ -65,10 +66,30 @@ class Router:
         self._on_interface = on_interface
         self._send, self._receive = trio.open_memory_channel[events.Input](QUEUE)
         self._links_lock = trio.Lock()
+        self._far_ends: dict[str, IPv6Address] = {}
         self._managed: dict[str, int] = {}  # interface name -> index under which the kernel meters it
 
     async def put(self, event: events.Input) -> None:
         await self._send.send(event)
+
+    async def add_interface(self, interface: InterfaceConfig, far_end: IPv6Address) -> None:
+        """A tunnel, whose neighbour can have no other address than `far_end`."""
+        async with self._links_lock:
+            self._configured[interface.name] = interface
+            self._far_ends[interface.name] = far_end
+            link = (await self._kernel.links.all()).get(interface.name)
+            if link is not None:
+                await self._link_changed(link)
+
+    async def remove_interface(self, name: str) -> None:
+        """No error if it is not there."""
+        async with self._links_lock:
+            self._configured.pop(name, None)
+            self._far_ends.pop(name, None)
+            self._managed.pop(name, None)
+            attached = self.attached.get(name)
+            if attached is not None:
+                await self._detach(name, attached)
 
     async def originate(self, prefix: events.Prefix, source_prefix: events.Prefix | None = None) -> None:
         await self.put(events.OriginateRoute(prefix, source_prefix=source_prefix))
@@ -218,6 +239,10 @@ class Router:
             if interface is None:
                 continue
             self.counters["packets received"] += 1
+            far_end = self.attached[interface].far_end
+            if far_end is not None and datagram.source != far_end:
+                self.counters["packets of a wrong neighbour"] += 1
+                continue
             try:
                 tlvs = codec.decode(datagram.data, source=datagram.source)
             except codec.DecodeError as error:
@@ -287,7 +312,8 @@ class Router:
         except OSError as error:
             log.warning("interface not usable", interface=link.name, reason=error)
             return
-        self.attached[link.name] = attached = Attached(link.index, address, link.mtu, link.ipv4)
+        far_end = self._far_ends.get(link.name)
+        self.attached[link.name] = attached = Attached(link.index, address, link.mtu, link.ipv4, far_end)
         log.info("interface up", interface=link.name, address=address)
         self._on_interface(link.name, link.index, address)
         await self._tell_speaker(link.name, attached)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from meshd import __version__
-from meshd.config import ConfigError
+from meshd.config import ConfigError, InterfaceConfig
 from meshd.control import INVALID_PARAMS, NOT_FOUND, REFUSED, TIMEOUT, Method, Param, RpcError
 from meshd.identity import overlay_address
 from payments import events as pay
@@ -45,7 +45,7 @@ class Methods:
             "identity": node.identity.public_key.hex(),
             "address": str(node.identity.address),
             "uptime_seconds": trio.current_time() - node.started_at,
-            "interfaces": [self._interface(interface.name) for interface in node.config.interfaces],
+            "interfaces": [self._interface(interface) for interface in node.config.interfaces],
             "neighbours": len(node.router.speaker.neighbours()),
             "routes": sum(route.is_selected for route in node.router.speaker.routes()),
             "fee_msat_per_gb": node.fee_msat_per_gb,
@@ -61,15 +61,32 @@ class Methods:
                 "earned_msat": sum(ledger.received_msat for ledger in ledgers),
                 "spent_msat": sum(ledger.sent_msat for ledger in ledgers),
             },
-            "counters": {**node.router.speaker.counters(), **node.router.counters, **node.sessions.counters},
+            "counters": {
+                **node.router.speaker.counters(),
+                **node.router.counters,
+                **node.sessions.counters,
+                **({} if node.tunnels is None else node.tunnels.counters + node.tunnels.discovery.counters),
+            },
         }
 
-    def _interface(self, name: str) -> dict[str, Any]:
+    def _interface(self, interface: InterfaceConfig) -> dict[str, Any]:
         node = self._node
-        kind = next(interface.kind.value for interface in node.config.interfaces if interface.name == name)
-        attached = node.router.attached.get(name)
-        address = None if attached is None else str(attached.address)
-        return {"name": name, "kind": kind, "up": attached is not None, "address": address}
+        attached = node.router.attached.get(interface.name)
+        address = None if attached is None else attached.address
+        if interface.security == "wireguard" and node.tunnels is not None:
+            address = node.tunnels.address_on(interface.name)
+        return {
+            "name": interface.name,
+            "kind": interface.kind.value,
+            "security": interface.security,
+            "up": address is not None,
+            "address": None if address is None else str(address),
+        }
+
+    def _under(self, interface: str) -> str:
+        """The interface that a tunnel goes over; any other itself."""
+        tunnel = None if self._node.tunnels is None else self._node.tunnels.on(interface)
+        return interface if tunnel is None else tunnel.under.name
 
     async def _balance(self) -> int | None:
         if not self._node.payments_enabled:
@@ -104,6 +121,7 @@ class Methods:
             rows.append(
                 {
                     "interface": neighbour.interface,
+                    "under": self._under(neighbour.interface),
                     "link_local": str(neighbour.address),
                     "identity": None if peer is None else peer.hex(),
                     "address": None if peer is None else str(overlay_address(peer)),
@@ -131,7 +149,8 @@ class Methods:
         return rows + [self._route(route) for route in node.router.speaker.routes()]
 
     def _own_route(self, prefix: Prefix, metric: int = 0, source_prefix: Prefix | None = None) -> dict[str, Any]:
-        blank = {"interface": None, "next_hop": None, "neighbour": None, "advertised_metric": metric, "metric": metric}
+        blank: dict[str, Any] = dict.fromkeys(("interface", "under", "next_hop", "neighbour"))
+        blank |= {"advertised_metric": metric, "metric": metric}
         prices = {"price_msat_per_gb": 0, "announced_price_msat_per_gb": 0}
         return {
             "prefix": str(prefix),
@@ -154,6 +173,7 @@ class Methods:
             "prefix": str(route.prefix),
             "source_prefix": None if route.source_prefix is None else str(route.source_prefix),
             "interface": route.interface,
+            "under": self._under(route.interface),
             "next_hop": str(route.next_hop),
             "neighbour": None if peer is None else str(overlay_address(peer)),
             "advertised_metric": route.advertised_metric,

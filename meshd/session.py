@@ -113,6 +113,7 @@ class Interface:
     name: str
     index: int
     address: IPv6Address  # our link-local address on it
+    peer: bytes | None = None  # who alone can be there (a tunnel)
 
 
 class Network(Protocol):
@@ -354,9 +355,12 @@ class SessionManager:
     async def _serve(self, listeners: Sequence[trio.abc.Listener[trio.abc.Stream]]) -> None:
         await trio.serve_listeners(self._accept, list(listeners))
 
-    def interface_up(self, name: str, index: int, own_address: IPv6Address) -> None:
-        """We may talk on it. The same name with another index or address replaces it and ends its sessions."""
-        interface = Interface(name, index, own_address)
+    def interface_up(self, name: str, index: int, own_address: IPv6Address, peer: bytes | None = None) -> None:
+        """We may talk on it. The same name with another index or address replaces it and ends its sessions.
+
+        `peer`: the only one who may have a session there, by the key of the tunnel that it is.
+        """
+        interface = Interface(name, index, own_address, peer)
         if self._interface_by_name.get(name) not in (None, interface):
             self.interface_down(name)
         self._interface_by_name[name] = interface
@@ -479,6 +483,9 @@ class SessionManager:
         try:
             with trio.fail_after(self._limits.handshake_timeout):
                 transport, peer = await _handshake(frames, self._identity, initiator=initiator)
+            interface = self._interface_by_name.get(link.interface)
+            if interface is not None and interface.peer not in (None, peer):
+                raise _PeerError("wrong_identity", "the session's key is not the tunnel's")
             session = _Session(frames, transport, peer, link, self._limits)
         except trio.TooSlowError:
             self._count("handshake_timeout", link, "no handshake in time")

@@ -109,6 +109,12 @@ def _short(value: str | None) -> str:
     return "-" if value is None else value[:12]
 
 
+def _interface(row: Record) -> str:
+    """People know the interface under a tunnel, not the tunnel's own name."""
+    under = row.get("under")
+    return row["interface"] if under in (None, row["interface"]) else f"{under} (tunnel)"
+
+
 _STATE_COLOURS = {"up": "green", "open": "green", "down": "red", "suspended": "red"}
 
 
@@ -150,7 +156,7 @@ def neighbours(result: list[Record], style: Style) -> str:
     )  # fmt: skip
     rows = [
         (
-            item["interface"],
+            _interface(item),
             item["link_local"],
             _text(item["address"]),
             str(item["cost"]),
@@ -184,7 +190,7 @@ def _route_row(item: Record) -> Sequence[Cell]:
         ("*", "green") if item["selected"] else "",
         _pair(item),
         item["next_hop"],
-        item["interface"],
+        _interface(item),
         str(item["metric"]),
         price(item["price_msat_per_gb"]),
         price(item["announced_price_msat_per_gb"]),
@@ -204,7 +210,7 @@ def path(result: Record, style: Style) -> str:
     if chosen is None:
         return f"No route to {destination}."
     lines = [
-        f"{destination} matches {prefix}: via {chosen['next_hop']} on {chosen['interface']}, "
+        f"{destination} matches {prefix}: via {chosen['next_hop']} on {_interface(chosen)}, "
         f"metric {chosen['metric']}, price {price(chosen['price_msat_per_gb'])}"
     ]
     if result["alternatives"]:

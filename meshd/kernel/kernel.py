@@ -90,6 +90,10 @@ class Kernel:
         self.meter.name_interface(link.index, interface)
         await self._nft.add_interface(interface, link.index, is_tunnel=not link.mac)
 
+    async def guard(self, interface: str) -> None:
+        """Carry nothing that comes in there outside of the tunnels that go over it. Raises as `manage`."""
+        await self._nft.guard_interface((await self.links.get(interface)).index)
+
     async def unmanage(self, interface: str) -> None:
         """Stop metering it, and give it back as it was. Read the meter first: its last counts are lost."""
         await self._nft.remove_interface(interface)

@@ -27,6 +27,10 @@ _FEW = 4  # comparisons that are faster than one look-up in a set
 _Neighbours = frozenset[tuple[str, bytes]]
 
 
+# Of `Nft`: immutable values, replaced as a whole.
+_STATE = ("generation", "counter_sets", "_index_by_interface", "_suspended", "_tunnels", "_guarded")
+
+
 class NftError(Exception):
     """`nft` refused the rules, or is not there."""
 
@@ -107,6 +111,7 @@ class Nft:
         self.counter_sets: tuple[CounterSet, ...] = LINK_SETS
         self._index_by_interface: dict[str, int] = {}
         self._tunnels: frozenset[str] = frozenset()
+        self._guarded: frozenset[int] = frozenset()
         self._suspended: _Neighbours = frozenset()
         self._lock = trio.Lock()
 
@@ -125,6 +130,8 @@ class Nft:
             await _run(_delete_tables())
             self._index_by_interface = {}
             self._suspended = frozenset()
+            self._tunnels = frozenset()
+            self._guarded = frozenset()
 
     async def add_interface(self, interface: str, index: int, *, is_tunnel: bool = False) -> None:
         """Or, if it was made anew, the one that it is now. `is_tunnel`: its packets have no MAC addresses."""
@@ -139,6 +146,12 @@ class Nft:
                     lines += _set_definitions(TUNNEL_SETS)
             lines += self._interface_lines(interface)
             await _run([*lines, *self._ingress_lines(), *self._suspension_lines()])
+
+    async def guard_interface(self, index: int) -> None:
+        """Carry nothing that comes in there: it is under tunnels, and what is outside of them is nobody's to bill."""
+        async with self._lock, self._rollback():
+            self._guarded |= {index}
+            await _run(self._ingress_lines())
 
     async def remove_interface(self, interface: str) -> None:
         async with self._lock, self._rollback():
@@ -178,18 +191,22 @@ class Nft:
     @asynccontextmanager
     async def _rollback(self) -> AsyncIterator[None]:
         """What is known here must be what the kernel does: if the transaction fails, nothing has changed."""
-        before = self.generation, self._index_by_interface, self._suspended, self._tunnels, self.counter_sets
+        before = {name: getattr(self, name) for name in _STATE}
         try:
             yield
         except BaseException:
-            self.generation, self._index_by_interface, self._suspended, self._tunnels, self.counter_sets = before
+            for name, value in before.items():
+                setattr(self, name, value)
             raise
 
     def _ingress_lines(self) -> list[str]:
         indices = list(self._index_by_interface.values())
         # As many sets as there are kinds of neighbours to be kept out.
         gates = tuple(name for name, elements in self._suspension_elements().items() if elements)
-        return _ingress_rules(indices, self.generation, self.counter_sets, gates)
+        lines = _ingress_rules(indices, self.generation, self.counter_sets, gates)
+        for family in ("ip", "ip6"):
+            lines += [f"insert rule {family} {TABLE} forward iif {index} drop" for index in sorted(self._guarded)]
+        return lines
 
     def _suspension_elements(self) -> dict[str, list[str]]:
         elements: dict[str, list[str]] = {name: [] for name in _GATES}

@@ -84,8 +84,9 @@ async def make(name: str, links: Links) -> Device:
 class GoDevice:
     """An interface that a `wireguard-go` process serves. The process ends when the interface is deleted."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, process: subprocess.Popen[bytes]) -> None:
         self.name = name
+        self._process = process
 
     async def configure(self, private_key: bytes, peer_key: bytes) -> None:
         await self._set(
@@ -113,6 +114,8 @@ class GoDevice:
         await self._call("".join(f"{key}={value}\n" for key, value in (("set", "1"), *settings)) + "\n")
 
     async def _call(self, request: str) -> str:
+        if self._process.poll() is not None:
+            raise WireGuardError(f"{self.name}: {PROGRAM} has ended")
         reply = b""
         try:
             with trio.fail_after(_CALL_TIMEOUT):
@@ -205,7 +208,7 @@ async def _start_program(name: str) -> GoDevice:
     with trio.move_on_after(_START_TIMEOUT):
         while process.poll() is None:
             if _socket_of(name).exists():
-                return GoDevice(name)
+                return GoDevice(name, process)
             await trio.sleep(_POLL_INTERVAL)
     if process.poll() is None:
         process.kill()

@@ -108,7 +108,7 @@ class Mesh:
 
     def next_hop(self, node: str, destination: str) -> str | None:
         chosen = self.lab.rpc(node, "path", destination=self.lab.address(destination))["chosen"]
-        return None if chosen is None else str(chosen["interface"]).removeprefix("to-")
+        return None if chosen is None else str(chosen["under"]).removeprefix("to-")
 
     def price(self, node: str, destination: str) -> int:
         return int(self.lab.rpc(node, "path", destination=self.lab.address(destination))["chosen"]["price_msat_per_gb"])
@@ -120,15 +120,15 @@ class Mesh:
         return dict(found[0]) if found else {"state": "open", **blank}
 
     def neighbour(self, node: str, peer: str) -> Record:
-        rows = [n for n in self.lab.rpc(node, "neighbours") if n["interface"] == interface_to(peer)]
+        rows = [n for n in self.lab.rpc(node, "neighbours") if n["under"] == interface_to(peer)]
         assert len(rows) == 1
         return dict(rows[0])
 
     def bytes_out(self, node: str, peer: str) -> int:
-        return sum(n["bytes_out"] for n in self.lab.rpc(node, "neighbours") if n["interface"] == interface_to(peer))
+        return sum(n["bytes_out"] for n in self.lab.rpc(node, "neighbours") if n["under"] == interface_to(peer))
 
     def bytes_in(self, node: str, peer: str) -> int:
-        return sum(n["bytes_in"] for n in self.lab.rpc(node, "neighbours") if n["interface"] == interface_to(peer))
+        return sum(n["bytes_in"] for n in self.lab.rpc(node, "neighbours") if n["under"] == interface_to(peer))
 
     def forwarded(self, node: str, peer: str) -> int:
         """The bytes that the node really carried on for the peer, by the witness's count. Survives its daemon."""
@@ -194,12 +194,16 @@ class Mesh:
 
 
 def topology(
-    links: list[tuple[str, str]], fee_by_node: dict[str, int], *, payments: dict[str, Any] | None = None
+    links: list[tuple[str, str]],
+    fee_by_node: dict[str, int],
+    *,
+    payments: dict[str, Any] | None = None,
+    security: str = "none",
 ) -> Topology:
     """`payments`: keys of that table beyond CONFIG's."""
     config = CONFIG | {"payments": CONFIG["payments"] | (payments or {})}
     nodes = tuple(Node(name, fee, config) for name, fee in fee_by_node.items())
-    return Topology(nodes, tuple(Link(a, b, RATE) for a, b in links))
+    return Topology(nodes, tuple(Link(a, b, RATE) for a, b in links), security)
 
 
 def post_witnesses(lab: Lab) -> None:

@@ -67,7 +67,8 @@ def test_configuration_cannot_be_changed() -> None:
         ("[rooting]", 'unknown table [rooting]; did you mean "routing"?'),
         (
             "name = 1",
-            "unknown table [name]; known are node, interface, routing, filter, redistribute, price, payments, chain",
+            "unknown table [name]; known are node, interface, discovery, routing, filter, redistribute, price, "
+            "payments, chain",
         ),
         ("[routing]\nhelo_interval = 1", '[routing]: unknown key helo_interval; did you mean "hello_interval"?'),
         ("[chain]\nzzz = 1", "[chain]: unknown key zzz; known are backend, socket"),
@@ -86,7 +87,7 @@ def test_configuration_cannot_be_changed() -> None:
         ('[node]\nlog_level = "loud"', 'expected "debug" or "info" or "warning" or "error"'),
         ('[node]\nname = "a b"', "expected 1 to 63 letters, digits, dots, hyphens or underscores"),
         ('[[interface]]\nname = "a/b"', "expected an interface name of 1 to 15 characters"),
-        ('[[interface]]\nname = "a"\nsecurity = "wireguard"', "wireguard is not built yet (part 3)"),
+        ('[[interface]]\nname = "a"\nsecurity = "wep"', 'expected "none" or "wireguard"'),
         ('[chain]\nbackend = "bitcoind"', "bitcoind is not built yet (part 4)"),
         ('[chain]\nbackend = "explorer"', "explorer is not built yet (part 4)"),
         ('[chain]\nbackend = "bank"', 'backend = "bank": expected "kernel"'),

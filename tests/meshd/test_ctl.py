@@ -463,3 +463,9 @@ def test_reader_that_leaves_early_gets_no_traceback(daemon: Daemon) -> None:
     command = f"{sys.executable} -m meshd.ctl.main routes | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
     assert done.stderr == b""
+
+
+def test_a_tunnel_is_shown_by_the_interface_under_it() -> None:
+    shown = render.routes([CHEAP | {"interface": "mw0123456789ab", "under": "wlan7"}], PLAIN)
+    assert "wlan7 (tunnel)" in shown
+    assert "mw0123456789ab" not in shown

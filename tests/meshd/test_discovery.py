@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import IPv6Address
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from meshd import beacon as wire
 from meshd.beacon import Beacon, BeaconError
 from meshd.discovery import CHECKS_PER_SECOND, LIFETIME_INTERVALS, Discovery, Output, PeerFound, PeerLost, SendBeacon
 from meshd.identity import Identity
+from meshd.tunnels import interface_name, next_incarnation
 
 ALICE, BOB, CAROL, MALLORY = (Identity(bytes([n]) * 32) for n in range(1, 5))
 ADDRESS = {ALICE: IPv6Address("fe80::a"), BOB: IPv6Address("fe80::b"), CAROL: IPv6Address("fe80::c")}
@@ -167,3 +169,27 @@ def test_an_interface_that_goes_takes_its_peers_along() -> None:
     assert alice.interface_down("wlan0") == [PeerLost("wlan0", BOB.public_key)]
     assert alice.receive("wlan0", ADDRESS[BOB], beacon_of(BOB, ADDRESS[BOB], number=2), now=2.0) == []
     assert alice.next_deadline() == float("inf")
+
+
+def test_an_incarnation_grows_even_if_the_clock_goes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "incarnation"
+    monkeypatch.setattr("time.time_ns", lambda: 5_000_000_000)
+    assert [next_incarnation(path) for _ in range(3)] == [5000, 5001, 5002]
+    monkeypatch.setattr("time.time_ns", lambda: 9_000_000_000)
+    assert next_incarnation(path) == 9000
+    monkeypatch.setattr("time.time_ns", lambda: 0)
+    assert next_incarnation(path) == 9001
+    path.write_text("damaged")
+    monkeypatch.setattr("time.time_ns", lambda: 9_500_000_000)
+    assert next_incarnation(path) == 9500
+
+
+def test_a_tunnel_has_one_name_for_each_pair_and_interface() -> None:
+    names = {
+        interface_name(ours.public_key, theirs.public_key, under)
+        for ours in (ALICE, BOB)
+        for theirs in (CAROL, MALLORY)
+        for under in ("wlan0", "eth0")
+    }
+    assert len(names) == 8
+    assert all(len(name) <= 15 for name in names)

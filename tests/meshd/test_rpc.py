@@ -70,6 +70,7 @@ class Node:
             ),
             router=SimpleNamespace(speaker=speaker, attached={}, counters={}, put=self._put),
             sessions=SimpleNamespace(counters={}, peer_on=lambda *_: None),
+            tunnels=None,
             paymaster=SimpleNamespace(
                 engine=engine,
                 is_paying=True,

@@ -260,7 +260,8 @@ class Lab:
         for table, values in node.config.items():
             document[table] = document.get(table, {}) | dict(values)
         document["interface"] = [
-            {"name": network.interface_to(peer), "security": "none"} for peer in self.topology.neighbours(node.name)
+            {"name": network.interface_to(peer), "security": self.topology.security}
+            for peer in self.topology.neighbours(node.name)
         ]
         (files / "config.toml").write_text(toml_text.dump(document))
 

@@ -49,6 +49,7 @@ class Link:
 class Topology:
     nodes: tuple[Node, ...]
     links: tuple[Link, ...]
+    security: str = "none"  # of all links, as in the daemon's [[interface]]
 
     def __post_init__(self) -> None:
         names = [node.name for node in self.nodes]
@@ -69,6 +70,8 @@ class Topology:
             seen.add(pair)
             if link.rate is not None:
                 rate_bits(link.rate)
+        if self.security not in ("none", "wireguard"):
+            raise TopologyError(f"security is none or wireguard, not '{self.security}'")
 
     def address(self, name: str) -> IPv4Address:
         """The node's IPv4 address in the lab, by its place in the list."""
@@ -156,16 +159,19 @@ def _link(table: Mapping[str, Any], rate: str | None) -> Link:
 
 
 def from_toml(text: str) -> Topology:
-    """Tables: [defaults] rate, fee_msat_per_gb; [[node]] name, fee_msat_per_gb, config; [[link]] nodes, rate."""
+    """Tables: [defaults] rate, fee_msat_per_gb, security; [[node]] name, fee_msat_per_gb, config;
+    [[link]] nodes, rate."""
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise TopologyError(f"not TOML: {error}") from error
     _take(document, "top level", {"defaults": dict, "node": list, "link": list})
-    defaults = _take(document.get("defaults", {}), "[defaults]", {"rate": str, "fee_msat_per_gb": int})
+    kinds: dict[str, type] = {"rate": str, "fee_msat_per_gb": int, "security": str}
+    defaults = _take(document.get("defaults", {}), "[defaults]", kinds)
     fee = defaults.get("fee_msat_per_gb", DEFAULT_FEE_MSAT_PER_GB)
     nodes = tuple(_node(table, fee) for table in document.get("node", []))
-    return Topology(nodes, tuple(_link(table, defaults.get("rate")) for table in document.get("link", [])))
+    links = tuple(_link(table, defaults.get("rate")) for table in document.get("link", []))
+    return Topology(nodes, links, defaults.get("security", "none"))
 
 
 def load(text: str) -> Topology:

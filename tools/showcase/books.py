@@ -91,7 +91,7 @@ def hops(lab: Lab, now: Snapshot) -> list[Hop]:
 
 
 def _sum(now: Snapshot, node: str, neighbour: str, key: str) -> int:
-    return sum(row[key] for row in now.neighbours[node] if row["interface"] == interface_to(neighbour))
+    return sum(row[key] for row in now.neighbours[node] if row["under"] == interface_to(neighbour))
 
 
 def chain_transactions(lab: Lab, now: Snapshot) -> list[ChainTransaction]:

@@ -82,7 +82,7 @@ class Demo:
 
     def next_hop(self, node: str) -> str:
         path = self.path(node)
-        return "" if path is None else path["interface"].removeprefix("to-")
+        return "" if path is None else path["under"].removeprefix("to-")
 
     def path(self, node: str) -> dict[str, Any] | None:
         """The route from the node to the shop; None: none now, or it is the shop itself."""
@@ -103,7 +103,7 @@ class Demo:
         cut = [by_identity.get(e["peer"], "?") for e in ledger if e["state"] == "suspended"]
         return Row(
             name=node,
-            next_hop="" if path is None else path["interface"].removeprefix("to-"),
+            next_hop="" if path is None else path["under"].removeprefix("to-"),
             metric=0 if path is None else path["metric"],
             price_msat_per_gb=0 if path is None else path["price_msat_per_gb"],
             rate_bits=max(sent - sent_then, 0) * 8 / (now - then),
