@@ -1,4 +1,4 @@
-"""Tests that need network namespaces skip, with the reason, where there can be none."""
+"""Tests that need network namespaces skip, with the reason, where there can be none. Settings of hypothesis."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import os
 import subprocess
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A loaded machine is no fault of the code. Where CI is set (.ci/run does) the examples are always the same: a change is
+# judged by what it changes, and `tools/test` goes on looking for new ones.
+settings.register_profile(
+    "meshd", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
+settings.load_profile("meshd")
 
 
 def why_no_namespaces() -> str | None:

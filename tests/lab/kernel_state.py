@@ -29,6 +29,12 @@ def snapshot(lab: Lab, node: str) -> dict[str, list[str]]:
     return state | {"offloads": lab.exec(node, program).stdout.splitlines()}
 
 
+def routes_of_meshd(lab: Lab, node: str) -> int:
+    """Of both families; not those that hold a lost prefix."""
+    lines = lab.exec(node, ["sh", "-c", _QUESTIONS["routes"]]).stdout.splitlines()
+    return sum(" proto 66" in line and not line.startswith("unreachable") for line in lines)
+
+
 def difference(before: dict[str, list[str]], after: dict[str, list[str]]) -> dict[str, list[str]]:
     """What is there more (+) and less (-), by subject; empty if nothing."""
     changed = {}

@@ -152,7 +152,7 @@ def total(flows: list[Flow], direction: str, **wanted: str) -> int:
     return sum(flow["bytes"] for flow in flows if flow["direction"] == direction and wanted.items() <= flow.items())
 
 
-def eventually(condition: Callable[[], bool], timeout: float = 5.0) -> bool:
+def eventually(condition: Callable[[], bool], timeout: float = 60.0) -> bool:
     """The last packets of a connection may still be under way when its sender is done."""
     deadline = time.monotonic() + timeout
     while not condition():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.meshd.kernel_lab import Node, lab, line, link_local, mac
+from tests.meshd.kernel_lab import Node, eventually, lab, line, link_local, mac
 from tests.meshd.kernel_lab import needs_namespaces as pytestmark  # noqa: F401
 
 
@@ -103,7 +103,7 @@ def test_our_address_is_the_source_of_what_we_send(tmp_path: Path) -> None:
         a.run("ip address add 10.9.1.1/24 dev ab; ip address add fd00:1::1/64 dev ab")
         assert f"src {a.ip4} " in a.run(f"ip route get {c.ip4}")
         assert f"src {a.ip6} " in a.run(f"ip route get {c.ip6}")
-        assert a.call("answers", c.ip4)
+        assert eventually(lambda: a.call("answers", c.ip4))
         a.call("remove_address", "lo", a.ip4)
         assert a.ip4 not in a.run("ip address show dev lo")
 
