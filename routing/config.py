@@ -36,7 +36,7 @@ class SpeakerConfig:
     small_change_timeout: float = 2.0  # moves of metric and price below 10 % on a settled route wait this long
     settle_timeout: float = 10.0  # a prefix newer than this takes every better route at once
     sticky_timeout: float = 16.0  # a gain below the margin must last about this long before a settled route moves
-    sticky_fraction: float = 0.1  # the margin: this part of the price paid (plus an eighth of a wireless link's cost)
+    sticky_fraction: float = 0.1  # the margin: this part of the price paid (and an eighth of the rest on noisy links)
     split_horizon: bool = True  # on wired links (RFC 8966 section 3.7.4)
     mode: Mode = Mode.ROUTER
     stub_prefixes: tuple[Prefix, ...] = (ip_network("::/0"), ip_network("0.0.0.0/0"))

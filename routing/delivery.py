@@ -84,8 +84,7 @@ class Delivery:
         interface = neighbour.interface
         batch = interface.batches.get(opaque)
         if batch is None or neighbour not in batch.missing:
-            if opaque != neighbour.check_opaque:  # like any packet, it has ended the check (`routing.liveness`)
-                self._state.counters["ack_unexpected"] += 1
+            self._state.counters["ack_unexpected"] += 1
             return []
         del batch.missing[neighbour]
         if batch.missing:

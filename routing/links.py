@@ -8,8 +8,8 @@ from routing.tables import NEVER, HelloHistory, Interface, Neighbour
 
 GAP_MAX = 16  # a larger difference of Hello seqnos means that the sender has restarted (appendix A.1)
 HELLO_TIMEOUT_INTERVALS = 1.5
-SILENCE_HELLOS = 4
-WIRELESS_SILENCE = 0xF000  # four Hellos in a row missed: no radio link is worth waiting longer
+SILENCE_HELLOS = 5
+WIRELESS_SILENCE = 0xF800  # five Hellos in a row missed: no radio link is worth waiting longer
 FIRST_HELLO_WIRED = 0xC000  # enough for 2-out-of-3: a wire that carries one Hello carries the next
 FIRST_HELLO = 0x8000
 
@@ -71,9 +71,11 @@ def update_cost(neighbour: Neighbour, *, now: float) -> bool:
         neighbour.rxcost = min(rules.wired_rxcost(history, nominal) for history in heard)
         cost = neighbour.txcost if neighbour.rxcost < METRIC_INFINITY else METRIC_INFINITY
     else:
-        neighbour.ratio = max(_ratio(multicast), _ratio(unicast))
-        neighbour.rxcost = rules.etx_rxcost(neighbour.ratio, nominal)
-        cost = rules.etx_cost(neighbour.txcost, neighbour.ratio, nominal)
+        ratio = max(_ratio(multicast), _ratio(unicast))
+        neighbour.rxcost = rules.convicted_cost(rules.etx_rxcost(ratio, nominal), neighbour.ack_ratio, nominal)
+        cost = rules.etx_cost(neighbour.txcost, ratio, nominal)
+        cost = rules.convicted_cost(cost, neighbour.ack_ratio, nominal)
+        cost = neighbour.etx_cost = rules.damp_cost(cost, neighbour.etx_cost)
     cost = rules.link_cost(cost, _rtt_cost(neighbour, now=now))
     if cost == neighbour.cost:
         return False

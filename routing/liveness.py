@@ -1,20 +1,33 @@
 """Is a neighbour whose Hello is late still there? It is asked at once, instead of waiting for more Hellos to be missed.
 
 RFC 8966 section 3.3 obliges every speaker to answer an Acknowledgment Request within the interval that it names, so
-that a few unanswered ones in a row tell more than missed Hellos, and sooner. An answer, or any other packet, ends the
-check; the Hello that did not come still counts as missed (`routing.links`). Nothing is sent while Hellos are in time.
+that a few unanswered ones in a row tell more than missed Hellos, and sooner. On a wire an answer, or any other packet,
+ends the check. On a radio link a lost Hello is nothing unusual, and the question is how many requests are lost: each
+answer is a step back, each missing one a step towards a conviction, and it goes on until one side has won. The Hello
+that did not come counts as missed all the same (`routing.links`). Nothing is sent while Hellos are in time.
 """
 
 from __future__ import annotations
 
+from enum import Enum
+
 from routing import rules
 from routing.rules import HISTORY_BITS, METRIC_INFINITY
 from routing.tables import NEVER, Doubt, HelloHistory, Neighbour, State
-from routing.tlv import AckRequest
+from routing.tlv import Ack, AckRequest
 
 STALL_SHARE = 0.5  # woken up later than this part of the wait: it is we who slept, and answers may lie unread
+CONVICTION = 4  # steps, of which the missing Hello is the first
+TWO_NEWEST = 0xC000  # Hellos
 PATIENCE_MAX = 4  # beyond that, a neighbour is believed to answer too slowly for checks to mean anything
 FALSE_ALARM_GAP = 1  # a neighbour declared dead that had sent no more than so many Hellos meanwhile was not
+TRUST_HELLOS = 8  # heard in a row, by which a radio link that was convicted gets its good name back
+
+
+class Verdict(Enum):
+    NONE = "none"
+    LOSSY = "lossy"
+    GONE = "gone"
 
 
 class Liveness:
@@ -25,14 +38,32 @@ class Liveness:
         """When to begin to doubt: when a Hello is later than this neighbour's have lately been."""
         if record.interval > 0.0:
             neighbour.suspect_at = now + rules.hello_patience(record.interval, record.lateness)
+        if neighbour.ack_ratio < 1.0:
+            neighbour.trust = neighbour.trust + 1 if record.history & TWO_NEWEST == TWO_NEWEST else 0
+            if neighbour.trust >= TRUST_HELLOS:
+                neighbour.ack_ratio = 1.0
 
     def hear(self, neighbour: Neighbour) -> None:
-        """Any packet ends a check. Until the next Hello is due nothing more is asked."""
-        neighbour.check_at = NEVER
-        neighbour.checks = 0
+        """Any packet: it is not gone. Until the next Hello is due nothing more is asked."""
+        neighbour.is_heard = True
+        if neighbour.interface.is_wired:
+            self._end(neighbour)
+
+    def acknowledge(self, neighbour: Neighbour, ack: Ack) -> bool:
+        """False: not what was asked last in a check."""
+        if ack.opaque != neighbour.check_opaque:
+            return False
+        if neighbour.check_at < NEVER and not neighbour.is_answered:
+            neighbour.is_answered = True
+            neighbour.answers += 1
+            neighbour.score -= 1
+            if neighbour.score < 0:
+                self._end(neighbour)
+        return True
 
     def miss_hello(self, neighbour: Neighbour, record: HelloHistory, *, now: float) -> None:
         """A Hello has been counted as missed, half an interval after it was due. The next is due in the other half."""
+        neighbour.trust = 0
         if record.history and neighbour.check_at == NEVER:
             delay = rules.hello_patience(record.interval, record.lateness) - 0.5 * record.interval
             neighbour.suspect_at = now + delay
@@ -42,27 +73,53 @@ class Liveness:
         neighbour.suspect_at = NEVER
         if neighbour.check_at < NEVER or self._tries(neighbour) == 0:
             return
-        neighbour.checks = 0
+        neighbour.checks = neighbour.answers = 0
+        neighbour.score = 1  # the Hello
+        neighbour.is_heard = False
+        neighbour.is_answered = True  # nothing asked yet
         neighbour.check_at = max(now, neighbour.checked_at + self._wait(neighbour))
 
-    def run(self, neighbour: Neighbour, *, now: float) -> bool:
-        """Timers. True: the neighbour is gone."""
+    def run(self, neighbour: Neighbour, *, now: float) -> Verdict:
+        """Timers. `Verdict.LOSSY`: `ack_ratio` says how lossy the link is for now."""
         if neighbour.suspect_at <= now:
             self.doubt(neighbour, now=now)
         if neighbour.check_at > now:
-            return False
+            return Verdict.NONE
         wait = self._wait(neighbour)
-        tries = self._tries(neighbour)
-        is_stalled = neighbour.checks > 0 and now - neighbour.check_at > STALL_SHARE * wait
-        if neighbour.checks >= tries and not is_stalled:
-            self.hear(neighbour)
-            return tries > 0
-        neighbour.checks = min(neighbour.checks + 1, max(1, tries))
+        if neighbour.checks > 0 and now - neighbour.check_at > STALL_SHARE * wait:
+            neighbour.checks -= 1  # it may have been answered: once more
+        elif not neighbour.is_answered:
+            neighbour.score += 1
+        verdict = self._judge(neighbour)
+        if verdict is not Verdict.NONE or neighbour.checks >= rules.CHECKS_MAX:
+            self._end(neighbour)
+            return verdict
+        neighbour.checks += 1
         neighbour.check_at = now + wait
         neighbour.checked_at = now
+        neighbour.is_answered = False
         neighbour.check_opaque = (neighbour.check_opaque + 1) & 0xFFFF
         self._state.send(neighbour, AckRequest(neighbour.check_opaque, max(1, int(wait * 100))))
-        return False
+        return Verdict.NONE
+
+    def _judge(self, neighbour: Neighbour) -> Verdict:
+        tries = self._tries(neighbour)
+        if tries == 0:
+            return Verdict.NONE  # it has become pointless: the limit ends it
+        if not neighbour.is_heard and neighbour.checks < tries:
+            return Verdict.NONE
+        if neighbour.is_heard and neighbour.score < CONVICTION:
+            return Verdict.NONE
+        if neighbour.interface.is_wired:
+            return Verdict.GONE
+        neighbour.ack_ratio = rules.convicted_ratio(neighbour.answers, neighbour.checks)
+        neighbour.trust = 0
+        return Verdict.LOSSY if neighbour.is_heard else Verdict.GONE
+
+    @staticmethod
+    def _end(neighbour: Neighbour) -> None:
+        neighbour.check_at = NEVER
+        neighbour.checks = 0
 
     def bury(self, neighbour: Neighbour) -> None:
         """Remember when it was declared dead, to find out whether that was wrong."""
@@ -94,5 +151,7 @@ class Liveness:
             return 0
         if neighbour.interface.is_wired:
             return rules.CHECKS_WIRED
+        if neighbour.ack_ratio < 1.0:
+            return 0
         nominal = neighbour.interface.cost
         return rules.check_tries(nominal / neighbour.cost if neighbour.cost < METRIC_INFINITY else 0.0)

@@ -13,13 +13,13 @@ from routing.events import (
     ReceivedPacket,
     SendPacket,
 )
-from routing.liveness import Liveness
+from routing.liveness import Liveness, Verdict
 from routing.requests import Requests
 from routing.rtt import micros
 from routing.rules import METRIC_INFINITY, seqno_add
 from routing.selection import Selection
 from routing.tables import NEVER, HelloHistory, Interface, Neighbour, State
-from routing.tlv import Hello, Ihu, RouteRequest, WildcardRetraction
+from routing.tlv import Ack, Hello, Ihu, RouteRequest, WildcardRetraction
 
 EARLY_HELLO_INTERVALS = (0.3, 0.7)  # the first Hellos follow quickly: either end may have come up a little late
 HELLO_SPACING = 0.02  # least time between two Hellos, however many neighbours turn up
@@ -131,6 +131,10 @@ class Neighbourhood:
             self._liveness.doubt(neighbour, now=now)
             self.run_neighbour(neighbour, now=now)
 
+    def receive_ack(self, neighbour: Neighbour, ack: Ack) -> bool:
+        """False: it answers something else than a check of ours."""
+        return self._liveness.acknowledge(neighbour, ack)
+
     def measure(self, neighbour: Neighbour, packet: ReceivedPacket, *, now: float) -> None:
         """Of a packet whose Hello and IHU have been dealt with: the round-trip time, where we want to know it."""
         interface = neighbour.interface
@@ -158,7 +162,8 @@ class Neighbourhood:
         for record in (neighbour.multicast, neighbour.unicast):
             if links.expire_hello(record, now=now):
                 self._liveness.miss_hello(neighbour, record, now=now)
-        if self._liveness.run(neighbour, now=now):
+        verdict = self._liveness.run(neighbour, now=now)
+        if verdict is Verdict.GONE:
             links.silence(neighbour.multicast)
             links.silence(neighbour.unicast)
         if neighbour.ihu_expires_at <= now:
@@ -172,6 +177,9 @@ class Neighbourhood:
         if neighbour.dump_at <= now:
             self._announcer.request_dump(neighbour, now=now)
         self._follow_link(neighbour, now=now)
+        if verdict is Verdict.LOSSY:
+            for to in (neighbour, neighbour.interface):  # of two, one may arrive
+                self._state.send(to, self._ihu(neighbour))
         if self._is_lost(neighbour):
             # It may still hear us: let it know at once that it is talking to the deaf.
             self._state.send(neighbour, self._ihu(neighbour))
@@ -249,7 +257,8 @@ class Neighbourhood:
         if is_round:
             interface.hellos_until_ihu = config.ihu_multiplier
         for neighbour in interface.neighbours.values():
-            if is_round or neighbour in interface.unanswered or neighbour.cost >= METRIC_INFINITY:
+            is_news = neighbour in interface.unanswered or neighbour.ack_ratio < 1.0
+            if is_round or is_news or neighbour.cost >= METRIC_INFINITY:
                 stamps = neighbour.rtt.stamps(now=now) if interface.rtt is not None else None
                 self._state.send(interface, self._ihu(neighbour, stamps))
         interface.unanswered.clear()

@@ -103,7 +103,7 @@ def wired_rxcost(history: int, nominal: int) -> int:
 
 
 def reception_ratio(history: int, expected: int) -> float:
-    """Share of the last `expected` (at most 16) Hellos that arrived, each weighing 7/8 of the next newer one."""
+    """Share of the last `expected` (at most 16) Hellos that arrived, each weighing 15/16 of the next newer one."""
     weight = 1.0
     total = 0.0
     heard = 0.0
@@ -111,7 +111,7 @@ def reception_ratio(history: int, expected: int) -> float:
         total += weight
         if (history >> (HISTORY_BITS - 1 - i)) & 1:
             heard += weight
-        weight *= 0.875
+        weight *= 0.9375
     return heard / total if total > 0.0 else 0.0
 
 
@@ -170,14 +170,34 @@ def link_cost(cost: int, penalty: int) -> int:
 
 
 def damp_cost(cost: int, before: int) -> int:
-    """The penalty of a measured time is kept until it has moved by an eighth, and by more than 2: less is noise."""
-    return cost if abs(cost - before) > max(2, before // 8) or cost == 0 else before
+    """A measured cost is kept until it has moved by an eighth, and by more than 2: less is noise.
+
+    Not so what it is when all is well (0 of a penalty) or lost.
+    """
+    if cost == 0 or cost >= METRIC_INFINITY or before >= METRIC_INFINITY:
+        return cost
+    return cost if abs(cost - before) > max(2, before // 8) else before
 
 
-def sticky_margin(price_metric_paid: int, link_cost: int, is_noisy: bool, fraction: float) -> int:
+def convicted_ratio(answers: int, asked: int) -> float:
+    """What share of requests to believe answered on a link that has lost so many, and a Hello: 1/8 to 1/2."""
+    return min(max(answers / (asked + 1), 0.125), 0.5)
+
+
+def convicted_cost(cost: int, ack_ratio: float, nominal: int) -> int:
+    """A convicted link costs at least what its answers tell: requests travel both ways, as ETX wants it.
+
+    The other end is told the same, as it may not have noticed yet; when it has, both may count a loss twice.
+    """
+    if cost >= METRIC_INFINITY:
+        return METRIC_INFINITY
+    return max(cost, min(int(nominal / ack_ratio + 0.5), METRIC_INFINITY - 1))
+
+
+def sticky_margin(price_metric_paid: int, quality: int, is_noisy: bool, fraction: float) -> int:
     """Gains up to this are not worth a switch at once: price moves below `fraction`, noise of measured costs."""
     margin = int(price_metric_paid * fraction)
-    return margin + link_cost // 8 if is_noisy else margin
+    return margin + quality // 8 if is_noisy else margin
 
 
 def is_route_better(metric: int, current_metric: int, margin: int, is_patient: bool) -> bool:

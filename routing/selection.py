@@ -331,7 +331,7 @@ class Selection:
         config = self._state.config
         is_noisy = current.neighbour.interface.is_noisy
         paid = rules.price_metric(current.price, config.price_weight)
-        margin = rules.sticky_margin(paid, current.neighbour.cost, is_noisy, config.sticky_fraction)
+        margin = rules.sticky_margin(paid, max(0, current.metric - paid), is_noisy, config.sticky_fraction)
         is_patient = now - entry.found_at < config.settle_timeout or now >= entry.patient_at
         if rules.is_route_better(best.metric, current.metric, margin, is_patient):
             entry.patient_at = NEVER

@@ -190,6 +190,8 @@ class Speaker:
             case AckRequest():
                 self._state.send(neighbour, Ack(tlv.opaque))
             case Ack():
+                if self._neighbourhood.receive_ack(neighbour, tlv):
+                    return neighbour
                 for entry in self._announcer.delivery.receive_ack(neighbour, tlv.opaque):
                     self._selection.release(entry)
         return neighbour

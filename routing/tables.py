@@ -73,8 +73,8 @@ class Neighbour:
     unicast: HelloHistory
     rxcost: int = METRIC_INFINITY
     txcost: int = METRIC_INFINITY
-    ratio: float = 0.0  # of Hellos received, wireless links only
     cost: int = METRIC_INFINITY
+    etx_cost: int = METRIC_INFINITY  # of it, on radio links
     rtt: RttRecord = field(default_factory=RttRecord)
     rtt_cost: int = 0
     ihu_expires_at: float = NEVER
@@ -83,6 +83,12 @@ class Neighbour:
     checked_at: float = -NEVER  # when it was last asked
     checks: int = 0  # asked so far, in this check
     check_opaque: int = 0
+    is_answered: bool = True  # what was asked last
+    is_heard: bool = False  # anything, in this check
+    answers: int = 0
+    score: int = 0  # of the check: missing answers less answers
+    ack_ratio: float = 1.0  # of requests that are answered, since a check found many lost; else 1
+    trust: int = 0  # Hellos heard in a row since
     patience: int = 1  # time to answer, in multiples of the usual
     probe_at: float = NEVER  # when to ask for a full dump if none has come
     dump_at: float = NEVER
