@@ -33,6 +33,10 @@ class Verdict(Enum):
 class Liveness:
     def __init__(self, state: State) -> None:
         self._state = state
+        self._lag = 0.0  # of our own timers: where we run late, others on the same machine or path do as well
+
+    def note_lag(self, late: float) -> None:
+        self._lag = rules.learn_lag(self._lag, late)
 
     def hear_hello(self, neighbour: Neighbour, record: HelloHistory, *, now: float) -> None:
         """When to begin to doubt: when a Hello is later than this neighbour's have lately been."""
@@ -85,8 +89,10 @@ class Liveness:
             self.doubt(neighbour, now=now)
         if neighbour.check_at > now:
             return Verdict.NONE
-        wait = self._wait(neighbour)
-        if neighbour.checks > 0 and now - neighbour.check_at > STALL_SHARE * wait:
+        late = now - neighbour.check_at
+        is_stalled = late > STALL_SHARE * self._wait(neighbour)
+        self.note_lag(late)
+        if neighbour.checks > 0 and is_stalled:
             neighbour.checks -= 1  # it may have been answered: once more
         elif not neighbour.is_answered:
             neighbour.score += 1
@@ -95,6 +101,7 @@ class Liveness:
             self._end(neighbour)
             return verdict
         neighbour.checks += 1
+        wait = self._wait(neighbour)
         neighbour.check_at = now + wait
         neighbour.checked_at = now
         neighbour.is_answered = False
@@ -140,10 +147,9 @@ class Liveness:
         if is_false_alarm:
             self._state.counters["neighbour_lost_by_mistake"] += 1
 
-    @staticmethod
-    def _wait(neighbour: Neighbour) -> float:
+    def _wait(self, neighbour: Neighbour) -> float:
         interval = max(neighbour.multicast.interval, neighbour.unicast.interval)
-        return rules.check_wait(interval) * neighbour.patience
+        return rules.check_wait(interval) * neighbour.patience + self._lag
 
     @staticmethod
     def _tries(neighbour: Neighbour) -> int:

@@ -146,7 +146,9 @@ class Neighbourhood:
         self._follow_link(neighbour, now=now)
 
     def run_interface(self, interface: Interface, *, now: float) -> None:
-        if min(interface.hello_at, interface.greet_at) <= now:
+        hello_at = min(interface.hello_at, interface.greet_at)
+        if hello_at <= now:
+            self._liveness.note_lag(now - hello_at)
             self._send_hello(interface, now=now)
         if interface.resend_at <= now:
             self._announcer.resend(interface, now=now)

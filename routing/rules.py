@@ -14,6 +14,7 @@ HELLO_SLACK_MIN = 0.05  # seconds: what a busy machine may delay any packet
 CHECK_WAIT_MIN = 0.2
 CHECK_WAIT_MAX = 0.3
 CHECKS_WIRED = 3
+LAG_MAX = 1.0
 CHECKS_MAX = 12
 CHECK_DOUBT = 0.002
 RTT_MEMORY = 0.836  # of the smoothed RTT (RFC 9616 section 4.1)
@@ -80,6 +81,11 @@ def hello_patience(interval: float, lateness: float) -> float:
 def check_wait(interval: float) -> float:
     """Seconds that a neighbour has to answer one Acknowledgment Request: an eighth of its Hello interval, bounded."""
     return min(max(interval / 8.0, CHECK_WAIT_MIN), CHECK_WAIT_MAX)
+
+
+def learn_lag(lag: float, late: float) -> float:
+    """Seconds by which our own timers run late: rises at once, forgets slowly; at most 1."""
+    return min(max(late, lag * 0.9), LAG_MAX)
 
 
 def check_tries(ratio: float) -> int:

@@ -12,7 +12,7 @@ import networkx as nx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routing.events import LinkKind
+from routing.events import LinkKind, RttCost
 from routing.rules import price_metric
 from tests.routing.harness import Link, Network
 
@@ -105,6 +105,21 @@ def test_no_loop_on_lossy_radio_links(seed: int, nodes: int, events: int) -> Non
     for link in network.links.values():
         link.loss = rng.choice((0.05, 0.3))
     for _ in range(events):
+        stir(network, rng)
+    network.run(20.0)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32), st.integers(3, 8), st.integers(1, 15))
+def test_no_loop_on_tunnels_whose_round_trip_times_change(seed: int, nodes: int, events: int) -> None:
+    rng = random.Random(seed)
+    network = build(rng, nodes, LinkKind.TUNNEL)
+    for link in network.links.values():
+        link.rtt = RttCost()
+        network.carrier_found(link.a, link.b)
+    for _ in range(events):
+        for link in network.links.values():
+            link.delay = rng.uniform(0.001, 0.2)
         stir(network, rng)
     network.run(20.0)
 

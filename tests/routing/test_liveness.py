@@ -120,6 +120,19 @@ def test_whoever_slept_itself_asks_again_before_it_gives_up_on_others() -> None:
     assert chart.take(NeighbourDown) == [] and len(chart.speaker.neighbours()) == 1
 
 
+def test_whoever_runs_late_itself_gives_others_more_time() -> None:
+    chart = acquainted()
+    chart.wait(chart.speaker._state.interfaces["a"].hello_at - chart.now - 0.001)
+    chart.now += 0.5
+    chart.feed(TimerExpired())
+    chart.hello("a")
+    chart.outputs.clear()
+    chart.wait(5.2)
+    assert chart.sent(AckRequest) and chart.take(NeighbourDown) == []
+    chart.wait(1.5)
+    assert chart.take(NeighbourDown) == [DOWN]
+
+
 def test_a_neighbour_that_was_only_slow_is_given_more_time() -> None:
     chart = acquainted()
     waited = []
