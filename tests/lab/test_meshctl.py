@@ -21,14 +21,14 @@ FIELDS = {
         " totals counters"
     ),
     "neighbours": (
-        "interface link_local identity address cost rxcost txcost rtt_ms session state window_msat owed_to_us_msat"
-        " owed_to_them_msat bytes_in bytes_refused bytes_out"
+        "interface under link_local identity address cost rxcost txcost rtt_ms session state window_msat"
+        " owed_to_us_msat owed_to_them_msat bytes_in bytes_refused bytes_out"
     ),
     "routes": (
-        "prefix interface next_hop neighbour advertised_metric metric price_msat_per_gb announced_price_msat_per_gb"
-        " selected feasible origin"
+        "prefix source_prefix interface under next_hop neighbour advertised_metric metric price_msat_per_gb"
+        " announced_price_msat_per_gb selected feasible refused origin"
     ),
-    "path": "destination prefix origin chosen alternatives",
+    "path": "destination prefix source_prefix origin chosen alternatives",
     "channels": (
         "channel_id peer peer_address direction state capacity_sat cumulative_msat acknowledged_msat funding"
         " expiry_height closing_txid"
