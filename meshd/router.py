@@ -27,6 +27,7 @@ QUEUE = 4096
 MAX_ROUND = 256
 FAREWELL_TIMEOUT = 1.0
 RETRY_INTERVAL = 5.0
+REPORT_INTERVAL = 60.0
 SEND_TIMEOUT = 0.1  # one congested interface must not hold up what the others have to hear
 
 
@@ -113,6 +114,7 @@ class Router:
                 nursery.start_soon(self._watch_links)
                 nursery.start_soon(self._watch_neighbours)
                 nursery.start_soon(self._try_again)
+                nursery.start_soon(self._watch_budgets)
                 task_status.started()
                 try:
                     while True:
@@ -267,6 +269,19 @@ class Router:
 
     def _interface(self, index: int) -> str | None:
         return next((name for name, attached in self.attached.items() if attached.index == index), None)
+
+    async def _watch_budgets(self) -> None:
+        """Once in a while, not for each packet: who says more than we listen to."""
+        told: dict[tuple[str, IPv6Address], int] = {}
+        while True:
+            await trio.sleep(REPORT_INTERVAL)
+            refused = {(n.interface, n.address): n.refused_count for n in self.speaker.neighbours()}
+            for (interface, address), count in refused.items():
+                more = count - told.get((interface, address), 0)
+                if more > 0:
+                    self.counters["floods reported"] += 1
+                    log.warning("neighbour floods us", interface=interface, address=address, ignored_tlvs=more)
+            told = refused
 
     async def _try_again(self) -> None:
         """What could not be attached will not be told of again as long as it stays as it is."""

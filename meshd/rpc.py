@@ -129,6 +129,7 @@ class Methods:
                     "rxcost": neighbour.rxcost,
                     "txcost": neighbour.txcost,
                     "rtt_ms": None if neighbour.rtt is None else round(neighbour.rtt * 1000, 3),
+                    "routing_refused": neighbour.refused_count,
                     "session": "up" if connected else "down",
                     "state": "suspended" if node.accounting.is_suspended(link) else "open",
                     "window_msat": None if ledger is None else ledger.window_msat,

@@ -5,6 +5,8 @@ An interface queues prefixes, not updates: what is sent is built when it leaves,
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network
@@ -21,7 +23,10 @@ from routing.tlv import AckRequest, Prefix, Tlv, Update, route_key
 HOLD_INTERVALS = 3.5  # a neighbour keeps our route for so many update intervals (appendix B)
 RETRACTION_HOLD_INTERVALS = 2.5  # full updates repeat a retraction for so many update intervals
 HOLD_UNTOLD = 1 << 4096  # in `PrefixEntry.held_on`: for interfaces that are down
+BURST_PACKETS = 8  # so many at once fit any queue on the way
+BURST_INTERVAL = 0.01
 UPDATE_OCTETS = 48  # a priced IPv6 host route with its Router-Id TLV
+DUMP_SPACING = 0.2  # least time between two full dumps to different neighbours on one link
 DUMP_INTERVAL = 1.0  # least time between two full dumps to one neighbour
 
 
@@ -86,9 +91,25 @@ class Announcer:
         return now + HOLD_INTERVALS * self._state.config.update_interval
 
     def flush(self, interface: Interface, *, now: float) -> None:
+        """News first, bad news before good, then what is left of a full update; no more than a burst at a time."""
+        if now < interface.paced_until and interface.neighbours:
+            self._flush_by(interface, interface.paced_until)
+            return
         pending, interface.pending = interface.pending, {}
         interface.flush_at = NEVER
-        self._multicast(interface, pending, is_full=False, now=now)
+        limit = BURST_PACKETS * _portion(interface)
+        if len(pending) > limit:
+            first = sorted(pending, key=lambda entry: -pending[entry])
+            interface.pending = {entry: pending[entry] for entry in first[limit:]}
+            pending = {entry: pending[entry] for entry in first[:limit]}
+        full = {entry: None for entry in pending if entry in interface.dump}
+        for entry in full:
+            del interface.dump[entry]
+        rest = self._take(interface.dump, limit - len(pending))
+        if interface.pending or interface.dump:
+            interface.paced_until = now + BURST_INTERVAL
+            self._flush_by(interface, interface.paced_until)
+        self._multicast(interface, pending | dict.fromkeys(rest, News.NONE), full | rest, now=now)
 
     def resend(self, interface: Interface, *, now: float) -> None:
         """Bad news that has not been acknowledged."""
@@ -97,15 +118,25 @@ class Announcer:
 
     def send_full_update(self, to: Interface | Neighbour, *, now: float) -> None:
         """Section 3.7.1. An only neighbour is spoken to by multicast too (BIRD takes no unicast updates)."""
-        interface = to if isinstance(to, Interface) else to.interface
-        entries = [e for e in self._state.prefixes.values() if e.announced is not None or e.retract_until >= now]
-        if isinstance(to, Neighbour) and len(interface.neighbours) > 1:
-            updates = (self._update_on(entry, interface, is_full=True, now=now) for entry in entries)
-            self._emit(interface, to, [update for update in updates if update is not None])
+        if isinstance(to, Neighbour) and len(to.interface.neighbours) > 1:
+            self._send_dump(to, now=now)
             return
-        pending, interface.pending = interface.pending, {}
-        interface.flush_at = NEVER
-        self._multicast(interface, dict.fromkeys(entries, News.NONE) | pending, is_full=True, now=now)
+        interface = to if isinstance(to, Interface) else to.interface
+        interface.dump = self._whole_table(now=now)
+        self.flush(interface, now=now)
+
+    def dumps(self) -> list[Interface | Neighbour]:
+        """Who gets a full update now. Several neighbours on one link get one together."""
+        waiting = self._state.dumping
+        # Those who are still there.
+        asking = [n for n in waiting if isinstance(n, Neighbour) and n.interface.neighbours.get(n.address) is n]
+        full = {to: None for to in waiting if isinstance(to, Interface)}
+        many = Counter(neighbour.interface for neighbour in asking)
+        full |= {interface: None for interface, count in many.items() if count > 1}
+        for neighbour in asking:
+            if neighbour.interface in full:
+                neighbour.dump.clear()
+        return [*full, *(neighbour for neighbour in asking if neighbour.interface not in full)]
 
     def forget_interface(self, entry: PrefixEntry, interface: Interface, *, now: float) -> None:
         """Its neighbours cannot be told. The other end need not know that it is down."""
@@ -114,13 +145,46 @@ class Announcer:
         if entry.held_on & interface.bit:
             entry.held_on = entry.held_on & ~interface.bit | HOLD_UNTOLD
 
+    def _whole_table(self, *, now: float) -> dict[PrefixEntry, None]:
+        entries = self._state.prefixes.values()
+        return {entry: None for entry in entries if entry.announced is not None or entry.retract_until >= now}
+
+    def _send_dump(self, neighbour: Neighbour, *, now: float) -> None:
+        interface = neighbour.interface
+        if not neighbour.dump:
+            neighbour.dump = self._whole_table(now=now)
+        entries = self._take(neighbour.dump, BURST_PACKETS * _portion(interface))
+        updates = (self._update_on(entry, interface, is_full=True, now=now) for entry in entries)
+        self._emit(interface, neighbour, [update for update in updates if update is not None])
+        if neighbour.dump:
+            neighbour.paced_until = neighbour.dump_at = now + BURST_INTERVAL
+            self._state.timers.set_earlier(neighbour, neighbour.dump_at)
+
+    def _take(self, dump: dict[PrefixEntry, None], limit: int) -> dict[PrefixEntry, None]:
+        """Out of what is left; not what we have forgotten since."""
+        taken = list(itertools.islice(dump, max(0, limit)))
+        for entry in taken:
+            del dump[entry]
+        return {entry: None for entry in taken if self._state.prefixes.get(entry.key) is entry}
+
+    def _flush_by(self, interface: Interface, at: float) -> None:
+        interface.flush_at = min(interface.flush_at, at)
+        self._state.timers.set_earlier(interface, interface.flush_at)
+
     def request_full_update(self, interface: Interface) -> None:
         self._state.dumping[interface] = None
 
     def request_dump(self, neighbour: Neighbour, *, now: float) -> None:
         """A full dump for this neighbour: with this `handle`, unless the last one was very recent."""
+        interface = neighbour.interface
         at = neighbour.last_dump_at + DUMP_INTERVAL
+        is_leaving = any(isinstance(to, Neighbour) and to.interface is interface for to in self._state.dumping)
+        if len(interface.neighbours) > 1 and not is_leaving:
+            at = max(at, interface.dumped_at + DUMP_SPACING)  # who asks in the meantime gets it together with others
+        if neighbour.dump:
+            at = neighbour.paced_until
         if at <= now:
+            interface.dumped_at = now
             neighbour.dump_at = NEVER
             neighbour.last_dump_at = now
             self._state.dumping[neighbour] = None
@@ -274,13 +338,15 @@ class Announcer:
             source_prefix=source_prefix,
         )
 
-    def _multicast(self, interface: Interface, news_of: dict[PrefixEntry, News], *, is_full: bool, now: float) -> None:
+    def _multicast(
+        self, interface: Interface, news_of: dict[PrefixEntry, News], full: dict[PrefixEntry, None], *, now: float
+    ) -> None:
         """What has to arrive goes first, so that few packets ask for an acknowledgment."""
         tracked: dict[PrefixEntry, Update] = {}
         others: list[Update] = []
         for entry, news in news_of.items():
             is_tracked = self.delivery.is_tracked(interface, entry, news, now=now)
-            update = self._update_on(entry, interface, is_full=is_full, now=now)
+            update = self._update_on(entry, interface, is_full=entry in full, now=now)
             if update is not None and is_tracked:
                 tracked[entry] = update
             elif update is not None:

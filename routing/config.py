@@ -44,6 +44,7 @@ class SpeakerConfig:
     initial_seqno: int = 0  # keep it from growing backwards over a restart, if it can be persisted
     max_neighbours_per_interface: int = 256
     max_routes_per_neighbour: int = 20_000
+    max_prefixes: int = 100_000  # of all neighbours
     max_requests_per_neighbour: int = 1_000  # seqno requests of one neighbour that we forward at a time
     max_sources_per_prefix: int = 64
     max_source_prefixes: int = 32  # distinct ones (RFC 9079): each costs the kernel a copy of the routing table

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv6Address
+
 from routing import links
 from routing.announcer import Announcer
+from routing.budget import ASK_MAX, Bucket, Budget, new_budget
 from routing.config import Mode
 from routing.events import (
     InterfaceUp,
@@ -25,6 +28,8 @@ EARLY_HELLO_INTERVALS = (0.3, 0.7)  # the first Hellos follow quickly: either en
 HELLO_SPACING = 0.02  # least time between two Hellos, however many neighbours turn up
 IHU_HOLD_SECONDS_PER_CS = 0.035  # 3.5 intervals (appendix B)
 PROBE_TIMEOUT = 0.3  # a new neighbour that has sent no update by then is asked for a full dump
+RESTART_INTERVAL = 1.0  # least time between two restarts of a neighbour
+NEWCOMERS_RATE = 8.0  # new addresses per second on one interface, beyond as many as there may be
 MTU_MIN = 1280  # of IPv6
 
 
@@ -95,14 +100,22 @@ class Neighbourhood:
         if len(interface.neighbours) >= self._state.config.max_neighbours_per_interface:
             self._state.counters["neighbour_limit"] += 1
             return None
-        return self._meet(Neighbour(interface, packet.source, HelloHistory(), HelloHistory()), now=now)
+        budget = self._budget(interface, packet.source, now=now)
+        if budget is None:
+            self._state.counters["newcomer_limit"] += 1
+            return None
+        return self._meet(Neighbour(interface, packet.source, HelloHistory(), HelloHistory(), budget, now), now=now)
 
     def receive_hello(self, neighbour: Neighbour, hello: Hello, *, now: float) -> Neighbour:
         """Returns the neighbour's entry, which is a new one if it has restarted."""
         record = neighbour.unicast if hello.unicast else neighbour.multicast
         if links.is_restart(record, hello.seqno):
+            if now < neighbour.met_at + RESTART_INTERVAL:
+                self._state.counters["restart_limit"] += 1
+                return neighbour
             self._forget([neighbour], now=now)
-            fresh = Neighbour(neighbour.interface, neighbour.address, HelloHistory(), HelloHistory())
+            interface, budget = neighbour.interface, neighbour.budget
+            fresh = Neighbour(interface, neighbour.address, HelloHistory(), HelloHistory(), budget, now)
             neighbour = self._meet(fresh, now=now)
             record = neighbour.unicast if hello.unicast else neighbour.multicast
         is_wired = neighbour.interface.is_wired
@@ -118,6 +131,9 @@ class Neighbourhood:
             return
         if ihu.interval_cs == 0:
             self._state.counters["ihu_without_interval"] += 1
+            return
+        if neighbour.txcost != ihu.rxcost and not neighbour.budget.may_change_cost(now=now):
+            self._state.counters["ihu_limit"] += 1
             return
         neighbour.txcost = ihu.rxcost
         neighbour.ihu_expires_at = now + IHU_HOLD_SECONDS_PER_CS * ihu.interval_cs
@@ -176,6 +192,8 @@ class Neighbourhood:
             config = self._state.config
             for prefix in config.stub_prefixes if config.mode is Mode.STUB else (None,):
                 self._state.send(neighbour, RouteRequest(prefix))
+        if neighbour.ask_at <= now:
+            self._ask_for_missed(neighbour)
         if neighbour.dump_at <= now:
             self._announcer.request_dump(neighbour, now=now)
         self._follow_link(neighbour, now=now)
@@ -208,6 +226,33 @@ class Neighbourhood:
     def _free_bit(self) -> int:
         used = sum(interface.bit for interface in self._state.interfaces.values())
         return ~used & (used + 1)
+
+    def _budget(self, interface: Interface, address: IPv6Address, *, now: float) -> Budget | None:
+        """What it has left from last time; a new one if there have not been too many new addresses lately."""
+        known = interface.budgets.get(address)
+        if known is not None:
+            return known
+        most = self._state.config.max_neighbours_per_interface
+        if interface.newcomers is None:
+            interface.newcomers = Bucket(float(most), now)
+        if not interface.newcomers.take(float(most), NEWCOMERS_RATE, now=now):
+            return None
+        if len(interface.budgets) >= 2 * most:
+            interface.budgets = {a: b for a, b in interface.budgets.items() if a in interface.neighbours}
+        budget = new_budget(self._state.config.max_routes_per_neighbour, now=now)
+        interface.budgets[address] = budget
+        return budget
+
+    def _ask_for_missed(self, neighbour: Neighbour) -> None:
+        """Of what exceeded its budget we know nothing: perhaps it has come to rest by now."""
+        neighbour.ask_at = NEVER
+        missed, neighbour.budget.missed = neighbour.budget.missed, {}
+        if len(missed) > ASK_MAX:
+            self._state.send(neighbour, RouteRequest(None))
+            return
+        for key in missed:
+            prefix, source_prefix = key if isinstance(key, tuple) else (key, None)
+            self._state.send(neighbour, RouteRequest(prefix, source_prefix))
 
     def _meet(self, neighbour: Neighbour, *, now: float) -> Neighbour:
         interface = neighbour.interface

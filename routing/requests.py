@@ -33,11 +33,16 @@ class Requests:
         """Section 3.8.1.1."""
         if request.prefix is None:
             self._announcer.request_dump(neighbour, now=now)
-        else:
+        elif neighbour.budget.may_reply(now=now):
             self._announcer.reply(request.prefix, request.source_prefix, neighbour)
+        else:
+            self._state.counters["route_request_limit"] += 1
 
     def handle_seqno_request(self, neighbour: Neighbour, request: SeqnoRequest, *, now: float) -> None:
         """Section 3.8.1.2."""
+        if not neighbour.budget.may_request(now=now):
+            self._state.counters["seqno_request_limit"] += 1
+            return
         entry = self._state.prefixes.get(route_key(request.prefix, request.source_prefix))
         if entry is None:
             self._state.counters["seqno_request_unknown_prefix"] += 1

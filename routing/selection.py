@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from routing import rules
 from routing.announcer import Announcer
+from routing.budget import ASK_INTERVAL
 from routing.config import Mode
 from routing.events import BlockRoute, InstallRoute, LearnedPrice, RemoveRoute
 from routing.filters import Policy, appraise
@@ -79,12 +80,18 @@ class Selection:
             if entry is None and not self._has_room_for(source_prefix):
                 self._state.counters["source_prefix_limit"] += 1
                 return
-            self._add(neighbour, entry or self._new_entry(update.prefix, source_prefix), update, now=now)
-        else:
+            if entry is None and len(self._state.prefixes) >= config.max_prefixes:
+                self._state.counters["prefix_limit"] += 1
+                return
+            if self._may_change(neighbour, update, now=now):
+                self._add(neighbour, entry or self._new_entry(update.prefix, source_prefix), update, now=now)
+        elif self._may_change(neighbour, update, now=now):
             self._change(route, update, now=now)
 
     def retract_all(self, neighbour: Neighbour, *, now: float) -> None:
         """A wildcard retraction (section 4.6.9)."""
+        if neighbour.route_count == 0:
+            return
         for entry in list(self._state.prefixes.values()):
             route = entry.routes.get(neighbour)
             if route is not None:
@@ -292,6 +299,17 @@ class Selection:
             self.reconsider(entry, now=now, barred=route if is_barred else None)
         elif selected is None or route.metric < selected.metric:
             self.reconsider(entry, now=now)
+
+    def _may_change(self, neighbour: Neighbour, update: Update, *, now: float) -> bool:
+        """Whoever changes its routes all the time is not listened to each time (`routing.budget`)."""
+        key = route_key(update.prefix, update.source_prefix)
+        if neighbour.budget.may_change(key, neighbour.route_count, now=now):
+            return True
+        self._state.counters["update_limit"] += 1
+        if neighbour.ask_at == NEVER:
+            neighbour.ask_at = now + ASK_INTERVAL
+            self._state.timers.set_earlier(neighbour, neighbour.ask_at)
+        return False
 
     def _drop(self, route: Route, *, now: float) -> None:
         entry = route.entry

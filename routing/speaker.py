@@ -59,6 +59,7 @@ class NeighbourView:
     hello_history: int  # 16 bits, newest first
     route_count: int
     rtt: float | None = None  # seconds, smoothed; None: not known
+    refused_count: int = 0  # of TLVs that asked more of us than one neighbour may (`routing.budget`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,7 @@ class Speaker:
                 cost=neighbour.cost,
                 hello_history=neighbour.multicast.history | neighbour.unicast.history,
                 route_count=neighbour.route_count,
+                refused_count=neighbour.budget.refused,
                 rtt=neighbour.rtt.smoothed if neighbour.rtt.is_measured else None,
             )
             for interface in self._state.interfaces.values()
@@ -188,7 +190,10 @@ class Speaker:
             case SeqnoRequest():
                 self._requests.handle_seqno_request(neighbour, tlv, now=now)
             case AckRequest():
-                self._state.send(neighbour, Ack(tlv.opaque))
+                if neighbour.budget.may_reply(now=now):
+                    self._state.send(neighbour, Ack(tlv.opaque))
+                else:
+                    self._state.counters["ack_request_limit"] += 1
             case Ack():
                 if self._neighbourhood.receive_ack(neighbour, tlv):
                     return neighbour
@@ -218,7 +223,7 @@ class Speaker:
             if to.outbox and state.interfaces.get(interface.name) is interface:
                 state.outputs.append(SendPacket(interface.name, address, tuple(to.outbox)))
             to.outbox.clear()
-        for to in state.dumping:
+        for to in self._announcer.dumps():
             interface = to if isinstance(to, Interface) else to.interface
             if state.interfaces.get(interface.name) is interface and interface.neighbours:
                 self._announcer.send_full_update(to, now=now)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 
+from routing.budget import Bucket, Budget
 from routing.config import SpeakerConfig
 from routing.events import LinkKind, Output, RttCost
 from routing.filters import REFUSED, Policy
@@ -41,12 +42,17 @@ class Interface:
     flush_at: float = NEVER
     greet_at: float = NEVER  # a Hello out of turn, with IHUs for those in `unanswered`
     pending: dict[PrefixEntry, News] = field(default_factory=dict)  # prefixes that are to be sent
+    dump: dict[PrefixEntry, None] = field(default_factory=dict)  # what is left of the full update that is leaving
+    paced_until: float = -NEVER  # a full burst has just left
     resend_at: float = NEVER
     lossy_until: float = -NEVER  # what was sent to somebody who does acknowledge had to be sent again
     batches: dict[int, Batch] = field(default_factory=dict)  # by the opaque value of the acknowledgment that is asked
     awaiting: dict[PrefixEntry, Batch] = field(default_factory=dict)  # bad news that somebody may have missed
     unanswered: dict[Neighbour, None] = field(default_factory=dict)
     doubts: dict[IPv6Address, Doubt] = field(default_factory=dict)
+    budgets: dict[IPv6Address, Budget] = field(default_factory=dict)  # also of neighbours that were here lately
+    newcomers: Bucket | None = None
+    dumped_at: float = -NEVER  # when a neighbour, or all, had a full update for the asking
     outbox: list[Tlv] = field(default_factory=list)  # multicast, leaves at the end of `handle`
 
     @property
@@ -71,6 +77,8 @@ class Neighbour:
     address: IPv6Address
     multicast: HelloHistory
     unicast: HelloHistory
+    budget: Budget
+    met_at: float
     rxcost: int = METRIC_INFINITY
     txcost: int = METRIC_INFINITY
     cost: int = METRIC_INFINITY
@@ -91,7 +99,10 @@ class Neighbour:
     trust: int = 0  # Hellos heard in a row since
     patience: int = 1  # time to answer, in multiples of the usual
     probe_at: float = NEVER  # when to ask for a full dump if none has come
+    ask_at: float = NEVER  # when to ask for what exceeded its budget
     dump_at: float = NEVER
+    dump: dict[PrefixEntry, None] = field(default_factory=dict)  # what is left of the one that is leaving
+    paced_until: float = -NEVER
     last_dump_at: float = -NEVER
     is_priced: bool = False  # it has told a price: where it tells none, it asks nothing
     route_count: int = 0
@@ -102,7 +113,7 @@ class Neighbour:
     def deadline(self) -> float:
         hello_at = min(self.multicast.expires_at, self.unicast.expires_at)
         check_at = min(self.suspect_at, self.check_at)
-        return min(hello_at, check_at, self.ihu_expires_at, self.probe_at, self.dump_at)
+        return min(hello_at, check_at, self.ihu_expires_at, self.probe_at, self.dump_at, self.ask_at)
 
 
 class News(IntEnum):

@@ -21,7 +21,8 @@ FIELDS = {
         " totals counters"
     ),
     "neighbours": (
-        "interface under link_local identity address cost rxcost txcost rtt_ms session state window_msat"
+        "interface under link_local identity address cost rxcost txcost rtt_ms routing_refused session state"
+        " window_msat"
         " owed_to_us_msat owed_to_them_msat bytes_in bytes_refused bytes_out"
     ),
     "routes": (

@@ -16,9 +16,9 @@ from meshd.babel_socket import Datagram
 from meshd.billing import Billing
 from meshd.config import InterfaceConfig
 from meshd.kernel import Link
-from meshd.router import FAREWELL_TIMEOUT, RETRY_INTERVAL, Router
+from meshd.router import FAREWELL_TIMEOUT, REPORT_INTERVAL, RETRY_INTERVAL, Router
 from routing import events
-from routing.speaker import Speaker
+from routing.speaker import NeighbourView, Speaker
 from routing.tlv import WildcardRetraction
 from tests.meshd.fakes import FakeKernel, run
 
@@ -32,6 +32,7 @@ class ScriptedSpeaker:
     def __init__(self) -> None:
         self.given: list[events.Input] = []
         self.answers: dict[type, list[events.Output]] = {}
+        self.refused = 0
 
     def handle(self, event: events.Input, *, now: float) -> list[events.Output]:
         self.given.append(event)
@@ -39,6 +40,9 @@ class ScriptedSpeaker:
 
     def next_deadline(self) -> float | None:
         return None
+
+    def neighbours(self) -> list[NeighbourView]:
+        return [NeighbourView("eth0", THEIRS, 96, 96, 96, 0xFFFF, 2, refused_count=self.refused)]
 
 
 class FakeSocket:
@@ -204,6 +208,20 @@ def test_another_cost_is_told_the_speaker_at_once_and_kept_for_when_the_interfac
             assert ups == [("eth0", 300), ("eth1", 400)]
             with pytest.raises(KeyError):
                 await router.set_cost("eth9", 1)
+
+    run(scenario)
+
+
+def test_who_floods_us_is_reported_once_in_a_while_as_long_as_it_does(node: Node) -> None:
+    async def scenario() -> None:
+        async with node.running() as router:
+            reports = []
+            await trio.sleep(REPORT_INTERVAL / 2)
+            for refused in (0, 500, 500, 900):
+                node.speaker.refused = refused
+                await trio.sleep(REPORT_INTERVAL)
+                reports.append(router.counters["floods reported"])
+            assert reports == [0, 1, 1, 2]
 
     run(scenario)
 
