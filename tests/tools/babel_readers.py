@@ -51,13 +51,17 @@ def _engine_view(record: Record) -> Record | None:
     """What of a record the engine gets to know."""
     if record.get("malformed") or record.get("trailer"):
         return None
-    if any(sub.get("malformed") or sub.get("mandatory") for sub in record.get("sub_tlvs", ())):
+    sub_tlvs = record.get("sub_tlvs", ())
+    sources = [sub["source_prefix"] for sub in sub_tlvs if "source_prefix" in sub and record["tlv"] in _WITH_SOURCE]
+    mandatory = [sub for sub in sub_tlvs if sub.get("mandatory")]
+    if any(sub.get("malformed") for sub in sub_tlvs) or len(mandatory) > len(sources) or len(sources) > 1:
         return None
     match record["tlv"]:
         case "Update" if record["ae"] == 0:
             return {"tlv": "Wildcard"} if record["metric"] == INFINITY else None
         case "Update":
-            return _update_view(record)
+            view = _update_view(record)
+            return view and view | {"source_prefix": sources[0] if sources else None}
         case "Seqno Request" if record["ae"] == 0 or record["hop_count"] == 0:
             return None
     wanted = _FIELDS.get(record["tlv"])
@@ -66,6 +70,8 @@ def _engine_view(record: Record) -> Record | None:
     view = {"tlv": record["tlv"]} | {name: record[name] for name in wanted}
     for sub in record.get("sub_tlvs", ()):
         view |= {name: sub[name] for name in _TIMES if name in sub}
+    if record["tlv"] in _WITH_SOURCE:
+        view["source_prefix"] = sources[0] if sources else None
     return view
 
 
@@ -80,6 +86,7 @@ def _update_view(record: Record) -> Record | None:
     return view if is_retraction else view | {name: record[name] for name in ("router_id", "next_hop")}
 
 
+_WITH_SOURCE = ("Update", "Route Request", "Seqno Request")
 _TIMES = ("transmitted_us", "origin_us", "received_us")
 _FIELDS = {
     "Acknowledgment Request": ("opaque", "interval"),
@@ -105,11 +112,11 @@ def _record_of(tlv: Tlv) -> Record:
             return {"tlv": "IHU", "rxcost": rxcost, "interval": interval / 100, "address": _text(address)} | times
         case WildcardRetraction():
             return {"tlv": "Wildcard"}
-        case RouteRequest(prefix):
-            return {"tlv": "Route Request", "prefix": _text(prefix)}
-        case SeqnoRequest(prefix, seqno, hop_count, router_id):
+        case RouteRequest(prefix, source):
+            return {"tlv": "Route Request", "prefix": _text(prefix), "source_prefix": _text(source)}
+        case SeqnoRequest(prefix, seqno, hop_count, router_id, source):
             fields = {"seqno": seqno, "hop_count": hop_count, "router_id": router_id.hex()}
-            return {"tlv": "Seqno Request", "prefix": _text(prefix)} | fields
+            return {"tlv": "Seqno Request", "prefix": _text(prefix), "source_prefix": _text(source)} | fields
         case Update():
             return _update_record(tlv)
 
@@ -122,6 +129,7 @@ def _update_record(update: Update) -> Record:
         "metric": update.metric,
         "seqno": update.seqno,
         "interval": update.interval_cs / 100,
+        "source_prefix": _text(update.source_prefix),
     }
     if update.metric == INFINITY:
         return record

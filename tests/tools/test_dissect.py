@@ -106,7 +106,7 @@ def test_a_damaged_packet_is_read_as_the_codec_reads_it_or_said_to_be_malformed(
         ("08 0a 00 00 00 00 ffff 0000 ffff", "Update: everything is retracted"),
         (
             "09 0d 02 30 fd0100020003 80 03 10 fd01",
-            "Route Request: fd01:2:3::/48; mandatory sub-TLV Source Prefix source_prefix fd01::/16",
+            "Route Request: fd01:2:3::/48; for packets from fd01::/16",
         ),
         ("10 04 01020304", "MAC body 01020304"),
         ("11 06 00000007 abcd", "PC counter 7 index abcd"),

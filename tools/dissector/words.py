@@ -190,6 +190,8 @@ def _sub_words(r: Record) -> str:
     if "price_msat_per_gb" in r:
         price = r["price_msat_per_gb"]
         return f"price {'not for sale' if price == 2**32 - 1 else f'{price} msat/GB'} (epoch {r['epoch']})"
+    if "source_prefix" in r:
+        return f"for packets from {r['source_prefix']}"
     mandatory = "mandatory " if r.get("mandatory") else ""
     return f"{'malformed ' if r.get('malformed') else ''}{mandatory}sub-TLV {_plain(r)}"
 
