@@ -18,10 +18,8 @@ from routing.tlv import Ack, AckRequest
 
 STALL_SHARE = 0.5  # woken up later than this part of the wait: it is we who slept, and answers may lie unread
 CONVICTION = 4  # steps, of which the missing Hello is the first
-TWO_NEWEST = 0xC000  # Hellos
 PATIENCE_MAX = 4  # beyond that, a neighbour is believed to answer too slowly for checks to mean anything
 FALSE_ALARM_GAP = 1  # a neighbour declared dead that had sent no more than so many Hellos meanwhile was not
-TRUST_HELLOS = 8  # heard in a row, by which a radio link that was convicted gets its good name back
 
 
 class Verdict(Enum):
@@ -43,8 +41,8 @@ class Liveness:
         if record.interval > 0.0:
             neighbour.suspect_at = now + rules.hello_patience(record.interval, record.lateness)
         if neighbour.ack_ratio < 1.0:
-            neighbour.trust = neighbour.trust + 1 if record.history & TWO_NEWEST == TWO_NEWEST else 0
-            if neighbour.trust >= TRUST_HELLOS:
+            neighbour.trust = rules.learn_trust(neighbour.trust, record.history)
+            if neighbour.trust >= rules.TRUST_ENOUGH:
                 neighbour.ack_ratio = 1.0
 
     def hear(self, neighbour: Neighbour) -> None:
@@ -67,7 +65,6 @@ class Liveness:
 
     def miss_hello(self, neighbour: Neighbour, record: HelloHistory, *, now: float) -> None:
         """A Hello has been counted as missed, half an interval after it was due. The next is due in the other half."""
-        neighbour.trust = 0
         if record.history and neighbour.check_at == NEVER:
             delay = rules.hello_patience(record.interval, record.lateness) - 0.5 * record.interval
             neighbour.suspect_at = now + delay

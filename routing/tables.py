@@ -96,7 +96,7 @@ class Neighbour:
     answers: int = 0
     score: int = 0  # of the check: missing answers less answers
     ack_ratio: float = 1.0  # of requests that are answered, since a check found many lost; else 1
-    trust: int = 0  # Hellos heard in a row since
+    trust: int = 0  # how well its Hellos have come since
     patience: int = 1  # time to answer, in multiples of the usual
     probe_at: float = NEVER  # when to ask for a full dump if none has come
     ask_at: float = NEVER  # when to ask for what exceeded its budget

@@ -168,12 +168,12 @@ def test_silence_on_a_radio_link_costs_infinity_and_trust_comes_back_slowly() ->
     assert len(checks) == rules.check_tries(1.0)
     assert chart.take(BlockRoute) == [BlockRoute(DESTINATION)] and chart.take(NeighbourDown) == []
     costs = []
-    for _ in range(10):
+    for _ in range(14):
         chart.hello("a")
         costs.append(chart.speaker.neighbours()[0].cost)
         chart.wait(4.0)
-    assert costs[:8] == [8 * 96] * 8
-    assert max(costs[8:]) < 2 * 96
+    assert costs[:11] == [8 * 96] * 11
+    assert max(costs[11:]) < 2 * 96
 
 
 def ask(chart: Chart, *answers: bool) -> list[int]:
@@ -192,7 +192,7 @@ def test_a_radio_link_that_loses_many_requests_is_left_at_once() -> None:
     assert ask(chart, False, True, False, False, False) == [576, 576]  # one of six arrived, the Hello included
     (neighbour,) = chart.speaker.neighbours()
     assert neighbour.cost == 576 and chart.take(NeighbourDown) == []
-    for _ in range(10):
+    for _ in range(13):
         chart.wait(4.0)
         chart.hello("a")
     assert chart.speaker.neighbours()[0].cost < 120
@@ -310,3 +310,9 @@ def test_a_convicted_or_damped_cost_is_a_cost(answers: int, asked: int, cost: in
     damped = rules.damp_cost(cost, before)
     assert damped in (cost, before) and (damped == 65535) == (cost == 65535)
     assert abs(damped - cost) <= max(2, before // 8)
+
+
+def test_trust_is_earned_by_many_hellos_and_lost_by_few() -> None:
+    assert rules.learn_trust(0, 0xFFFF) == 1 and rules.learn_trust(11, 0xFFFF) == rules.TRUST_ENOUGH
+    assert rules.learn_trust(11, 0xBFFF) == 9 and rules.learn_trust(11, 0x9FFF) == 6
+    assert rules.learn_trust(11, 0x8000) == 1
