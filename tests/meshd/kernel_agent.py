@@ -81,7 +81,7 @@ class Agent:
 
     async def readings_until(self, prefix: str, is_there: bool) -> int:
         """Wait until the last reading is so, ten seconds at most; how many there have been."""
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while not self.route_readings or (prefix in self.route_readings[-1]) != is_there:
                 await trio.sleep(0.005)
         return len(self.route_readings)

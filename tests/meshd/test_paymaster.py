@@ -145,7 +145,7 @@ class Desk:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """The store's thread takes real time."""
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while not condition():
                 await trio.sleep(0.001)
 

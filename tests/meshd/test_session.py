@@ -512,7 +512,7 @@ def test_over_real_tcp() -> None:
         ports = [listener.socket.getsockname()[1] for listener in listeners]
         alice = SessionManager(ALICE, network=LoopbackTcp(listeners[0], ports[1], HIGH))
         bob = SessionManager(BOB, network=LoopbackTcp(listeners[1], ports[0], LOW))
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 await nursery.start(alice.run)
                 await nursery.start(bob.run)

@@ -361,7 +361,7 @@ def crash_after_mining(datadir: Path, blocks: int) -> ChainTip:
         f"chain = KernelChain(Path({str(datadir)!r})); chain.mine({blocks})\n"
         "print(chain.tip().block_hash.hex(), flush=True); os.kill(os.getpid(), 9)"
     )
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=30)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
     assert run.returncode == -9
     return ChainTip(PREMINED_BLOCKS + blocks, bytes.fromhex(run.stdout.strip()))
 

@@ -341,7 +341,7 @@ def test_nothing_is_written_to_home_and_no_secret_to_disk(tmp_path: Path) -> Non
     home.mkdir()
     environment = {key: value for key, value in os.environ.items() if key != "BCL_DATA_DIR"}
     subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path)], env={**environment, "HOME": str(home)}, check=True, timeout=30
+        [sys.executable, "-c", PROGRAM, str(tmp_path)], env={**environment, "HOME": str(home)}, check=True, timeout=120
     )
     assert list(home.iterdir()) == []
     root = bip32.HDKey.from_seed(bytes(32))

@@ -143,7 +143,7 @@ def _text(value: object) -> str | None:
 def assert_agrees_with_tshark(capture: Path) -> int:
     """How many TLVs were compared. tshark 4.0 knows neither AE 4 nor the unicast flag of Hello."""
     command = ["tshark", "-r", str(capture), "-T", "json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=240)
     assert "_ws.malformed" not in done.stdout
     parsed: list[Any] = json.loads(done.stdout, object_pairs_hook=list)
     theirs = [list(_messages(frame)) for frame in parsed]

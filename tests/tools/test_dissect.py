@@ -162,7 +162,7 @@ def test_what_cannot_be_read_is_one_line(argument: str, capsys: pytest.CaptureFi
 
 
 def test_the_script() -> None:
-    done = subprocess.run([ROOT / "tools/dissect", "--help"], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([ROOT / "tools/dissect", "--help"], capture_output=True, text=True, check=True, timeout=240)
     assert "capture file" in done.stdout
 
 
