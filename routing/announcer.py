@@ -63,7 +63,7 @@ class Announcer:
         for route in (old, new):
             interface = route.neighbour.interface
             if self._is_split(interface):
-                self.queue(entry, interface, delay=self._state.config.urgent_timeout, now=now)
+                self.queue(entry, interface, News.GOOD, delay=self._state.config.urgent_timeout, now=now)
 
     def announce_anew(self, *, now: float) -> None:
         """Our export filters have changed: neighbours hear of all that they may know, and lose what they may not."""
