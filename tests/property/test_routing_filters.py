@@ -14,7 +14,7 @@ from routing.config import Mode
 from routing.events import LinkKind, SetPolicy
 from routing.filters import REFUSED, Policy, Rule
 from routing.rules import PRICE_NOT_FOR_SALE
-from routing.tlv import Prefix
+from routing.tlv import RouteKey
 from tests.property.test_routing_network import QUIET, build, check_optimal, stir
 from tests.routing.chart import DESTINATION, Chart, update
 from tests.routing.harness import Network, link_local, node_prefix
@@ -61,7 +61,7 @@ class Unbroken(Network):
 
     is_settled = False
 
-    def _set_next_hop(self, node: int, prefix: Prefix, peer: int | None) -> None:
+    def _set_next_hop(self, node: int, prefix: RouteKey, peer: int | None) -> None:
         assert peer is not None or not self.is_settled, f"t={self.now}: {node} has no route to {prefix} any more"
         super()._set_next_hop(node, prefix, peer)
 

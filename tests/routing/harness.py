@@ -29,7 +29,7 @@ from routing.events import (
 )
 from routing.rules import price_metric
 from routing.speaker import Speaker, SpeakerConfig
-from routing.tlv import Hello, Prefix
+from routing.tlv import Hello, RouteKey, route_key
 
 
 def node_prefix(node: int) -> IPv6Network:
@@ -65,7 +65,7 @@ class Network:
     now: float = 0.0
     speakers: dict[int, Speaker] = field(default_factory=dict)
     links: dict[tuple[int, int], Link] = field(default_factory=dict)
-    next_hops: dict[Prefix, dict[int, int]] = field(default_factory=dict)
+    next_hops: dict[RouteKey, dict[int, int]] = field(default_factory=dict)
     fees: dict[int, int] = field(default_factory=dict)
     changes: int = 0  # of next hops, each checked for loops
     packets: int = 0
@@ -173,9 +173,10 @@ class Network:
             case SendPacket():
                 self._carry(node, output)
             case InstallRoute():
-                self._set_next_hop(node, output.prefix, int(output.interface[2:]))
+                key = route_key(output.prefix, output.source_prefix)
+                self._set_next_hop(node, key, int(output.interface[2:]))
             case BlockRoute() | RemoveRoute():
-                self._set_next_hop(node, output.prefix, None)
+                self._set_next_hop(node, route_key(output.prefix, output.source_prefix), None)
 
     def _carry(self, node: int, packet: SendPacket) -> None:
         self.packets += 1
@@ -189,7 +190,7 @@ class Network:
         received = ReceivedPacket(f"to{node}", link_local(node, peer), packet.tlvs, packet.destination is None)
         self._push(self.now + link.delay, peer, received)
 
-    def _set_next_hop(self, node: int, prefix: Prefix, peer: int | None) -> None:
+    def _set_next_hop(self, node: int, prefix: RouteKey, peer: int | None) -> None:
         hops = self.next_hops.setdefault(prefix, {})
         if peer is None:
             hops.pop(node, None)  # it may have been blocked before
