@@ -17,6 +17,7 @@ import pytest
 import trio
 
 from payments.adapters.chain_client import KernelChainClient
+from tests.lab.kernel_state import routes_of_meshd
 from tools.lab.lab import Lab
 from tools.lab.network import interface_to
 from tools.lab.topology import Link, Node, Topology
@@ -217,6 +218,13 @@ def post_witnesses(lab: Lab) -> None:
         lab.exec(node, ["nft", "-f", "-"], stdin=rules)
 
 
+def await_routes(lab: Lab) -> None:
+    """Until every node has a route to every other, of both families: what is looked at then changes no more."""
+    lab.wait_routes(PATIENCE)
+    wanted = 2 * (len(lab.nodes) - 1)
+    until("overlay routes too", lambda: all(routes_of_meshd(lab, node) >= wanted for node in lab.nodes))
+
+
 def lab_name(subject: str) -> str:
     """Another one in each process: tests of two checkouts may run at once. `subject`: at most 7 letters."""
     return f"t{os.getpid()}-{subject}"
@@ -227,5 +235,5 @@ def running(subject: str, graph: Topology, progress: Callable[[str], None] = lam
     """The mesh, when every node has a route to every other."""
     with Lab(graph, name=lab_name(subject), record=True, progress=progress) as lab:
         post_witnesses(lab)
-        lab.wait_routes()
+        await_routes(lab)
         yield Mesh(lab)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from meshd.accounting import BUSY_INTERVAL
-from tests.lab.kernel_state import difference, routes_of_meshd, snapshot
-from tests.lab.mesh import MB, SAT_PER_MB, Mesh, lab_name, post_witnesses, topology, until
+from tests.lab.kernel_state import difference, snapshot
+from tests.lab.mesh import MB, SAT_PER_MB, Mesh, await_routes, lab_name, post_witnesses, topology, until
 from tools.lab.lab import Lab
 from tools.showcase.books import TOLERANCE
 
@@ -32,7 +32,6 @@ class Chain3(Mesh):
     def __init__(self, lab: Lab, before: dict[str, State]) -> None:
         super().__init__(lab)
         self.before = before
-        until("overlay routes too", lambda: all(routes_of_meshd(lab, node) == 2 * (len(NODES) - 1) for node in NODES))
         self.under_daemons = {node: snapshot(lab, node) for node in lab.nodes}
 
     def kill_and_restart(self, node: str) -> None:
@@ -58,7 +57,7 @@ def mesh(lab_base: Path) -> Iterator[Chain3]:
     lab = Lab(graph, name=lab_name("crash"), record=True, progress=look)
     found.append(lab)
     with lab:
-        lab.wait_routes()
+        await_routes(lab)
         yield Chain3(lab, before)
 
 

@@ -72,8 +72,9 @@ def final_state(speaker: Speaker) -> Iterator[str]:
     selected = [route for route in speaker.routes() if route.is_selected]
     yield f"selected routes: {len(selected)}"
     for route in selected:
+        source = "" if route.source_prefix is None else f" from {route.source_prefix}"
         yield (
-            f"  {route.prefix} via {route.next_hop} dev {route.interface}: metric {route.metric}, "
+            f"  {route.prefix}{source} via {route.next_hop} dev {route.interface}: metric {route.metric}, "
             f"price {route.price_msat_per_gb}, seqno {route.seqno}, router-id {route.router_id.hex()}"
         )
     counters = speaker.counters()
