@@ -18,7 +18,7 @@ from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
 
-from meshd.ctl.client import CallError, call
+from meshd.ctl.client import call
 from meshd.identity import load_or_create
 from tools.bench.converge.network import Network
 from tools.lab import toml_text
@@ -79,7 +79,7 @@ class Daemon(ABC):
 
     @abstractmethod
     def set_cost(self, interface: str, cost: int) -> None:
-        """Change the cost of a link at run time, by its own means. Raises NotImplementedError if there are none."""
+        """Change the cost of a link at run time, by its own means."""
 
     def start(self) -> None:
         (self.directory / "conf").write_text(self.config())
@@ -162,10 +162,7 @@ class Meshd(Daemon):
         return _answers(self.directory / "sock")
 
     def set_cost(self, interface: str, cost: int) -> None:
-        try:
-            self.rpc("link_cost_set", interface=interface, cost=cost)
-        except CallError as error:
-            raise NotImplementedError(str(error)) from error
+        self.rpc("interface.cost", interface=interface, cost=cost)
 
     def set_fee(self, msat_per_gb: int) -> None:
         self.rpc("price.set", fee_msat_per_gb=msat_per_gb)

@@ -153,11 +153,7 @@ class Run:
         def change() -> None:
             self._fleet.set_cost(*at, 96 * DEARER)
 
-        try:
-            timeline, end = self._follow(change, until="optimal", costs={at: DEARER})
-        except NotImplementedError as reason:
-            print(f"{self._kind} cannot change a cost at run time: {reason}", file=sys.stderr)
-            return
+        timeline, end = self._follow(change, until="optimal", costs={at: DEARER})
         yield self._time("metric change, optimal", timeline.since("optimal"))
         yield self._sample("metric change, unreachable", timeline.lost_pair_seconds(end), "pair s")
         yield self._sample("metric change, loops", timeline.loops(), "loops")
