@@ -57,6 +57,7 @@ _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _NDMSG = struct.Struct("=BxxxiHBB")  # family, interface index, state, flags, type
 _NDA_DST = 1
 _RESOLVE_INTERVAL = 0.02
+_EVENTS_PAUSE = 0.005
 
 IPAddress = IPv4Address | IPv6Address
 
@@ -241,7 +242,8 @@ class Links:
                 yield replace(known[name], is_up=False, link_local=None, ipv4=None)
             known = current
             # An event only says that something has changed; all is read anew. So it does not matter if some are lost.
-            await events.events()
+            # A carrier that comes makes several.
+            await events.wait_for_events(pause=_EVENTS_PAUSE)
 
     async def _link_locals(self) -> dict[int, IPv6Address]:
         request = Request(_RTM_GETADDR, _IFADDRMSG.pack(socket.AF_INET6, 0, 0, 0, 0))

@@ -119,6 +119,19 @@ class NetlinkSocket:
             raise
         return [Message(kind, payload) for kind, _, _, payload in _split(data)]
 
+    async def wait_for_events(self, *, pause: float) -> None:
+        """Return `pause` seconds after the next event, with all that have come until then taken."""
+        await self.events()
+        await trio.sleep(pause)
+        while True:
+            try:
+                self._raw.recv(_RECEIVE_SIZE)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+
     async def _batch(self, requests: Sequence[Request]) -> list[NetlinkError | None]:
         first = self._sequence + 1
         parts = [_pack(r.kind, r.flags | NLM_F_REQUEST | NLM_F_ACK, self._next_sequence(), r.payload) for r in requests]
@@ -169,6 +182,7 @@ class NetlinkSocket:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
             raw.bind((0, self._groups))
             raw.connect((0, 0))
+            self._raw = raw
             return trio.socket.from_stdlib_socket(raw)
         except BaseException:
             raw.close()
