@@ -247,11 +247,12 @@ class Mesh:
         Whatever was captured, our codec, tools/dissect and tshark (where installed) must read it alike.
         """
         path = self.directory / f"{interface}.pcap"
+        path.unlink(missing_ok=True)  # an earlier one of this test
         options = ["-q", "-U", "--immediate-mode", "-i", interface, "-w", str(path), "udp", "port", "6696"]
         process = self.namespaces.popen(
             node.name, ["tcpdump", "-Z", "root", *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        eventually(path.exists, 5, "tcpdump did not start")
+        eventually(path.exists, 20, "tcpdump did not start")
         yield path
         time.sleep(0.2)
         self.namespaces.end(process)
