@@ -30,6 +30,7 @@ A time with ">" before it is the limit: it took longer."""
 _EPILOG = """\
 cases: cold (always), steady (traffic, CPU, memory), cut (link goes silent, then healed), carrier, metric, stop
 (SIGTERM), kill (SIGKILL and silence), loss (half of a wireless link's packets), price (a rise in the 4-node diamond).
+Without --case: cold everywhere; steady, cut, carrier, metric, kill on grid:5x5; price.
 hello: seconds, updates being sent every 4 of them; or "cheap": babeld with hello 0.5 s and update 16 s, and meshd so
 that it sends no more bytes than that.
 
@@ -40,11 +41,11 @@ examples:
   sudo tools/bench/convergence --json --report convergence.jsonl > convergence.json"""
 _TOPOLOGIES = ("line:10", "grid:5x5", "grid:7x7", "geometric:50/150")
 _HELLOS = ("1", "4")
-_FAULTS_BY_DEFAULT = ("cut", "carrier", "metric", "stop", "kill")
+_FAULTS_BY_DEFAULT = ("cut", "carrier", "metric", "kill")
 _FAULTY = "grid:5x5"  # where the default plan has its faults
 _NICE = -10
 CHEAP = "cheap"
-CHEAP_TIMES = {"babeld": Times(0.5, 16.0), "meshd": Times(0.5, 16.0)}
+CHEAP_TIMES = {"babeld": Times(0.5, 16.0), "meshd": Times(0.55, 18.0)}  # fewer bytes than babeld's
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def plans(topologies: Sequence[str] | None, hellos: Sequence[str] | None, cases:
             elif spec == _FAULTY:
                 wanted = {"steady", *(_FAULTS_BY_DEFAULT if hello != CHEAP else ("cut", "kill"))}
             else:
-                wanted = {"steady"} if hello == "1" else set()
+                wanted = set()
             made.append(Plan(spec, hello, frozenset(wanted | {"cold"})))
     return made
 
@@ -175,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     cases = ["cold", "steady", *FAULTS, "price"]
     parser.add_argument("--case", action="append", choices=cases, help=f"default: faults on {_FAULTY} only{several}")
     parser.add_argument("--seeds", type=int, default=3, help="runs of everything (default 3)")
-    parser.add_argument("--limit", type=float, default=30.0, help="seconds to wait for each state (default 30)")
+    parser.add_argument("--limit", type=float, default=15.0, help="seconds to wait for each state (default 15)")
     parser.add_argument("--quick", action="store_true", help="grid:3x3, hello 1, one seed: does it work here at all?")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--report", type=Path, help="append every sample to this file as it comes, one JSON line each")

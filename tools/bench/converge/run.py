@@ -27,7 +27,7 @@ LOOK_AT_LEAST = 4.0  # how long a stream of events may go on before it is looked
 DEARER = 5  # times the cost, after the metric change
 LOSS_PERCENT = 50
 LOSSY_COST = 4  # of a link that loses half of its packets in both directions, as ETX has it
-STEADY_UPDATES = 2  # the steady window, in update intervals
+STEADY_MIN = 8.0  # the steady window: an update interval, or so many seconds
 
 FAULTS = ("cut", "carrier", "metric", "stop", "loss", "kill")  # in this order; the last is not undone
 
@@ -122,7 +122,7 @@ class Run:
 
     def _steady(self) -> Iterator[Sample]:
         before = [self._reading(node) for node in range(self._topology.nodes)]
-        time.sleep(STEADY_UPDATES * self._setting.times[self._kind].update)
+        time.sleep(max(STEADY_MIN, self._setting.times[self._kind].update))
         after = [self._reading(node) for node in range(self._topology.nodes)]
         both = list(zip(before, after, strict=True))
         yield self._sample(
