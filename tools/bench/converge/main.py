@@ -118,9 +118,9 @@ def _run(arguments: argparse.Namespace, daemons: Sequence[str]) -> int:
             try:
                 for sample in source:
                     _note(sample, samples, stream)
-            except (RuntimeError, OSError) as error:
+            except Exception as error:  # whatever it is: the other runs are worth having
                 failed += 1
-                print(f"{name} failed: {error}", file=sys.stderr)
+                print(f"{name} failed: {type(error).__name__}: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted: what was measured until now", file=sys.stderr)
         failed += 1

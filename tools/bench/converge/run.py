@@ -70,6 +70,7 @@ class Run:
 
     def samples(self) -> Iterator[Sample]:
         directory = Path(tempfile.mkdtemp(prefix="meshd-convergence-"))
+        is_kept = False
         try:
             addresses = make_addresses(directory, self._topology.nodes)
             with ExitStack() as stack:
@@ -81,10 +82,13 @@ class Run:
                 self._fleet = Fleet(self._kind, self._network, directory, times, is_wireless=wireless)
                 stack.callback(self._fleet.stop)
                 yield from self._measure()
-            shutil.rmtree(directory)
-        except BaseException:
+        except Exception:
+            is_kept = True
             print(f"what the daemons wrote is kept in {directory}", file=sys.stderr)
             raise
+        finally:
+            if not is_kept:
+                shutil.rmtree(directory)
 
     def _measure(self) -> Iterator[Sample]:
         yield self._sample("start-up time", self._fleet.start())
