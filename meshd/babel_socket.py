@@ -22,8 +22,8 @@ TRAFFIC_CLASS = 0xC0
 class Datagram:
     interface_index: int
     source: IPv6Address
+    destination: IPv6Address
     data: bytes
-    multicast: bool
 
 
 class BabelSocket:
@@ -81,12 +81,16 @@ class BabelSocket:
                 self.refused += 1
                 continue
             destination, interface_index = arrived
-            return Datagram(interface_index, source, data, destination.is_multicast)
+            return Datagram(interface_index, source, destination, data)
 
-    async def send(self, interface_index: int, destination: IPv6Address | None, data: bytes) -> None:
-        """None: to the group. Raises OSError when the interface is down."""
+    async def send(
+        self, interface_index: int, data: bytes, *, source: IPv6Address, destination: IPv6Address | None
+    ) -> None:
+        """None: to the group. Raises OSError when the interface is down, or `source` is not an address of it."""
         target = BABEL_GROUP if destination is None else destination
-        await self._socket.sendto(data, (str(target), self.port, 0, interface_index))
+        sent_from = source.packed + struct.pack("@I", interface_index)
+        ancillary = [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, sent_from)]
+        await self._socket.sendmsg([data], ancillary, 0, (str(target), self.port, 0, interface_index))
 
     def close(self) -> None:
         self._socket.close()

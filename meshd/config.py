@@ -29,6 +29,7 @@ from meshd.config_kinds import (
     integer,
     key,
     link_local,
+    mac_keys,
     one_of,
     optional_path,
     pairs,
@@ -40,6 +41,7 @@ from meshd.config_kinds import (
     text,
     unpriced,
 )
+from routing.authentication import MacKey
 from routing.config import Mode
 from routing.events import LinkKind
 
@@ -110,6 +112,19 @@ class InterfaceConfig:
         boolean(),
         "Announce IPv4 prefixes through the interface's IPv4 address, where it has one; older Babel routers (BIRD 2) "
         "need that. Without, or with false, through its IPv6 address (RFC 9229).",
+        True,
+    )
+    mac_keys: tuple[MacKey, ...] = key(
+        mac_keys(),
+        "Babel packets on it are authenticated with these keys (RFC 8967): ours carry a MAC of each, others' must "
+        "carry one of any. To change keys, give all nodes the new one beside the old, then take the old one away; "
+        "`meshctl reload` reads them anew. With file instead of key, the digits are in a file of their own.",
+        (),
+    )
+    mac_verify: bool = key(
+        boolean(),
+        "With mac_keys: drop packets that are not authenticated. false, while not all neighbours have the keys yet: "
+        "take and count them.",
         True,
     )
     security: str = key(
@@ -365,7 +380,7 @@ def _value(where: str, item: dataclasses.Field[Any], raw: Any) -> Any:
     try:
         return kind.parse(raw)
     except InvalidError as error:
-        shown = raw if not isinstance(raw, str) else f'"{raw}"'
+        shown = "(not shown)" if kind.is_secret else raw if not isinstance(raw, str) else f'"{raw}"'
         raise ConfigError(f"{where}: {item.name} = {shown}: expected {str(error) or kind.expected}") from error
 
 
@@ -386,6 +401,11 @@ def _check_together(config: Config) -> None:
             raise ConfigError(
                 f'[[interface]] "{interface.name}": rtt_min = {interface.rtt_min:g}: '
                 f"expected less than rtt_max ({interface.rtt_max:g})"
+            )
+        if interface.mac_keys and interface.security != "none":
+            raise ConfigError(
+                f'[[interface]] "{interface.name}": mac_keys: expected security = "none"; '
+                "WireGuard authenticates by itself"
             )
     for name, matches in (("filter", config.filters), ("redistribute", config.redistributions)):
         for number, match in enumerate(matches, start=1):

@@ -11,6 +11,8 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 
+from routing.authentication import MAX_KEYS, MacAlgorithm, MacKey
+
 Prefix = IPv4Network | IPv6Network
 NOT_FOR_SALE = 2**32 - 1  # msat per GB; the price that means: carried for nobody
 _MAX_PRICE = NOT_FOR_SALE - 1
@@ -40,6 +42,7 @@ class Kind:
 
     expected: str
     parse: Callable[[Any], Any]
+    is_secret: bool = False  # a wrong value must not be shown
 
 
 def text(expected: str = "a string", pattern: str = r"[^\0\n]+") -> Kind:
@@ -208,3 +211,36 @@ def key(kind: Kind, doc: str, default: Any = dataclasses.MISSING, example: Any =
 def one_of(kinds: type[Enum]) -> Kind:
     words = choice(*(kind.value for kind in kinds))
     return Kind(words.expected, lambda raw: kinds(words.parse(raw)))
+
+
+def mac_keys() -> Kind:
+    """Secrets: no message says anything of them but what is wrong."""
+    algorithms = choice(*(algorithm.value for algorithm in MacAlgorithm))
+
+    def parse_one(raw: Any) -> MacKey:
+        if not isinstance(raw, dict) or set(raw) not in ({"algorithm", "key"}, {"algorithm", "file"}):
+            raise InvalidError('each key to be { algorithm = "...", key = "..." }, or with file instead of key')
+        try:
+            algorithm = MacAlgorithm(algorithms.parse(raw["algorithm"]))
+        except InvalidError:
+            raise InvalidError(f"algorithm to be {algorithms.expected}") from None
+        digits = raw["key"] if "key" in raw else _read_secret(absolute_path().parse(raw["file"]))
+        try:
+            return MacKey(algorithm, bytes.fromhex(digits))
+        except (TypeError, ValueError):
+            raise InvalidError(f"1 to {algorithm.key_max} octets in hexadecimal for {algorithm.value}") from None
+
+    def parse(raw: Any) -> tuple[MacKey, ...]:
+        if not isinstance(raw, list) or len(raw) > MAX_KEYS:
+            raise InvalidError
+        return tuple(parse_one(item) for item in raw)
+
+    example = '{ algorithm = "hmac-sha256", key = "00112233445566778899aabbccddeeff" }'
+    return Kind(f"a list of up to {MAX_KEYS} keys, such as [{example}]", parse, is_secret=True)
+
+
+def _read_secret(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidError(f"{path} to hold a key: {getattr(error, 'strerror', None) or 'not text'}") from None

@@ -217,12 +217,12 @@ class Daemon:
             task_status.started()
 
     async def reload(self) -> None:
-        """Take filters, redistribution, `unpriced` and the costs of interfaces anew from the configuration file.
+        """Take filters, redistribution, `unpriced`, costs and MAC keys of interfaces anew from the configuration file.
 
         Raises ConfigError; then nothing has changed.
         """
         new = load(self._config_path)
-        cost_by_name = {interface.name: interface.cost for interface in new.interfaces}
+        new_by_name = {interface.name: interface for interface in new.interfaces}
         self.config = replace(
             self.config,
             routing=replace(self.config.routing, unpriced=new.routing.unpriced),
@@ -231,7 +231,11 @@ class Daemon:
         )
         await self.router.put(SetPolicy(policy_of(self.config)))
         for interface in self.config.interfaces:
-            await self.set_cost(interface.name, cost_by_name.get(interface.name, interface.cost))
+            if interface.security != "none":
+                continue  # its tunnels stay as they began
+            wanted = new_by_name.get(interface.name, interface)
+            await self.set_cost(interface.name, wanted.cost)
+            await self.router.set_keys(interface.name, wanted.mac_keys, verify=wanted.mac_verify)
         self.redistribution.set_rules(new.redistributions)
         log.info("configuration read anew", file=self._config_path)
 

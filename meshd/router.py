@@ -5,6 +5,7 @@ A route is in the kernel before the update that announces it leaves; packets tha
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +14,13 @@ from typing import assert_never
 
 import trio
 
-from meshd.babel_socket import BabelSocket
+from meshd.babel_socket import BABEL_GROUP, BabelSocket, Datagram
 from meshd.billing import Billing
 from meshd.config import InterfaceConfig
 from meshd.kernel import Blocked, Kernel, Link, NetlinkError, NftError, Route
 from meshd.logs import Logger
 from routing import codec, events
+from routing.authentication import Authenticator, MacKey
 from routing.speaker import Speaker
 from routing.tlv import RouteKey, route_key
 
@@ -28,6 +30,7 @@ MAX_ROUND = 256
 FAREWELL_TIMEOUT = 1.0
 RETRY_INTERVAL = 5.0
 REPORT_INTERVAL = 60.0
+SAFE_KEY_LENGTH = 16  # octets
 SEND_TIMEOUT = 0.1  # one congested interface must not hold up what the others have to hear
 
 
@@ -40,6 +43,7 @@ class Attached:
     mtu: int
     address4: IPv4Address | None
     far_end: IPv6Address | None = None  # the only neighbour that there can be (a tunnel)
+    authenticator: Authenticator | None = None
 
 
 class Router:
@@ -104,6 +108,18 @@ class Router:
             attached = self.attached.get(name)
             if attached is not None:
                 await self._tell_speaker(name, attached)
+
+    async def set_keys(self, name: str, keys: tuple[MacKey, ...], *, verify: bool) -> None:
+        """Raises KeyError for an interface not configured."""
+        async with self._links_lock:
+            self._configured[name] = replace(self._configured[name], mac_keys=keys, mac_verify=verify)
+            attached = self.attached.get(name)
+            if attached is None:
+                return
+            if attached.authenticator is not None and keys:
+                attached.authenticator.set_keys(keys)
+            else:
+                self.attached[name] = replace(attached, authenticator=self._authenticator(name, attached.address))
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled; then says good-bye: retractions reach the neighbours before the kernel is cleaned."""
@@ -224,15 +240,22 @@ class Router:
         attached = self.attached.get(packet.interface)
         if attached is None:
             return
-        for data in codec.pack(packet.tlvs, mtu=attached.mtu):
-            try:
-                with trio.fail_after(SEND_TIMEOUT):
-                    await self._socket.send(attached.index, packet.destination, data)
-                self.counters["packets sent"] += 1
-                self.counters["bytes sent"] += len(data)
-            except (OSError, trio.TooSlowError) as error:
-                self.counters["packets not sent"] += 1
-                log.debug("packet not sent", interface=packet.interface, reason=error)
+        authenticator = attached.authenticator
+        reserve = 0 if authenticator is None else authenticator.overhead
+        for data in codec.pack(packet.tlvs, mtu=attached.mtu, reserve=reserve):
+            if authenticator is not None:
+                data = authenticator.protect(data, destination=packet.destination or BABEL_GROUP)  # noqa: PLW2901
+            await self._send_datagram(packet.interface, attached, packet.destination, data)
+
+    async def _send_datagram(self, interface: str, attached: Attached, to: IPv6Address | None, data: bytes) -> None:
+        try:
+            with trio.fail_after(SEND_TIMEOUT):
+                await self._socket.send(attached.index, data, source=attached.address, destination=to)
+            self.counters["packets sent"] += 1
+            self.counters["bytes sent"] += len(data)
+        except (OSError, trio.TooSlowError) as error:
+            self.counters["packets not sent"] += 1
+            log.debug("packet not sent", interface=interface, reason=error)
 
     async def _receive_packets(self) -> None:
         while True:
@@ -245,13 +268,37 @@ class Router:
             if far_end is not None and datagram.source != far_end:
                 self.counters["packets of a wrong neighbour"] += 1
                 continue
+            if not await self._is_welcome(datagram, interface):
+                continue
             try:
                 tlvs = codec.decode(datagram.data, source=datagram.source)
             except codec.DecodeError as error:
                 self.counters["packets malformed"] += 1
                 log.debug("malformed packet dropped", interface=interface, source=datagram.source, reason=error)
                 continue
-            await self.put(events.ReceivedPacket(interface, datagram.source, tlvs, datagram.multicast))
+            is_multicast = datagram.destination.is_multicast
+            await self.put(events.ReceivedPacket(interface, datagram.source, tlvs, is_multicast))
+
+    async def _is_welcome(self, datagram: Datagram, interface: str) -> bool:
+        """Where there are keys: authenticated, or taken all the same by the operator's wish."""
+        attached = self.attached[interface]
+        if attached.authenticator is None:
+            return True
+        source, destination = datagram.source, datagram.destination
+        verdict = attached.authenticator.check(
+            datagram.data, source=source, destination=destination, now=trio.current_time()
+        )
+        for reply in verdict.replies:
+            self.counters["challenges and replies sent"] += 1
+            await self._send_datagram(interface, attached, source, reply)
+        if verdict.drop is None:
+            return True
+        if not self._configured[interface].mac_verify:
+            self.counters["packets taken unauthenticated"] += 1
+            return True
+        self.counters[verdict.drop.value] += 1
+        log.debug("packet dropped", interface=interface, source=source, reason=verdict.drop.value)
+        return False
 
     async def _watch_links(self) -> None:
         async with self._kernel.links.watch() as changes:
@@ -327,11 +374,25 @@ class Router:
         except OSError as error:
             log.warning("interface not usable", interface=link.name, reason=error)
             return
-        far_end = self._far_ends.get(link.name)
-        self.attached[link.name] = attached = Attached(link.index, address, link.mtu, link.ipv4, far_end)
+        self.attached[link.name] = attached = Attached(
+            link.index,
+            address,
+            link.mtu,
+            link.ipv4,
+            far_end=self._far_ends.get(link.name),
+            authenticator=self._authenticator(link.name, address),
+        )
         log.info("interface up", interface=link.name, address=address)
         self._on_interface(link.name, link.index, address)
         await self._tell_speaker(link.name, attached)
+
+    def _authenticator(self, name: str, address: IPv6Address) -> Authenticator | None:
+        keys = self._configured[name].mac_keys
+        if not keys:
+            return None
+        if any(len(key.secret) < SAFE_KEY_LENGTH for key in keys):
+            log.warning("short MAC key: it can be found by trying", interface=name)
+        return Authenticator(keys, address=address, port=self._socket.port, octets=secrets.token_bytes)
 
     async def _tell_speaker(self, name: str, attached: Attached) -> None:
         config = self._configured[name]

@@ -402,7 +402,7 @@ def methods(daemon: Daemon) -> dict[str, Method]:
         ),
         "reload": Method(
             node.reload,
-            "Read filters, redistribution, `unpriced` and interface costs anew from the configuration file.",
+            "Read filters, redistribution, `unpriced`, costs and MAC keys anew from the configuration file.",
             writes=True,
         ),
         "pay.hold": Method(node.pay_hold, "Pay nobody until resumed.", writes=True),

@@ -37,6 +37,7 @@ PACKET_MIN = 512 - IP_UDP_LENGTH  # section 4: every node takes at least 512 oct
 
 TLV_PAD1, TLV_PADN, TLV_ACK_REQUEST, TLV_ACK, TLV_HELLO, TLV_IHU = range(6)
 TLV_ROUTER_ID, TLV_NEXT_HOP, TLV_UPDATE, TLV_ROUTE_REQUEST, TLV_SEQNO_REQUEST = range(6, 11)
+TLV_MAC, TLV_PC, TLV_CHALLENGE_REQUEST, TLV_CHALLENGE_REPLY = range(16, 20)  # RFC 8967, see routing.authentication
 
 AE_WILDCARD, AE_IPV4, AE_IPV6, AE_LINK_LOCAL, AE_V4_VIA_V6 = range(5)
 LINK_LOCAL = b"\xfe\x80" + bytes(6)
@@ -68,14 +69,10 @@ def decode(packet: bytes, *, source: IPv6Address) -> tuple[Tlv, ...]:
 
     Raises `DecodeError`, and nothing else. TLVs that are malformed or unknown are left out; the trailer is not read.
     """
-    if len(packet) < HEADER_LENGTH or packet[0] != MAGIC or packet[1] != VERSION:
-        raise DecodeError("not a Babel packet of version 2")
-    end = HEADER_LENGTH + int.from_bytes(packet[2:4], "big")
-    if end > len(packet):
-        raise DecodeError("packet shorter than its body length")
+    whole, _ = split_packet(packet)
     parser = _Parser(source)
     found: list[Tlv] = []
-    for tlv_type, body in _framed(packet[HEADER_LENGTH:end]):
+    for tlv_type, body in framed(whole):
         try:
             tlv = parser.read(tlv_type, body)
         except _IgnoredTlvError:
@@ -85,9 +82,23 @@ def decode(packet: bytes, *, source: IPv6Address) -> tuple[Tlv, ...]:
     return tuple(found)
 
 
-def _framed(body: bytes) -> list[tuple[int, bytes]]:
-    """Type and body of each TLV, or sub-TLV; Pad1 (type 0) has no length."""
-    framed = []
+def split_packet(packet: bytes) -> tuple[bytes, bytes]:
+    """Body and trailer. Raises `DecodeError`."""
+    if len(packet) < HEADER_LENGTH or packet[0] != MAGIC or packet[1] != VERSION:
+        raise DecodeError("not a Babel packet of version 2")
+    end = HEADER_LENGTH + int.from_bytes(packet[2:4], "big")
+    if end > len(packet):
+        raise DecodeError("packet shorter than its body length")
+    return packet[HEADER_LENGTH:end], packet[end:]
+
+
+def encode_packet(body: bytes) -> bytes:
+    return struct.pack("!BBH", MAGIC, VERSION, len(body)) + body
+
+
+def framed(body: bytes) -> list[tuple[int, bytes]]:
+    """Type and body of each TLV, or sub-TLV; Pad1 (type 0) has no length. Raises `DecodeError`."""
+    found = []
     at = 0
     while at < len(body):
         if body[at] == TLV_PAD1:
@@ -98,8 +109,8 @@ def _framed(body: bytes) -> list[tuple[int, bytes]]:
         start, at = at, at + 2 + body[at + 1]
         if at > len(body):
             raise DecodeError("TLV longer than what holds it")
-        framed.append((body[start], body[start + 2 : at]))
-    return framed
+        found.append((body[start], body[start + 2 : at]))
+    return found
 
 
 @lru_cache(maxsize=4096)
@@ -263,7 +274,7 @@ def _sub_tlvs(data: bytes) -> list[tuple[int, bytes]]:
     if not data:
         return []
     try:
-        return _framed(data)
+        return framed(data)
     except DecodeError:
         raise _IgnoredTlvError from None
 
@@ -304,12 +315,13 @@ def _read_timestamps(data: bytes, layout: struct.Struct) -> tuple[int, ...] | No
     return stamps
 
 
-def pack(tlvs: Iterable[Tlv], *, mtu: int, source: IPv6Address | None = None) -> list[bytes]:
-    """Packets of at most `mtu` octets with their IPv6 and UDP headers, in the order of the TLVs.
+def pack(tlvs: Iterable[Tlv], *, mtu: int, source: IPv6Address | None = None, reserve: int = 0) -> list[bytes]:
+    """Packets of at most `mtu` octets with their IPv6 and UDP headers and `reserve` more (`Authenticator.overhead`), in
+    the order of the TLVs.
 
     A next hop equal to `source` is left out, as one that is None. `mtu` below 512 counts as 512.
     """
-    packer = _Packer(max(PACKET_MIN, mtu - IP_UDP_LENGTH) - HEADER_LENGTH, source)
+    packer = _Packer(max(PACKET_MIN, mtu - IP_UDP_LENGTH) - HEADER_LENGTH - reserve, source)
     for tlv in tlvs:
         packer.add(tlv)
     return packer.finish()
@@ -340,7 +352,7 @@ class _Packer:
 
     def _close(self) -> None:
         if self.body:
-            self.packets.append(struct.pack("!BBH", MAGIC, VERSION, len(self.body)) + bytes(self.body))
+            self.packets.append(encode_packet(bytes(self.body)))
         self.body = bytearray()
         self.router_id = self.default_prefix = None
         self.next_hops = {}
@@ -365,10 +377,10 @@ class _Packer:
             self._close()  # a next hop that was once set cannot be unset
         octets = b""
         if self.router_id != update.router_id:
-            octets += _tlv(TLV_ROUTER_ID, b"\0\0" + update.router_id)
+            octets += encode_tlv(TLV_ROUTER_ID, b"\0\0" + update.router_id)
         if next_hop is not None and self.next_hops.get(isinstance(next_hop, IPv4Address)) != next_hop:
             encoding, address = _encode_address(next_hop)
-            octets += _tlv(TLV_NEXT_HOP, bytes((encoding, 0)) + address)
+            octets += encode_tlv(TLV_NEXT_HOP, bytes((encoding, 0)) + address)
         encoding, prefix = _encode_prefix(update.prefix)
         if encoding == AE_IPV4 and not isinstance(update.next_hop, IPv4Address):
             encoding = AE_V4_VIA_V6
@@ -388,42 +400,42 @@ class _Packer:
         # The source prefix first: whoever stops reading at the price has still read what changes the route's meaning.
         extras = _source_prefix(update.source_prefix)
         if update.price_msat_per_gb is not None:
-            extras += _tlv(SUB_TLV_PRICE, PRICE_BODY.pack(update.price_msat_per_gb, update.price_epoch))
-        return octets + _tlv(TLV_UPDATE, head + prefix[omitted:] + extras)
+            extras += encode_tlv(SUB_TLV_PRICE, PRICE_BODY.pack(update.price_msat_per_gb, update.price_epoch))
+        return octets + encode_tlv(TLV_UPDATE, head + prefix[omitted:] + extras)
 
 
 def _encode_stateless(tlv: Tlv) -> bytes:
     match tlv:
         case AckRequest():
-            return _tlv(TLV_ACK_REQUEST, struct.pack("!HHH", 0, tlv.opaque, tlv.interval_cs))
+            return encode_tlv(TLV_ACK_REQUEST, struct.pack("!HHH", 0, tlv.opaque, tlv.interval_cs))
         case Ack():
-            return _tlv(TLV_ACK, struct.pack("!H", tlv.opaque))
+            return encode_tlv(TLV_ACK, struct.pack("!H", tlv.opaque))
         case Hello():
             flags = HELLO_UNICAST if tlv.unicast else 0
-            stamp = b"" if tlv.timestamp is None else _tlv(SUB_TLV_TIMESTAMP, HELLO_STAMP.pack(tlv.timestamp))
-            return _tlv(TLV_HELLO, struct.pack("!HHH", flags, tlv.seqno, tlv.interval_cs) + stamp)
+            stamp = b"" if tlv.timestamp is None else encode_tlv(SUB_TLV_TIMESTAMP, HELLO_STAMP.pack(tlv.timestamp))
+            return encode_tlv(TLV_HELLO, struct.pack("!HHH", flags, tlv.seqno, tlv.interval_cs) + stamp)
         case Ihu():
             encoding, address = _encode_address(tlv.address)
-            stamp = b"" if tlv.timestamps is None else _tlv(SUB_TLV_TIMESTAMP, IHU_STAMPS.pack(*tlv.timestamps))
-            return _tlv(TLV_IHU, struct.pack("!BBHH", encoding, 0, tlv.rxcost, tlv.interval_cs) + address + stamp)
+            stamp = b"" if tlv.timestamps is None else encode_tlv(SUB_TLV_TIMESTAMP, IHU_STAMPS.pack(*tlv.timestamps))
+            return encode_tlv(TLV_IHU, struct.pack("!BBHH", encoding, 0, tlv.rxcost, tlv.interval_cs) + address + stamp)
         case WildcardRetraction():
-            return _tlv(TLV_UPDATE, struct.pack("!BBBBHHH", AE_WILDCARD, 0, 0, 0, 0xFFFF, 0, METRIC_INFINITY))
+            return encode_tlv(TLV_UPDATE, struct.pack("!BBBBHHH", AE_WILDCARD, 0, 0, 0, 0xFFFF, 0, METRIC_INFINITY))
         case RouteRequest():
             if tlv.prefix is None:
-                return _tlv(TLV_ROUTE_REQUEST, bytes((AE_WILDCARD, 0)))
+                return encode_tlv(TLV_ROUTE_REQUEST, bytes((AE_WILDCARD, 0)))
             encoding, prefix = _encode_prefix(tlv.prefix)
             body = bytes((encoding, tlv.prefix.prefixlen)) + prefix + _source_prefix(tlv.source_prefix)
-            return _tlv(TLV_ROUTE_REQUEST, body)
+            return encode_tlv(TLV_ROUTE_REQUEST, body)
         case SeqnoRequest():
             encoding, prefix = _encode_prefix(tlv.prefix)
             head = (encoding, tlv.prefix.prefixlen, tlv.seqno, tlv.hop_count, 0, tlv.router_id)
             body = struct.pack("!BBHBB8s", *head) + prefix + _source_prefix(tlv.source_prefix)
-            return _tlv(TLV_SEQNO_REQUEST, body)
+            return encode_tlv(TLV_SEQNO_REQUEST, body)
         case Update():
             raise AssertionError("an update needs the packer's state")
 
 
-def _tlv(tlv_type: int, body: bytes) -> bytes:
+def encode_tlv(tlv_type: int, body: bytes) -> bytes:
     return bytes((tlv_type, len(body))) + body
 
 
@@ -447,7 +459,7 @@ def _source_prefix(source_prefix: Prefix | None) -> bytes:
     if source_prefix is None:
         return b""
     _, octets = _encode_prefix(source_prefix)
-    return _tlv(SUB_TLV_SOURCE_PREFIX, bytes((source_prefix.prefixlen,)) + octets)
+    return encode_tlv(SUB_TLV_SOURCE_PREFIX, bytes((source_prefix.prefixlen,)) + octets)
 
 
 def _common_octets(default: bytes | None, prefix: bytes) -> int:

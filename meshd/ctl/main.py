@@ -111,7 +111,7 @@ COMMANDS = (
     Command("interface cost", "Give an interface another cost, until the next start.",
             "meshctl interface cost wlan0 256", "interface.cost", render.cost, _cost_arguments,
             lambda options: {"interface": options.interface, "cost": options.cost}),
-    Command("reload", "Read filters, redistribution and interface costs anew from the configuration file.",
+    Command("reload", "Read filters, redistribution, interface costs and MAC keys anew from the file.",
             "meshctl reload", "reload", render.reloaded),
     Command("pay hold", "Stop paying; sellers stop carrying for us once their window is used up.", "meshctl pay hold",
             "pay.hold", render.paying),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from meshd.config import NOT_FOR_SALE, Config, ConfigError, example_config, load, parse, reference
+from routing.authentication import MacAlgorithm, MacKey
 from routing.events import LinkKind
 
 FILTER = '[[filter]]\ndirection = "import"\n'
@@ -196,3 +197,45 @@ def test_every_key_is_in_the_example_and_its_shown_default_is_taken() -> None:
 )
 def test_lengths_of_a_prefix_that_match(keys: str, lengths: tuple[int, int]) -> None:
     assert parse(FILTER + keys).filters[0].lengths == lengths
+
+
+SECRET = "c0ffee33445566778899aabbccddeeff"  # noqa: S105
+SHA_KEY = f'{{ algorithm = "hmac-sha256", key = "{SECRET}" }}'
+
+
+def mac_keys(text: str) -> tuple[MacKey, ...]:
+    return parse(f'[[interface]]\nname = "eth0"\nmac_keys = [{text}]\n').interfaces[0].mac_keys
+
+
+def test_mac_keys_stand_in_the_file_or_in_one_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(f"{SECRET}\n")
+    keys = mac_keys(f'{SHA_KEY}, {{ algorithm = "blake2s128", file = "{tmp_path}/key" }}')
+    octets = bytes.fromhex(SECRET)
+    assert keys == (MacKey(MacAlgorithm.HMAC_SHA256, octets), MacKey(MacAlgorithm.BLAKE2S, octets))
+    assert SECRET not in repr(keys) and repr(octets) not in repr(keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (f'"{SECRET}"', "each key to be"),
+        (f'{{ algorithm = "md5", key = "{SECRET}" }}', '"hmac-sha256" or "blake2s128"'),
+        (f'{{ algorithm = "blake2s128", key = "{SECRET * 3}" }}', "1 to 32 octets"),
+        (f'{{ algorithm = "blake2s128", key = "{SECRET}x" }}', "1 to 32 octets"),
+        ('{ algorithm = "blake2s128", key = 12 }', "1 to 32 octets"),
+        ('{ algorithm = "hmac-sha256", file = "/nonexistent" }', "/nonexistent to hold a key: No such file"),
+        (", ".join([SHA_KEY] * 5), "up to 4 keys"),
+    ],
+)
+def test_wrong_mac_keys_are_not_shown(keys: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        mac_keys(keys)
+    message = str(caught.value)
+    assert "mac_keys = (not shown)" in message and expected in message
+    assert SECRET not in message
+
+
+def test_mac_keys_are_for_links_without_wireguard() -> None:
+    text = f'[[interface]]\nname = "eth0"\nsecurity = "wireguard"\nmac_keys = [{SHA_KEY}]'
+    with pytest.raises(ConfigError, match="WireGuard authenticates by itself"):
+        parse(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,18 +13,22 @@ import pytest
 import trio
 
 from meshd import router as router_module
+from meshd.babel_socket import BABEL_GROUP as GROUP
 from meshd.babel_socket import Datagram
 from meshd.billing import Billing
 from meshd.config import InterfaceConfig
 from meshd.kernel import Link
 from meshd.router import FAREWELL_TIMEOUT, REPORT_INTERVAL, RETRY_INTERVAL, Router
 from routing import events
+from routing.authentication import Authenticator, MacAlgorithm, MacKey
+from routing.codec import pack
 from routing.speaker import NeighbourView, Speaker
-from routing.tlv import WildcardRetraction
+from routing.tlv import Hello, WildcardRetraction
 from tests.meshd.fakes import FakeKernel, run
 
 OURS, THEIRS = IPv6Address("fe80::1"), IPv6Address("fe80::2")
 NET, OTHER_NET = IPv6Network("fd00:1::/64"), IPv6Network("fd00:2::/64")
+KEY = MacKey(MacAlgorithm.HMAC_SHA256, bytes(range(32)))
 PACKET = events.SendPacket("eth0", None, (WildcardRetraction(),))
 INSTALL = events.InstallRoute(NET, "eth0", THEIRS, 96, 5)
 
@@ -48,7 +53,9 @@ class ScriptedSpeaker:
 class FakeSocket:
     def __init__(self, journal: list[Any]) -> None:
         self.journal = journal
+        self.port = 6696
         self.joined: list[int] = []
+        self.sent: list[tuple[IPv6Address | None, bytes]] = []
         self.stuck = False
         self.failing = False
         self.closed = False
@@ -66,11 +73,12 @@ class FakeSocket:
     async def receive(self) -> Datagram:
         return await self._arrived.receive()
 
-    async def send(self, index: int, destination: IPv6Address | None, data: bytes) -> None:
+    async def send(self, index: int, data: bytes, *, source: IPv6Address, destination: IPv6Address | None) -> None:
         await (trio.sleep_forever() if self.stuck else trio.lowlevel.checkpoint())
         if self.failing:
             raise OSError("network is down")
         self.journal.append(("packet", index))
+        self.sent.append((destination, data))
 
     def close(self) -> None:
         self.closed = True
@@ -88,7 +96,7 @@ class Node:
             cast("Speaker", self.speaker),
             self.kernel.as_kernel(),
             Billing(price_notice=10.0),
-            [InterfaceConfig(name="eth0"), InterfaceConfig(name="eth1")],
+            [InterfaceConfig(name="eth0"), InterfaceConfig(name="eth1"), InterfaceConfig(name="mac0", mac_keys=(KEY,))],
             port=6696,
             on_neighbour=lambda *what: self.told.append(what),
             on_interface=lambda *what: self.told.append(what),
@@ -300,10 +308,54 @@ def test_nonsense_is_counted_and_what_comes_from_elsewhere_dropped(node: Node) -
         async with node.running() as router:
             await node.link()
             for index, data in ((3, b"junk"), (8, b"junk"), (3, bytes((42, 2, 0, 0)))):
-                await node.socket.arrive.send(Datagram(index, THEIRS, data, True))
+                await node.socket.arrive.send(Datagram(index, THEIRS, GROUP, data))
             await trio.sleep(0.1)
             assert (router.counters["packets received"], router.counters["packets malformed"]) == (2, 1)
             assert node.speaker.given[1:] == [events.ReceivedPacket("eth0", THEIRS, (), True)]
+
+    run(scenario)
+
+
+def test_where_there_are_keys_only_what_is_authenticated_gets_in(node: Node) -> None:
+    async def scenario() -> None:
+        async with node.running() as router:
+            await node.link(name="mac0", index=5)
+            them = Authenticator((KEY,), address=THEIRS, port=6696, octets=random.Random(1).randbytes)
+            (hello,) = pack([Hello(7, 400)], mtu=1500)
+
+            async def hear(data: bytes, *, to: IPv6Address = GROUP) -> None:
+                await node.socket.arrive.send(Datagram(5, THEIRS, to, data))
+                await trio.sleep(0.5)
+
+            await hear(hello)
+            await hear(them.protect(hello, destination=GROUP))
+            assert node.speaker.given[1:] == []
+            ((destination, challenge),) = node.socket.sent
+            assert destination == THEIRS
+            answer = them.check(challenge, source=OURS, destination=THEIRS, now=0.0).replies[0]
+            await hear(answer, to=OURS)
+            await hear(packet := them.protect(hello, destination=GROUP))
+            await hear(packet)
+            received = [events.ReceivedPacket("mac0", THEIRS, tlvs, bool(tlvs)) for tlvs in ((), (Hello(7, 400),))]
+            assert node.speaker.given[1:] == received
+            dropped = {"without MAC": 1, "of senders not yet proved": 1, "replayed": 1}
+            assert dropped.items() <= {name[8:]: count for name, count in router.counters.items()}.items()
+            # What we say ourselves is taken by them: after a challenge of theirs, which it answers.
+            await node.trigger(replace(PACKET, interface="mac0"))
+            said = node.socket.sent[-1][1]
+            asked = them.check(said, source=OURS, destination=GROUP, now=1.0)
+            await hear(asked.replies[0], to=OURS)
+            assert them.check(node.socket.sent[-1][1], source=OURS, destination=THEIRS, now=2.0).drop is None
+            # The operator takes everybody, then only who has another key, then everybody without any key.
+            await router.set_keys("mac0", (KEY,), verify=False)
+            await hear(hello)
+            assert len(node.speaker.given) == 6 and router.counters["packets taken unauthenticated"] == 1
+            await router.set_keys("mac0", (MacKey(MacAlgorithm.BLAKE2S, b"other"),), verify=True)
+            await hear(them.protect(hello, destination=GROUP))
+            assert len(node.speaker.given) == 6 and router.counters["packets with wrong MAC"] == 1
+            await router.set_keys("mac0", (), verify=True)
+            await hear(hello)
+            assert len(node.speaker.given) == 7
 
     run(scenario)
 
