@@ -195,6 +195,7 @@ class Neighbourhood:
         if neighbour.ask_at <= now:
             self._ask_for_missed(neighbour)
         if neighbour.dump_at <= now:
+            neighbour.dump_at = NEVER  # it may have to wait again, for others on its link
             self._announcer.request_dump(neighbour, now=now)
         self._follow_link(neighbour, now=now)
         if verdict is Verdict.LOSSY:

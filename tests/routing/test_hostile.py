@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from ipaddress import IPv6Address, IPv6Network
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routing import budget
+from routing.announcer import Announcer
 from routing.events import (
     BlockRoute,
     InstallRoute,
@@ -146,6 +148,36 @@ def test_requests_for_the_whole_table_get_one_a_second() -> None:
         chart.hear("a", *[RouteRequest(None)] * 100)
         chart.wait(0.1)
     assert 10 <= len(chart.sent(Update, "a")) <= 11
+
+
+def test_a_dump_that_has_to_wait_twice_does_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For its own interval, and then for a neighbour on the same link that asked just before (found by tools/prove)."""
+    chart = Chart()
+    chart.feed(OriginateRoute(DESTINATION))
+    chart.interface_of = {"b": "a"}
+    chart.meet("a")
+    chart.hello("b", interval_cs=60000)
+    chart.wait(5.0)
+    asked = 0
+    request_dump = Announcer.request_dump
+
+    def count(*arguments: Any, **options: Any) -> None:
+        nonlocal asked
+        asked += 1
+        assert asked < 20, "asked for the same dump for ever"
+        request_dump(*arguments, **options)
+
+    monkeypatch.setattr(Announcer, "request_dump", count)
+    chart.hear("a", RouteRequest(None))
+    chart.wait(0.5)
+    chart.hear("a", RouteRequest(None))  # 1 s after its last one
+    chart.wait(0.4)
+    chart.hear("b", RouteRequest(None))  # and 0.2 s after this
+    chart.outputs.clear()
+    chart.wait(0.15)
+    assert not [packet for packet in chart.take(SendPacket) if packet.destination == peer_address("a")]
+    chart.wait(0.15)
+    assert [packet for packet in chart.take(SendPacket) if packet.destination == peer_address("a")]
 
 
 def test_seqno_requests_are_passed_on_up_to_a_rate() -> None:
