@@ -18,6 +18,7 @@ import pytest
 
 from meshd.ctl.client import CallError, call
 from tests.tools.babel_readers import assert_agrees_with_codec, assert_agrees_with_tshark, packets_in
+from tests.tools.tcpdump_reader import assert_agrees_with_tcpdump
 from tools.lab import toml_text
 from tools.ns import Namespaces
 
@@ -244,7 +245,7 @@ class Mesh:
     def capture(self, node: Node, interface: str, *, timestamps: bool = False) -> Iterator[Path]:
         """Babel packets at one interface, both directions, into a file that is complete after the block.
 
-        Whatever was captured, our codec, tools/dissect and tshark (where installed) must read it alike.
+        Whatever was captured, our codec, tools/dissect, tcpdump and tshark (where installed) must read it alike.
         """
         path = self.directory / f"{interface}.pcap"
         path.unlink(missing_ok=True)  # an earlier one of this test
@@ -257,6 +258,7 @@ class Mesh:
         time.sleep(0.2)
         self.namespaces.end(process)
         assert sum(assert_agrees_with_codec(packet) for packet in packets_in(path)) > 0
+        assert assert_agrees_with_tcpdump(path) > 0
         if shutil.which("tshark") and not timestamps:  # tshark 4.0 takes IHUs with timestamps for malformed
             assert_agrees_with_tshark(path)
 
