@@ -193,3 +193,11 @@ def test_tshark_reads_what_we_send(tmp_path: Path) -> None:
     types = [int(number) for _, numbers in fields for number in numbers.split(",")]
     assert types.count(8) == 61
     assert {2, 3, 4, 5, 6, 8, 9, 10} == set(types)
+
+
+def test_every_packet_with_updates_begins_with_a_router_id_also_for_retractions() -> None:
+    """babeld of FRR 8.4 ignores a retraction without one."""
+    retractions = [Update(IPv6Network((0xFD << 120 | i, 128)), 65535, 1, 1600, ROUTER) for i in range(100)]
+    packets = pack(retractions, mtu=600)
+    assert len(packets) > 1
+    assert {octets[4:16] for octets in packets} == {bytes.fromhex(ROUTER_ID_TLV)}

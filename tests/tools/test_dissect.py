@@ -37,7 +37,7 @@ def lines(*tlv_octets: str) -> list[str]:
 
 
 def test_there_are_captures_of_every_peer() -> None:
-    assert {capture.name.partition("-")[0] for capture in CAPTURES} == {"babeld", "bird"}
+    assert {capture.name.partition("-")[0] for capture in CAPTURES} == {"babeld", "bird", "frr"}
 
 
 @pytest.mark.parametrize("capture", CAPTURES, ids=lambda path: path.stem)
