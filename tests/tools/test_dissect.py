@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scapy.compat import raw
 from scapy.layers.inet import UDP
 from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
+from scapy.utils import wrpcap
 
 from routing.codec import DecodeError, decode, pack
 from routing.tlv import Hello, Ihu, RouteRequest, SeqnoRequest, Tlv, Update, WildcardRetraction
@@ -27,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CAPTURES = sorted((ROOT / "tests/vectors/captures").glob("*.pcap"))
 FOR_TSHARK = [path for path in CAPTURES if "round-trip" not in path.name]  # IHU timestamps are malformed, it says
 SOURCE = "fe80::1"
+SHOWN_AS_SENT = "bits beyond a prefix's length are ignored"  # by tshark and tcpdump they are not
 ROUTER = bytes.fromhex("02005efffe005301")
 
 
@@ -55,6 +61,37 @@ def test_tshark_reads_the_same_in_real_captures(capture: Path) -> None:
 @pytest.mark.parametrize("capture", CAPTURES, ids=lambda path: path.stem)
 def test_tcpdump_reads_the_same_in_real_captures(capture: Path) -> None:
     assert assert_agrees_with_tcpdump(capture) > 20
+
+
+def capture_of_vectors(directory: Path, is_wanted: Callable[[list[dict[str, Any]]], bool]) -> Path:
+    """A capture of those packets of tests/vectors/babel that are well-formed and `is_wanted`."""
+    packets = []
+    for name in ("packets", "macs"):
+        for vector in json.loads((ROOT / f"tests/vectors/babel/{name}.json").read_text())["vectors"]:
+            if vector.get("error") or vector["name"] == SHOWN_AS_SENT:
+                continue
+            octets = bytes.fromhex(vector["packet"])
+            ip = IPv6(src=vector["source"], dst=vector.get("destination", "ff02::1:6"), hlim=1)
+            packet = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02") / ip / UDP(sport=6696, dport=6696) / octets
+            described = describe(Ether(raw(packet)))
+            is_malformed = any(record.get("malformed") for record in described["tlvs"])
+            if not is_malformed and is_wanted(described["tlvs"]):
+                packets.append(packet)
+    wrpcap(str(directory / "vectors.pcap"), packets)
+    return directory / "vectors.pcap"
+
+
+@pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed")
+def test_tshark_reads_the_same_in_the_test_vectors(tmp_path: Path) -> None:
+    def is_wanted(records: list[dict[str, Any]]) -> bool:
+        return not any(record["tlv"] == "IHU" and record["sub_tlvs"] for record in records)
+
+    assert assert_agrees_with_tshark(capture_of_vectors(tmp_path, is_wanted)) > 100
+
+
+@pytest.mark.skipif(shutil.which("tcpdump") is None, reason="tcpdump is not installed")
+def test_tcpdump_reads_the_same_in_the_test_vectors(tmp_path: Path) -> None:
+    assert assert_agrees_with_tcpdump(capture_of_vectors(tmp_path, lambda _: True)) > 100
 
 
 @pytest.mark.parametrize("capture", CAPTURES, ids=lambda path: path.stem)
