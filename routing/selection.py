@@ -158,7 +158,10 @@ class Selection:
         for entry in list(self._state.prefixes.values()):
             for route in list(entry.routes.values()):
                 next_at = min(next_at, self._check_expiry(route, now=now))
+            source_count = len(entry.sources)
             next_at = min(next_at, self._collect_sources(entry, now=now))
+            if len(entry.sources) < source_count and entry.routes and entry.selected is None:
+                self.reconsider(entry, now=now)  # nobody answered our requests; what was unfeasible is so no more
             next_at = min(next_at, self._check_hold(entry, now=now))
             if entry.retract_until > now:
                 next_at = min(next_at, entry.retract_until)

@@ -529,3 +529,20 @@ def test_a_turn_to_an_equal_route_is_told_to_the_neighbours_on_both_ways() -> No
     packets = chart.take(SendPacket)
     told = {packet.interface: [tlv.metric for tlv in packet.tlvs if isinstance(tlv, Update)] for packet in packets}
     assert told == {"a": [192], "b": [INFINITY]}
+
+
+def test_a_route_that_nobody_gave_a_newer_seqno_is_taken_when_its_feasibility_distance_is_forgotten() -> None:
+    """Found by tools/prove: it was feasible then, but nobody looked at it again."""
+    chart = Chart()
+    chart.meet("a", "b")
+    chart.hear("a", update(100))
+    chart.wait(1.0)
+    chart.hear("a", update(65535))
+    chart.hear("b", update(500))
+    chart.wait(1.0)
+    assert chart.speaker.selected(DESTINATION) is None
+    for _ in range(16):
+        chart.wait(16.0)
+        chart.hear("b", update(500))
+    route = chart.speaker.selected(DESTINATION)
+    assert route is not None and route.advertised_metric == 500

@@ -10,7 +10,7 @@ from tools.prover.truth import Truth, name_of
 from tools.prover.world import Loop, World
 
 CHUNK = 5.0
-REACH_TIMEOUT = 120.0  # virtual seconds after the last event until every pair that has a path has a working route
+REACH_TIMEOUT = 220.0  # virtual seconds after the last event until every pair that has a path has a working route
 BEST_TIMEOUT = 300.0  # and until every route is a shortest one
 CALM = 20.0  # for so long nothing may change then
 
