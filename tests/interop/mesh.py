@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv6Address
@@ -308,3 +309,9 @@ def eventually(condition: Callable[[], Any], timeout: float, failure: str) -> No
 def link_local(node: Node, interface: str) -> IPv6Address:
     words = node.run(f"ip -6 -o address show dev {interface} scope link").split()
     return IPv6Address(words[words.index("inet6") + 1].partition("/")[0])
+
+
+def rewrite(node: Node, name: str, tables: list[dict[str, object]]) -> None:
+    """Another version of one array of tables in the configuration of a running meshd."""
+    path = node.directory / "config.toml"
+    path.write_text(toml_text.dump(tomllib.loads(path.read_text()) | {name: tables}))

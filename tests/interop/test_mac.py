@@ -11,7 +11,7 @@ import pytest
 from meshd.ctl.client import CallError
 from routing.codec import framed, split_packet
 from tests.interop.captures import Captured, read_capture
-from tests.interop.mesh import MARKS, PEERS, Mesh, Node, eventually, link_local, mesh, need
+from tests.interop.mesh import MARKS, PEERS, Mesh, Node, eventually, link_local, mesh, need, rewrite
 
 pytestmark = MARKS
 SECRET = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"  # noqa: S105
@@ -129,6 +129,29 @@ def test_neighbours_without_the_key_are_taken_where_the_operator_says_so(peer: s
         made.start()
         made.await_all()
         assert counters(a)["packets taken unauthenticated"] > 0
+
+
+def test_keys_are_changed_while_routes_stay(tmp_path: Path) -> None:
+    """As the configuration's documentation tells: the new key beside the old one everywhere, then without the old."""
+    need("ip", "nft")
+    old, new = ({"algorithm": "hmac-sha256", "key": secret} for secret in (SECRET, WRONG))
+    with mesh(tmp_path, "rotate") as made:
+        a, b = (made.node(name, "meshd", interface={"mac_keys": [old]}) for name in "ab")
+        made.wire(a, b)
+        made.start()
+        made.await_all()
+        for keys in ([old, new], [new]):
+            for node in (a, b):
+                rewrite(node, "interface", [{"name": node.interfaces[0], "mac_keys": keys}])
+                node.rpc("reload")
+                seen = [counters(n)["packets received"] for n in (a, b)]
+                for n, before in zip((a, b), seen, strict=True):
+                    eventually(lambda n=n, before=before: counters(n)["packets received"] > before + 2, 30, "silence")
+                assert _has_route(a, b) and _has_route(b, a)
+        assert not any(counters(node)["packets with wrong MAC"] for node in (a, b))
+        rewrite(a, "interface", [{"name": "ab", "mac_keys": [old]}])
+        a.rpc("reload")
+        eventually(lambda: _count(b, "packets with wrong MAC") > 0, 30, "the key was not changed")
 
 
 def _count(node: Node, reason: str) -> int:

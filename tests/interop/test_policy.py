@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import time
-import tomllib
 from pathlib import Path
 
 import pytest
 
-from tests.interop.mesh import MARKS, PEERS, UPDATE_INTERVAL, Mesh, Node, eventually, mesh, need
-from tools.lab import toml_text
+from tests.interop.mesh import MARKS, PEERS, UPDATE_INTERVAL, Mesh, Node, eventually, mesh, need, rewrite
 
 pytestmark = MARKS
 UPLINK = {"redistribute": [{"prefix": "::/0"}, {"prefix": "192.0.2.0/24", "or_longer": True, "metric": 100}]}
-
-
-def rewrite(node: Node, name: str, tables: list[dict[str, object]]) -> None:
-    """Another version of one array of tables in the configuration of a running meshd."""
-    path = node.directory / "config.toml"
-    path.write_text(toml_text.dump(tomllib.loads(path.read_text()) | {name: tables}))
 
 
 @pytest.fixture(params=PEERS)

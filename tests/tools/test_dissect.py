@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -27,10 +29,12 @@ from tests.tools.babel_readers import assert_agrees_with_codec, assert_agrees_wi
 from tests.tools.tcpdump_reader import assert_agrees_with_tcpdump
 from tools.dissector import layers, words
 from tools.dissector.main import describe, main
+from tools.ns import Namespaces
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPTURES = sorted((ROOT / "tests/vectors/captures").glob("*.pcap"))
 FOR_TSHARK = [path for path in CAPTURES if "round-trip" not in path.name]  # IHU timestamps are malformed, it says
+VECTORS = ROOT / "tests/vectors/babel/packets.json"
 SOURCE = "fe80::1"
 SHOWN_AS_SENT = "bits beyond a prefix's length are ignored"  # by tshark and tcpdump they are not
 ROUTER = bytes.fromhex("02005efffe005301")
@@ -204,6 +208,28 @@ def test_what_cannot_be_read_is_one_line(argument: str, capsys: pytest.CaptureFi
     assert main([argument]) == 1
     output = capsys.readouterr()
     assert output.out == "" and output.err.startswith("dissect: ") and output.err.count("\n") == 1
+
+
+@pytest.mark.namespaces
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="network namespaces need root and ip")
+def test_a_live_interface() -> None:
+    packet = next(v for v in json.loads(VECTORS.read_text())["vectors"] if v["name"] == "price")["packet"]
+    sender = f"""
+import socket, time
+with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:
+    sender.bind(("::1", 6696))
+    while True:
+        sender.sendto(bytes.fromhex("{packet}"), ("::1", 6696))
+        time.sleep(0.1)
+"""
+    with Namespaces("dissect-") as namespaces:
+        namespaces.add("n")
+        namespaces.popen("n", [sys.executable, "-S", "-c", sender], stdout=None)
+        command = [str(ROOT / "tools/dissect"), "--json", "--interface", "lo", "--count", "1"]
+        (line,) = namespaces.run("n", command).splitlines()
+    (router_id, update) = json.loads(line)["tlvs"]
+    assert (router_id["router_id"], update["prefix"]) == ("02005efffe005301", "fd01:2:3::/48")
+    assert update["sub_tlvs"][0]["price_msat_per_gb"] == 1_000_000
 
 
 def test_the_script() -> None:
