@@ -166,7 +166,7 @@ class Authenticator:
     @property
     def overhead(self) -> int:
         """Octets that `protect` adds to a packet."""
-        return 6 + INDEX_LENGTH + 2 + sum(2 + key.algorithm.mac_length for key in self._keys)
+        return 6 + INDEX_LENGTH + sum(2 + key.algorithm.mac_length for key in self._keys)
 
     def set_keys(self, keys: tuple[MacKey, ...]) -> None:
         """Others from now on. Who was proved to be alive with the old ones stays so."""

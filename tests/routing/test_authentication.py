@@ -69,6 +69,17 @@ class Pair:
         self.now += 2 * CHALLENGE_INTERVAL
 
 
+def counter(value: int) -> bytes:
+    """Under the index of `Pair.a`."""
+    return encode_tlv(17, value.to_bytes(4, "big") + random.Random(f"{A} 0").randbytes(8))
+
+
+def signed(body: bytes) -> bytes:
+    """Whatever body, from A to B, with a good MAC."""
+    packet, port = encode_packet(body), PORT.to_bytes(2, "big")
+    return packet + encode_tlv(16, SHA.mac(A.packed + port + B.packed + port + packet))
+
+
 @pytest.fixture
 def pair() -> Pair:
     made = Pair()
@@ -103,6 +114,7 @@ def test_whatever_is_packed_fits_with_its_macs(sent: list[Tlv], mtu: int) -> Non
     packets = [a.protect(packet, destination=GROUP) for packet in pack(sent, mtu=mtu, reserve=a.overhead)]
     assert all(len(packet) + 48 <= mtu for packet in packets)
     whole = pack(sent, mtu=mtu, reserve=a.overhead)
+    assert {len(packet) - len(bare) for packet, bare in zip(packets, whole, strict=True)} == {a.overhead}
     assert [decode(p, source=A) for p in packets] == [decode(p, source=A) for p in whole]
 
 
@@ -196,12 +208,8 @@ def test_no_octets_raise_anything(octets: bytes, is_framed: bool) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(st.integers(16, 20), st.binary(max_size=250)), max_size=5), st.binary(max_size=3))
 def test_the_holder_of_a_key_may_say_anything(said: list[tuple[int, bytes]], rest: bytes) -> None:
-    body = b"".join(encode_tlv(*tlv) for tlv in said) + rest
-    packet = encode_packet(body)
-    ports = PORT.to_bytes(2, "big")
-    mac = SHA.mac(A.packed + ports + B.packed + ports + packet)
     pair = Pair()
-    verdict = pair.check(packet + encode_tlv(16, mac), to=B)
+    verdict = pair.check(signed(b"".join(encode_tlv(*tlv) for tlv in said) + rest), to=B)
     assert verdict.drop in {Drop.MALFORMED, Drop.NO_COUNTER, Drop.CHALLENGED}
     assert len(verdict.replies) <= 2
     assert all(pair.answer(reply).drop is Drop.CHALLENGED for reply in verdict.replies)
@@ -252,6 +260,14 @@ def test_keys_are_changed_without_losing_anybody() -> None:
     assert pair.check(pair.says()).drop is Drop.WRONG_MAC
 
 
+def test_an_answer_counts_once() -> None:
+    pair = Pair()
+    (challenge,) = pair.check(pair.says()).replies
+    reply = pair.answer(challenge).replies[0]
+    assert pair.check(reply, to=B).drop is None
+    assert pair.check(reply, to=B).drop is Drop.REPLAYED
+
+
 def test_an_answer_that_is_late_repeated_or_to_somebody_else_proves_nothing() -> None:
     pair = Pair()
     (challenge,) = pair.check(pair.says()).replies
@@ -267,6 +283,30 @@ def test_an_answer_that_is_late_repeated_or_to_somebody_else_proves_nothing() ->
 def test_a_request_to_the_group_is_not_answered(pair: Pair) -> None:
     packet = pair.a.protect(encode_packet(encode_tlv(18, b"nonce")), destination=GROUP)
     assert pair.check(packet) == Verdict(None)
+
+
+def test_a_request_that_is_replayed_is_not_answered_again(pair: Pair) -> None:
+    packet = pair.a.protect(encode_packet(encode_tlv(18, b"nonce")), destination=B)
+    assert len(pair.check(packet, to=B).replies) == 1
+    pair.now += 2 * CHALLENGE_INTERVAL
+    assert pair.check(packet, to=B) == Verdict(Drop.REPLAYED)
+
+
+@pytest.mark.parametrize("length", [0, 192])
+def test_a_nonce_is_given_back_as_it_is(length: int, pair: Pair) -> None:
+    nonce = bytes(range(length))
+    (reply,) = pair.check(signed(encode_tlv(18, nonce) + counter(2**31)), to=B).replies
+    assert framed(split_packet(reply)[0])[0] == (19, nonce)
+
+
+def test_what_is_longer_or_shorter_than_the_specification_says_is_ignored(pair: Pair) -> None:
+    assert pair.check(signed(encode_tlv(18, bytes(193)) + counter(2**31)), to=B) == Verdict(None)
+    assert pair.check(signed(encode_tlv(17, bytes(3))), to=B).drop is Drop.NO_COUNTER
+    assert pair.check(signed(encode_tlv(17, bytes(37))), to=B).drop is Drop.NO_COUNTER
+
+
+def test_the_first_of_several_counters_counts(pair: Pair) -> None:
+    assert pair.check(signed(counter(1) + counter(2**31)), to=B).drop is Drop.REPLAYED
 
 
 def test_challenges_and_replies_to_one_neighbour_are_spaced(pair: Pair) -> None:
