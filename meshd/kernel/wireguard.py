@@ -1,14 +1,16 @@
 """WireGuard interfaces with one peer each: the kernel's own where it has them, else `wireguard-go` (Debian).
 
 Both are made here and told the same; `wireguard-go` by the text protocol of its Unix socket
-(https://www.wireguard.com/xplatform/), the kernel through pyroute2, in a worker thread, for it blocks.
+(https://www.wireguard.com/xplatform/), the kernel by generic netlink (linux/wireguard.h). Not by pyroute2, which knows
+no scope of an endpoint's address, and here all are link-local.
 """
 
 from __future__ import annotations
 
-import base64
 import errno
 import os
+import socket
+import struct
 import subprocess
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -18,15 +20,27 @@ from typing import Protocol
 import trio
 
 from meshd.kernel.links import Links
-from meshd.kernel.netlink import NetlinkError
+from meshd.kernel.netlink import Message, NetlinkError, NetlinkSocket, Request, attribute, attributes
 
 PROGRAM = "wireguard-go"
 _SOCKETS = Path("/var/run/wireguard")  # where the program puts NAME.sock, in whatever network namespace it is
 _START_TIMEOUT = 5.0
 _CALL_TIMEOUT = 5.0
+_END_TIMEOUT = 1.0
 _POLL_INTERVAL = 0.02
 _MAX_REPLY = 65536
 EVERYTHING = ("::/0", "0.0.0.0/0")
+
+_NETLINK_GENERIC = 16
+_GENERIC = struct.Struct("=BBH")  # struct genlmsghdr: command, version, reserved
+_CONTROL, _GET_FAMILY, _FAMILY_ID, _FAMILY_NAME = 16, 3, 1, 2  # linux/genetlink.h
+_GET_DEVICE, _SET_DEVICE, _VERSION = 0, 1, 1
+_DEVICE_NAME, _DEVICE_KEY, _DEVICE_FLAGS, _DEVICE_PORT, _DEVICE_PEERS = 2, 3, 5, 6, 8
+_PEER_KEY, _PEER_FLAGS, _PEER_ENDPOINT, _PEER_KEEPALIVE, _PEER_HANDSHAKE, _PEER_ALLOWED = 1, 3, 4, 5, 6, 9
+_ALLOWED_FAMILY, _ALLOWED_ADDRESS, _ALLOWED_LENGTH = 1, 2, 3
+_REPLACE_PEERS = 1
+_REPLACE_ALLOWED, _UPDATE_ONLY = 2, 4
+_NESTED = 0x8000
 
 IPAddress = IPv4Address | IPv6Address
 
@@ -69,6 +83,9 @@ class Device(Protocol):
 
     async def status(self) -> Status: ...
 
+    async def close(self) -> None:
+        """After the interface was deleted: nothing of it remains."""
+
 
 async def make(name: str, links: Links) -> Device:
     """A new interface, not yet up. Raises WireGuardError."""
@@ -108,7 +125,18 @@ class GoDevice:
 
     async def status(self) -> Status:
         values = dict(line.partition("=")[::2] for line in (await self._call("get=1\n\n")).splitlines())
-        return Status(int(values.get("listen_port", 0)), int(values.get("last_handshake_time_sec", 0)))
+        try:
+            return Status(int(values.get("listen_port", 0)), int(values.get("last_handshake_time_sec", 0)))
+        except ValueError as error:
+            raise WireGuardError(f"{self.name}: {PROGRAM} does not make sense: {error}") from error
+
+    async def close(self) -> None:
+        try:
+            with trio.move_on_after(_END_TIMEOUT):
+                while self._process.poll() is None:
+                    await trio.sleep(_POLL_INTERVAL)
+        finally:
+            _end(self._process)
 
     async def _set(self, *settings: tuple[str, str]) -> None:
         await self._call("".join(f"{key}={value}\n" for key, value in (("set", "1"), *settings)) + "\n")
@@ -131,7 +159,9 @@ class GoDevice:
             raise WireGuardError(f"{self.name}: {PROGRAM} does not answer: {error or 'too slow'}") from error
         text = reply.decode(errors="replace")
         if "errno=0\n" not in text:
-            raise WireGuardError(f"{self.name}: {PROGRAM} answered {text.strip()!r}")
+            # Not the text itself: it may hold the private key.
+            code = next((line for line in text.splitlines() if line.startswith("errno=")), "half an answer")
+            raise WireGuardError(f"{self.name}: {PROGRAM} answered {code}")
         return text
 
 
@@ -140,55 +170,98 @@ class KernelDevice:
         self.name = name
 
     async def configure(self, private_key: bytes, peer_key: bytes) -> None:
-        peer = {"public_key": _base64(peer_key), "allowed_ips": list(EVERYTHING), "replace_allowed_ips": True}
-        await _in_thread(self.name, private_key=_base64(private_key), peer=peer)
+        await self._ask(_SET_DEVICE, configuration(self.name, private_key, peer_key))
 
     async def set_endpoint(self, peer_key: bytes, endpoint: Endpoint, *, keepalive: int) -> None:
-        address = f"{endpoint.address}%{endpoint.scope}" if endpoint.scope else str(endpoint.address)
-        peer = {
-            "public_key": _base64(peer_key),
-            "endpoint_addr": address,
-            "endpoint_port": endpoint.port,
-            "persistent_keepalive": keepalive,
-        }
-        await _in_thread(self.name, peer=peer)
+        await self._ask(_SET_DEVICE, peer_endpoint(self.name, peer_key, endpoint, keepalive=keepalive))
 
     async def status(self) -> Status:
-        return await trio.to_thread.run_sync(_kernel_status, self.name)
+        return read_status(await self._ask(_GET_DEVICE, attribute(_DEVICE_NAME, self.name.encode() + b"\0")))
+
+    async def close(self) -> None:
+        """The kernel has done it."""
+
+    async def _ask(self, command: int, payload: bytes) -> list[Message]:
+        try:
+            with NetlinkSocket(_NETLINK_GENERIC) as netlink:
+                family = await _family(netlink)
+                request = Request(family, _GENERIC.pack(command, _VERSION, 0) + payload)
+                if command == _GET_DEVICE:
+                    return await netlink.dump(request)
+                await netlink.request(request)
+                return []
+        except (NetlinkError, OSError) as error:
+            raise WireGuardError(f"{self.name}: {error}") from error
 
 
-def _base64(key: bytes) -> bytes:
-    return base64.b64encode(key)
+async def _family(netlink: NetlinkSocket) -> int:
+    """Generic netlink's number of WireGuard: the kernel gives them out as modules are loaded."""
+    name = attribute(_FAMILY_NAME, b"wireguard\0")
+    for answer in await netlink.get(Request(_CONTROL, _GENERIC.pack(_GET_FAMILY, 1, 0) + name)):
+        for kind, start, end in attributes(answer.payload, _GENERIC.size, len(answer.payload)):
+            if kind == _FAMILY_ID and end - start == 2:
+                return int(struct.unpack_from("=H", answer.payload, start)[0])
+    raise NetlinkError(errno.ENOENT, "wireguard")
 
 
-async def _in_thread(name: str, **settings: object) -> None:
-    def apply() -> None:
-        from pyroute2 import WireGuard  # noqa: PLC0415  a second of start-up that most nodes need not pay
+def configuration(name: str, private_key: bytes, peer_key: bytes) -> bytes:
+    """The attributes that replace all, with one peer for everything."""
+    allowed = b""
+    for family, size in ((socket.AF_INET6, 16), (socket.AF_INET, 4)):
+        allowed += _nested(
+            0,
+            attribute(_ALLOWED_FAMILY, struct.pack("=H", family))
+            + attribute(_ALLOWED_ADDRESS, bytes(size))
+            + attribute(_ALLOWED_LENGTH, b"\0"),
+        )
+    peer = attribute(_PEER_KEY, peer_key) + attribute(_PEER_FLAGS, struct.pack("=I", _REPLACE_ALLOWED))
+    return (
+        attribute(_DEVICE_NAME, name.encode() + b"\0")
+        + attribute(_DEVICE_FLAGS, struct.pack("=I", _REPLACE_PEERS))
+        + attribute(_DEVICE_KEY, private_key)
+        + attribute(_DEVICE_PORT, struct.pack("=H", 0))
+        + _nested(_DEVICE_PEERS, _nested(0, peer + _nested(_PEER_ALLOWED, allowed)))
+    )
 
-        with WireGuard() as kernel:
-            kernel.set(name, **settings)
 
-    try:
-        await trio.to_thread.run_sync(apply)
-    except Exception as error:
-        raise WireGuardError(f"{name}: {error}") from error
+def peer_endpoint(name: str, peer_key: bytes, endpoint: Endpoint, *, keepalive: int) -> bytes:
+    """The attributes that move the far end of a peer that is there."""
+    if isinstance(endpoint.address, IPv4Address):
+        head = struct.pack("=H", socket.AF_INET) + struct.pack("!H", endpoint.port)
+        address = head + endpoint.address.packed + bytes(8)  # struct sockaddr_in
+    else:
+        head = struct.pack("=H", socket.AF_INET6) + struct.pack("!HI", endpoint.port, 0)
+        address = head + endpoint.address.packed + struct.pack("=I", endpoint.scope)  # struct sockaddr_in6
+    peer = (
+        attribute(_PEER_KEY, peer_key)
+        + attribute(_PEER_FLAGS, struct.pack("=I", _UPDATE_ONLY))
+        + attribute(_PEER_ENDPOINT, address)
+        + attribute(_PEER_KEEPALIVE, struct.pack("=H", keepalive))
+    )
+    return attribute(_DEVICE_NAME, name.encode() + b"\0") + _nested(_DEVICE_PEERS, _nested(0, peer))
 
 
-def _kernel_status(name: str) -> Status:
-    from pyroute2 import WireGuard  # noqa: PLC0415
+def read_status(answers: list[Message]) -> Status:
+    port = handshake_at = 0
+    for answer in answers:
+        data = answer.payload
+        for kind, start, end in attributes(data, _GENERIC.size, len(data)):
+            if kind == _DEVICE_PORT and end - start == 2:
+                (port,) = struct.unpack_from("=H", data, start)
+            elif kind == _DEVICE_PEERS:
+                for _, peer, peer_end in attributes(data, start, end):
+                    for what, value, value_end in attributes(data, peer, peer_end):
+                        if what == _PEER_HANDSHAKE and value_end - value >= 8:  # struct __kernel_timespec
+                            (handshake_at,) = struct.unpack_from("=q", data, value)
+    return Status(port, handshake_at)
 
-    try:
-        with WireGuard() as kernel:
-            info = kernel.info(name)[0]
-    except Exception as error:
-        raise WireGuardError(f"{name}: {error}") from error
-    peers = info.get_attr("WGDEVICE_A_PEERS") or []
-    handshake = peers[0].get_attr("WGPEER_A_LAST_HANDSHAKE_TIME") if peers else None
-    return Status(info.get_attr("WGDEVICE_A_LISTEN_PORT"), handshake["tv_sec"] if handshake else 0)
+
+def _nested(kind: int, content: bytes) -> bytes:
+    return attribute(kind | _NESTED, content)
 
 
 async def _start_program(name: str) -> GoDevice:
-    _socket_of(name).unlink(missing_ok=True)  # of one that was killed
+    await _wait_for_predecessor(_socket_of(name))
     try:
         # A session of its own: it carries on when the daemon is killed, as the kernel's routes do.
         process = subprocess.Popen(
@@ -205,14 +278,44 @@ async def _start_program(name: str) -> GoDevice:
         ) from None
     except OSError as error:
         raise WireGuardError(f"cannot start {PROGRAM}: {error.strerror}") from error
-    with trio.move_on_after(_START_TIMEOUT):
-        while process.poll() is None:
-            if _socket_of(name).exists():
-                return GoDevice(name, process)
-            await trio.sleep(_POLL_INTERVAL)
+    try:
+        with trio.move_on_after(_START_TIMEOUT):
+            while process.poll() is None:
+                if _socket_of(name).exists():
+                    return GoDevice(name, process)
+                await trio.sleep(_POLL_INTERVAL)
+    except BaseException:
+        _end(process)  # else it would make an interface that nobody knows of
+        raise
+    _end(process)
+    raise WireGuardError(f"{PROGRAM} did not make {name} (exit code {process.returncode})")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Its interface goes with it. Nothing is left of it, not even a zombie."""
     if process.poll() is None:
         process.kill()
-    raise WireGuardError(f"{PROGRAM} did not make {name} (exit code {process.wait()})")
+        process.wait()
+
+
+async def _wait_for_predecessor(path: Path) -> None:
+    """One whose interface has just been deleted removes its socket when it ends: that must not be the next one's."""
+    with trio.move_on_after(_END_TIMEOUT):
+        while _is_served(path):
+            await trio.sleep(_POLL_INTERVAL)
+    path.unlink(missing_ok=True)  # of one that was killed
+
+
+def _is_served(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+    return True
 
 
 def _socket_of(name: str) -> Path:

@@ -1,0 +1,149 @@
+"""What the kernel's WireGuard is told, read by pyroute2; and the life of a wireguard-go, with another in its place."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from base64 import b64encode
+from collections.abc import Awaitable, Callable
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from pyroute2.netlink.generic.wireguard import wgmsg
+
+from meshd.kernel import wireguard
+from meshd.kernel.netlink import Message, attribute, decode
+from meshd.kernel.wireguard import (
+    Endpoint,
+    GoDevice,
+    Status,
+    WireGuardError,
+    configuration,
+    peer_endpoint,
+    read_status,
+)
+
+SECRET, PEER = bytes(range(32)), bytes(range(32, 64))
+
+
+def told(payload: bytes) -> Any:
+    return decode(wgmsg, Message(0, wireguard._GENERIC.pack(1, 1, 0) + payload))
+
+
+def test_the_kernel_is_told_keys_and_that_everything_goes_to_the_peer() -> None:
+    message = told(configuration("mw0", SECRET, PEER))
+    assert message.get_attr("WGDEVICE_A_IFNAME") == "mw0"
+    assert message.get_attr("WGDEVICE_A_PRIVATE_KEY") == b64encode(SECRET)
+    assert message.get_attr("WGDEVICE_A_LISTEN_PORT") == 0
+    (peer,) = message.get_attr("WGDEVICE_A_PEERS")
+    assert peer.get_attr("WGPEER_A_PUBLIC_KEY") == b64encode(PEER)
+    assert [allowed["addr"] for allowed in peer.get_attr("WGPEER_A_ALLOWEDIPS")] == ["::/0", "0.0.0.0/0"]
+
+
+@pytest.mark.parametrize(
+    "endpoint", [Endpoint(IPv6Address("fe80::1"), 4242, 7), Endpoint(IPv4Address("192.0.2.1"), 65535)]
+)
+def test_the_kernel_is_told_where_the_far_end_is(endpoint: Endpoint) -> None:
+    payload = peer_endpoint("mw0", PEER, endpoint, keepalive=25)
+    (peer,) = told(payload).get_attr("WGDEVICE_A_PEERS")
+    told_endpoint = peer.get_attr("WGPEER_A_ENDPOINT")
+    assert (told_endpoint["addr"], told_endpoint["port"]) == (str(endpoint.address), endpoint.port)
+    assert peer.get_attr("WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL") == 25
+    if endpoint.scope:  # pyroute2 reads it in the wrong order: struct sockaddr_in6 has the host's
+        assert told_endpoint["scope_id"].to_bytes(4, "big") == wireguard.struct.pack("=I", endpoint.scope)
+
+
+def test_the_state_is_read_from_what_the_kernel_says() -> None:
+    seconds = wireguard.struct.pack("=qq", 1_700_000_000, 5)
+    peer = attribute(1, PEER) + attribute(6, seconds)
+    head = wireguard._GENERIC.pack(0, 1, 0)
+    device = attribute(2, b"mw0\0") + attribute(6, wireguard.struct.pack("=H", 51820))
+    assert read_status([Message(0, head + device)]) == Status(51820, 0)
+    with_peer = device + attribute(8 | 0x8000, attribute(0x8000, peer))
+    assert read_status([Message(0, head + with_peer)]) == Status(51820, 1_700_000_000)
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """In place of wireguard-go: never makes anything, and writes its process number down."""
+    path = tmp_path / "program"
+    path.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid.new\nmv {tmp_path}/pid.new {tmp_path}/pid\nexec sleep 60\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(wireguard, "PROGRAM", str(path))
+    monkeypatch.setattr(wireguard, "_SOCKETS", tmp_path)
+    return tmp_path / "pid"
+
+
+def test_a_program_whose_start_is_given_up_is_ended(program: Path) -> None:
+    async def scenario() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wireguard._start_program, "mw0")
+            while not program.exists():
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+
+    trio.run(scenario)
+    with pytest.raises(ProcessLookupError):  # not even a zombie
+        os.kill(int(program.read_text()), 0)
+
+
+def test_a_program_that_does_not_end_with_its_interface_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wireguard, "_END_TIMEOUT", 0.01)
+    process = subprocess.Popen(["sleep", "60"])
+    trio.run(GoDevice("mw0", process).close)
+    assert process.returncode is not None
+
+
+async def answering(path: Path, reply: bytes, ask: Callable[[], Awaitable[Any]]) -> None:
+    async def answer(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(reply)
+        await stream.aclose()
+
+    listener = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
+    await listener.bind(str(path))
+    listener.listen()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, answer, [trio.SocketListener(listener)])
+        await ask()
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [b"private_key=5ec2e7\n", b"private_key=5ec2e7\nerrno=22\n\n", b"private_key=5ec2e7\nlisten_port=x\nerrno=0\n\n"],
+)
+def test_what_is_wrong_with_an_answer_is_said_without_the_key(
+    reply: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wireguard, "_SOCKETS", tmp_path)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        device = GoDevice("mw0", process)
+
+        async def ask() -> None:
+            with pytest.raises(WireGuardError) as caught:
+                await device.status()
+            assert "5ec2e7" not in str(caught.value)
+
+        trio.run(answering, tmp_path / "mw0.sock", reply, ask)
+        process.kill()
+
+
+def test_a_socket_is_not_taken_from_a_program_that_is_about_to_remove_it(tmp_path: Path) -> None:
+    path = tmp_path / "mw0.sock"
+
+    async def scenario() -> None:
+        listener = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
+        await listener.bind(str(path))
+        listener.listen()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wireguard._wait_for_predecessor, path)
+            await trio.testing.wait_all_tasks_blocked()
+            assert path.exists()
+            listener.close()
+        assert not path.exists()
+
+    trio.run(scenario)
