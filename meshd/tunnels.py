@@ -13,8 +13,8 @@ import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address
 from pathlib import Path
 
@@ -35,6 +35,8 @@ MTU_MIN = 1280  # RFC 8200 section 5
 KEEPALIVE = 25  # seconds; so that a path through a NAT stays open
 STATUS_INTERVAL = 1.0
 RETRY_INITIAL, RETRY_MAX = 0.5, 30.0
+LINK_RETRY_INTERVAL = 5.0
+MAX_STARTING = 8  # at a time: each may be a process
 CLEANUP_TIMEOUT = 5.0
 BUFFER = 2048
 
@@ -49,6 +51,7 @@ class Tunnel:
     found: PeerFound
     far_end: IPv6Address
     is_up: bool = False  # it has shaken hands
+    successor: PeerFound | None = None  # the peer was lost, and found again before all of this one was gone
     changed: trio.Event = field(default_factory=trio.Event)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
@@ -83,7 +86,10 @@ class Tunnels:
         self._on_up = on_up
         self._on_down = on_down
         self._links: dict[str, Link] = {}
+        self._links_lock = trio.Lock()
+        self._guarded: dict[str, int] = {}  # index by name
         self._tunnels: dict[tuple[str, bytes], Tunnel] = {}
+        self._starting = trio.CapacityLimiter(MAX_STARTING)
         self._wake = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._socket = _beacon_socket()
@@ -97,6 +103,20 @@ class Tunnels:
         """The tunnel whose interface it is."""
         return next((tunnel for tunnel in self._tunnels.values() if tunnel.name == interface), None)
 
+    def names(self) -> dict[str, list[str]]:
+        """Of the tunnels' interfaces, by the interface under them."""
+        return {
+            under: [t.name for (name, _), t in self._tunnels.items() if name == under] for under in self._configured
+        }
+
+    def set_cost(self, interface: str, cost: int) -> list[str]:
+        """Of the tunnels over it from now on; the interfaces of those that are there. Raises KeyError."""
+        self._configured[interface] = under = replace(self._configured[interface], cost=cost)
+        tunnels = [tunnel for (name, _), tunnel in self._tunnels.items() if name == interface]
+        for tunnel in tunnels:
+            tunnel.under = under
+        return [tunnel.name for tunnel in tunnels]
+
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled; the tunnels' interfaces are gone then."""
         try:
@@ -104,6 +124,7 @@ class Tunnels:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._watch_links)
+                nursery.start_soon(self._try_again)
                 nursery.start_soon(self._receive_beacons)
                 nursery.start_soon(self._keep_time)
                 task_status.started()
@@ -117,29 +138,71 @@ class Tunnels:
             raise OSError(error.errno, f"cannot listen on UDP port {self._port}: {error.strerror}") from error
 
     async def _watch_links(self) -> None:
-        async with self._kernel.links.watch() as changes:
-            async for link in changes:
-                if link.name in self._configured:
-                    await self._link_changed(link)
+        while True:
+            try:
+                async with self._kernel.links.watch() as changes:
+                    async for link in changes:
+                        if link.name in self._configured:
+                            async with self._links_lock:
+                                await self._link_changed(link)
+            except NetlinkError as error:
+                log.warning("interfaces not read", reason=error)
+                await trio.sleep(LINK_RETRY_INTERVAL)
+
+    async def _try_again(self) -> None:
+        """What could not be used will not be told of again as long as it stays as it is."""
+        while True:
+            await trio.sleep(LINK_RETRY_INTERVAL)
+            if self._links.keys() == self._configured.keys():
+                continue
+            async with self._links_lock:
+                try:
+                    links = await self._kernel.links.all()
+                except NetlinkError as error:
+                    log.warning("interfaces not read", reason=error)
+                    continue
+                for name in self._configured.keys() - self._links.keys():
+                    if name in links:
+                        await self._link_changed(links[name])
 
     async def _link_changed(self, link: Link) -> None:
         before = self._links.get(link.name)
         is_usable = link.is_up and link.link_local is not None
         if before is not None and (not is_usable or link.index != before.index):
             del self._links[link.name]
+            self._leave(before.index)
             await self._execute(self.discovery.interface_down(link.name))
-        if link.link_local is None or not is_usable:
+        # Guarded from the first, also while it has no IPv6 address to have tunnels with: it may have an IPv4 address.
+        if not await self._guard(link) or link.link_local is None or not is_usable:
             return
         if link.name not in self._links:
             try:
-                await self._kernel.guard(link.name)
-                membership = beacon.GROUP.packed + struct.pack("@I", link.index)
-                self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, membership)
-            except (OSError, NetlinkError, NftError) as error:
+                self._membership(socket.IPV6_JOIN_GROUP, link.index)
+            except OSError as error:
                 log.warning("interface not usable", interface=link.name, reason=error)
                 return
         self._links[link.name] = link
         await self._execute(self.discovery.interface_up(link.name, link.link_local, now=trio.current_time()))
+
+    async def _guard(self, link: Link) -> bool:
+        if self._guarded.get(link.name) != link.index:
+            try:
+                await self._kernel.guard(link.name, link.index)
+            except NftError as error:
+                log.warning("interface not guarded", interface=link.name, reason=error)
+                return False
+            self._guarded[link.name] = link.index
+        return True
+
+    def _leave(self, index: int) -> None:
+        # The kernel does not do it when the interface goes down, and to join again would then be an error.
+        try:
+            self._membership(socket.IPV6_LEAVE_GROUP, index)
+        except OSError as error:
+            log.debug("group not left", index=index, reason=error)
+
+    def _membership(self, option: int, index: int) -> None:
+        self._socket.setsockopt(socket.IPPROTO_IPV6, option, beacon.GROUP.packed + struct.pack("@I", index))
 
     async def _receive_beacons(self) -> None:
         while True:
@@ -158,24 +221,37 @@ class Tunnels:
                 await self._wake.wait()
             await self._execute(self.discovery.expire(now=trio.current_time()))
 
-    async def _execute(self, outputs: Iterable[Output]) -> None:
+    async def _execute(self, outputs: Sequence[Output]) -> None:
+        # All of these before the first pause: who has his turn then must find here whom `discovery` knows.
         for output in outputs:
             match output:
-                case SendBeacon(interface, data):
-                    await self._send(interface, data)
-                case PeerFound(interface, peer):
-                    tunnel = self._tunnels.get((interface, peer))
-                    if tunnel is None:
-                        self._start(output)
-                    else:
-                        tunnel.found = output
-                        tunnel.changed.set()
-                case PeerLost(interface, peer):
-                    lost = self._tunnels.get((interface, peer))
-                    if lost is not None:
-                        log.info("peer lost", interface=interface, peer=peer)
-                        lost.scope.cancel()
+                case PeerFound():
+                    self._found(output)
+                case PeerLost():
+                    self._lost(output)
+                case SendBeacon():
+                    pass
         self._wake.set()
+        for output in outputs:
+            if isinstance(output, SendBeacon):
+                await self._send(output.interface, output.data)
+
+    def _found(self, found: PeerFound) -> None:
+        tunnel = self._tunnels.get((found.interface, found.peer))
+        if tunnel is None:
+            self._start(found)
+        elif tunnel.scope.cancel_called:
+            tunnel.successor = found
+        else:
+            tunnel.found = found
+            tunnel.changed.set()
+
+    def _lost(self, lost: PeerLost) -> None:
+        tunnel = self._tunnels.get((lost.interface, lost.peer))
+        if tunnel is not None:
+            log.info("peer lost", interface=lost.interface, peer=lost.peer)
+            tunnel.successor = None
+            tunnel.scope.cancel()
 
     async def _send(self, interface: str, data: bytes) -> None:
         link = self._links.get(interface)
@@ -218,18 +294,22 @@ class Tunnels:
                     await trio.sleep(retry)
         finally:
             del self._tunnels[tunnel.found.interface, tunnel.peer]
+        if tunnel.successor is not None:
+            self._start(tunnel.successor)
 
     async def _serve(self, tunnel: Tunnel) -> None:
+        device: Device | None = None
         try:
             self._kernel.record_device(tunnel.name)
-            await self._kernel.links.delete(tunnel.name)
-            device = await make(tunnel.name, self._kernel.links)
-            await device.configure(self._identity.x25519_private, x25519_public_key(tunnel.peer))
+            async with self._starting:
+                await self._kernel.links.delete(tunnel.name)
+                device = await make(tunnel.name, self._kernel.links)
+                await device.configure(self._identity.x25519_private, x25519_public_key(tunnel.peer))
             # Not a packet before the other end is known: a handshake that cannot be sent is tried again after 5 s.
             _write_sysctl(tunnel.name, "disable_ipv6", "1")
             _write_sysctl(tunnel.name, "addr_gen_mode", "1")  # no link-local address but the one that we give it
-            under = self._links[tunnel.found.interface]
-            await self._kernel.links.set_up(tunnel.name, mtu=max(MTU_MIN, under.mtu - OVERHEAD))
+            mtu = max(MTU_MIN, self._link(tunnel.found.interface).mtu - OVERHEAD)
+            await self._kernel.links.set_up(tunnel.name, mtu=mtu)
             port = (await device.status()).port
             self.discovery.listening(tunnel.found.interface, tunnel.peer, port, now=trio.current_time())
             self._wake.set()
@@ -237,8 +317,19 @@ class Tunnels:
         finally:
             tunnel.is_up = False
             with trio.CancelScope(deadline=trio.current_time() + CLEANUP_TIMEOUT, shield=True):
-                await self._on_down(tunnel)
-                await self._kernel.delete_device(tunnel.name)
+                try:
+                    await self._on_down(tunnel)
+                    await self._kernel.delete_device(tunnel.name)
+                finally:
+                    if device is not None:
+                        await device.close()
+
+    def _link(self, interface: str) -> Link:
+        """Raises WireGuardError where it went away while the tunnel over it was waiting for something else."""
+        link = self._links.get(interface)
+        if link is None:
+            raise WireGuardError(f"{interface} is down")
+        return link
 
     async def _follow(self, tunnel: Tunnel, device: Device) -> None:
         key = x25519_public_key(tunnel.peer)
@@ -247,7 +338,7 @@ class Tunnels:
             tunnel.changed = trio.Event()
             found = tunnel.found
             if found.port is not None and found != told:
-                link = self._links[found.interface]
+                link = self._link(found.interface)
                 await device.set_endpoint(key, Endpoint(found.address, found.port, link.index), keepalive=KEEPALIVE)
                 if told is None:
                     _write_sysctl(tunnel.name, "disable_ipv6", "0")

@@ -90,9 +90,9 @@ class Kernel:
         self.meter.name_interface(link.index, interface)
         await self._nft.add_interface(interface, link.index, is_tunnel=not link.mac)
 
-    async def guard(self, interface: str) -> None:
-        """Carry nothing that comes in there outside of the tunnels that go over it. Raises as `manage`."""
-        await self._nft.guard_interface((await self.links.get(interface)).index)
+    async def guard(self, interface: str, index: int) -> None:
+        """Carry nothing that comes in there outside of the tunnels that go over it. Raises NftError."""
+        await self._nft.guard_interface(interface, index)
 
     async def unmanage(self, interface: str) -> None:
         """Stop metering it, and give it back as it was. Read the meter first: its last counts are lost."""
@@ -105,8 +105,10 @@ class Kernel:
 
     async def delete_device(self, name: str) -> None:
         """Read the meter first: its last counts are lost. No error if it is gone."""
-        await self._nft.remove_interface(name)
-        await self._changes.delete_device(name)
+        try:
+            await self._nft.remove_interface(name)
+        finally:
+            await self._changes.delete_device(name)
 
     async def add_address(self, interface: str, address: IPv4Address | IPv6Address) -> None:
         """Give `interface` (usually `lo`) the address, as /32 or /128.

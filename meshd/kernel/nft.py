@@ -10,6 +10,7 @@ time and emptied. That is how elements are got rid of without losing the bytes t
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -111,7 +112,7 @@ class Nft:
         self.counter_sets: tuple[CounterSet, ...] = LINK_SETS
         self._index_by_interface: dict[str, int] = {}
         self._tunnels: frozenset[str] = frozenset()
-        self._guarded: frozenset[int] = frozenset()
+        self._guarded: dict[str, int] = {}
         self._suspended: _Neighbours = frozenset()
         self._lock = trio.Lock()
 
@@ -120,7 +121,7 @@ class Nft:
         async with self._lock:
             lines = [*_delete_tables(), *_definitions(), *_set_definitions(self.counter_sets)]
             lines += [*self._ingress_lines(), *self._suspension_lines()]
-            for interface in self._index_by_interface:
+            for interface in self._present():
                 lines += self._interface_lines(interface)
             await _run(lines)
 
@@ -131,7 +132,7 @@ class Nft:
             self._index_by_interface = {}
             self._suspended = frozenset()
             self._tunnels = frozenset()
-            self._guarded = frozenset()
+            self._guarded = {}
 
     async def add_interface(self, interface: str, index: int, *, is_tunnel: bool = False) -> None:
         """Or, if it was made anew, the one that it is now. `is_tunnel`: its packets have no MAC addresses."""
@@ -147,10 +148,13 @@ class Nft:
             lines += self._interface_lines(interface)
             await _run([*lines, *self._ingress_lines(), *self._suspension_lines()])
 
-    async def guard_interface(self, index: int) -> None:
-        """Carry nothing that comes in there: it is under tunnels, and what is outside of them is nobody's to bill."""
+    async def guard_interface(self, interface: str, index: int) -> None:
+        """Carry nothing that comes in there: it is under tunnels, and what is outside of them is nobody's to bill.
+
+        With another index than before, it was made anew.
+        """
         async with self._lock, self._rollback():
-            self._guarded |= {index}
+            self._guarded = self._guarded | {interface: index}
             await _run(self._ingress_lines())
 
     async def remove_interface(self, interface: str) -> None:
@@ -166,7 +170,7 @@ class Nft:
         async with self._lock, self._rollback():
             self.generation = 1 - self.generation
             lines = self._ingress_lines()
-            for interface, index in self._index_by_interface.items():
+            for interface, index in self._present().items():
                 lines += [f"flush chain netdev {TABLE} out_{index}", *self._egress_rules(interface)]
             await _run(lines)
 
@@ -199,13 +203,19 @@ class Nft:
                 setattr(self, name, value)
             raise
 
+    def _present(self) -> dict[str, int]:
+        """One that was unplugged took its chain along, and a line about that would fail all of the transaction."""
+        return {name: index for name, index in self._index_by_interface.items() if _index_of(name) == index}
+
     def _ingress_lines(self) -> list[str]:
         indices = list(self._index_by_interface.values())
         # As many sets as there are kinds of neighbours to be kept out.
         gates = tuple(name for name, elements in self._suspension_elements().items() if elements)
         lines = _ingress_rules(indices, self.generation, self.counter_sets, gates)
         for family in ("ip", "ip6"):
-            lines += [f"insert rule {family} {TABLE} forward iif {index} drop" for index in sorted(self._guarded)]
+            lines += [
+                f"insert rule {family} {TABLE} forward iif {index} drop" for index in sorted(self._guarded.values())
+            ]
         return lines
 
     def _suspension_elements(self) -> dict[str, list[str]]:
@@ -336,6 +346,13 @@ def _key(counters: CounterSet) -> str:
     is_out = counters.direction is Direction.OUT
     interface, address = ("oif", _LINK_DESTINATION) if is_out else ("iif", _LINK_SOURCE)
     return (f"{interface} . {address}" if counters.has_mac else interface) + _FLOW[counters.address_size]
+
+
+def _index_of(interface: str) -> int | None:
+    try:
+        return socket.if_nametoindex(interface)
+    except OSError:
+        return None
 
 
 def _remove_interface_lines(index: int) -> list[str]:

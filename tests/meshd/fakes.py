@@ -70,6 +70,7 @@ class FakeLinks:
         self.link_by_name: dict[str, Link] = {}
         self.resolve_takes = 0.0
         self.journal = journal
+        self.failures = 0
         self.send, self._changes = trio.open_memory_channel[Link](100)
         self.fail, self._failures = trio.open_memory_channel[tuple[int, IPv6Address]](100)
 
@@ -78,14 +79,32 @@ class FakeLinks:
         return self.mac_by_link.get((interface, address))
 
     async def all(self) -> dict[str, Link]:
+        if self.failures:
+            self.failures -= 1
+            raise NetlinkError(errno.EBUSY)
         return dict(self.link_by_name)
 
     def change(self, link: Link) -> None:
         self.link_by_name[link.name] = link
         self.send.send_nowait(link)
 
+    async def delete(self, interface: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self.journal.append(("delete", interface))
+
+    async def set_up(self, interface: str, *, mtu: int) -> None:
+        await trio.lowlevel.checkpoint()
+        self.journal.append(("up", interface, mtu))
+
+    async def add_link_local(self, interface: str, address: IPv6Address) -> None:
+        await trio.lowlevel.checkpoint()
+        self.journal.append(("address", interface, address))
+
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[AsyncIterator[Link]]:
+        if self.failures:
+            self.failures -= 1
+            raise NetlinkError(errno.EBUSY)
         yield self._changes
 
     @asynccontextmanager
@@ -97,9 +116,13 @@ class FakeRoutes:
     def __init__(self, journal: list[Any]) -> None:
         self.journal = journal
         self.refusing = False
+        self.install_failures = 0
 
     async def install_many(self, routes: Iterable[Route]) -> dict[Prefix, NetlinkError]:
         await trio.lowlevel.checkpoint()
+        if self.install_failures:
+            self.install_failures -= 1
+            raise NetlinkError(errno.EEXIST)
         if self.refusing:
             return {route.prefix: NetlinkError(errno.ENODEV) for route in routes}
         self.journal += [("install", *_pair(route)) for route in routes]
@@ -138,6 +161,26 @@ class FakeKernel:
         self.routes = FakeRoutes(self.journal)
         self.managed: list[str] = []
         self.manage_failures = 0
+        self.guarded: dict[str, int] = {}
+        self.guard_failures = 0
+        self.devices: list[str] = []
+        self.delete_takes = 0.0
+
+    async def guard(self, interface: str, index: int) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.guard_failures:
+            self.guard_failures -= 1
+            raise NftError("busy")
+        self.guarded[interface] = index
+
+    def record_device(self, name: str) -> None:
+        if name not in self.devices:
+            self.devices.append(name)
+
+    async def delete_device(self, name: str) -> None:
+        await trio.sleep(self.delete_takes)
+        self.journal.append(("delete device", name))
+        self.devices.remove(name)
 
     async def manage(self, interface: str) -> None:
         await trio.lowlevel.checkpoint()

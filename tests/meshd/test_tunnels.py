@@ -1,0 +1,310 @@
+"""Tunnels follow beacons and interfaces, whatever comes in between; the kernel and WireGuard are played."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from ipaddress import IPv6Address
+from typing import Any
+
+import pytest
+import trio
+
+from meshd import beacon as wire
+from meshd import tunnels as tunnels_module
+from meshd.beacon import Beacon
+from meshd.config import DiscoveryConfig, InterfaceConfig
+from meshd.identity import Identity, tunnel_address
+from meshd.kernel import Link, NetlinkError
+from meshd.kernel.wireguard import Endpoint, Status
+from meshd.tunnels import LINK_RETRY_INTERVAL, RETRY_MAX, Tunnel, Tunnels
+from tests.meshd.fakes import FakeKernel, run
+
+US, BOB = Identity(bytes([1]) * 32), Identity(bytes([2]) * 32)
+OURS, THEIRS = IPv6Address("fe80::1"), IPv6Address("fe80::2")
+INTERVAL = 5.0
+
+
+class FakeSocket:
+    """As the kernel's: joining twice is an error, and so is leaving where one has not joined."""
+
+    def __init__(self) -> None:
+        self.joined: set[int] = set()
+        self.sent: list[bytes] = []
+        self.send_takes = 0.0
+        self.arrive, self._arrived = trio.open_memory_channel[tuple[bytes, tuple[str, int, int, int]]](100)
+
+    async def bind(self, address: tuple[str, int]) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def setsockopt(self, level: int, option: int, value: bytes) -> None:
+        index = struct.unpack("@I", value[16:])[0]
+        is_join = option == socket.IPV6_JOIN_GROUP
+        if is_join == (index in self.joined):
+            raise OSError(errno.EADDRINUSE if is_join else errno.EADDRNOTAVAIL, "membership")
+        (self.joined.add if is_join else self.joined.remove)(index)
+
+    async def sendto(self, data: bytes, address: Any) -> None:
+        await trio.sleep(self.send_takes)
+        self.sent.append(data)
+
+    async def recvfrom(self, size: int) -> tuple[bytes, tuple[str, int, int, int]]:
+        return await self._arrived.receive()
+
+    def close(self) -> None:
+        self.arrive.close()
+
+
+class FakeDevice:
+    def __init__(self, name: str, node: Node) -> None:
+        self.name = name
+        self.node = node
+        self.endpoint: Endpoint | None = None
+
+    async def configure(self, private_key: bytes, peer_key: bytes) -> None:
+        # As something in a thread: it is not interrupted.
+        with trio.CancelScope(shield=True):
+            await trio.sleep(self.node.configure_takes)
+
+    async def set_endpoint(self, peer_key: bytes, endpoint: Endpoint, *, keepalive: int) -> None:
+        await trio.lowlevel.checkpoint()
+        self.endpoint = endpoint
+
+    async def status(self) -> Status:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(self.node.status_takes)
+        return Status(4242, 0)
+
+    async def close(self) -> None:
+        self.node.closed.append(self.name)
+
+
+class Node:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kernel = FakeKernel()
+        self.socket = FakeSocket()
+        self.devices: list[FakeDevice] = []
+        self.closed: list[str] = []
+        self.told: list[tuple[str, str]] = []
+        self.configure_takes = self.status_takes = 0.0
+        self.number = 0
+        monkeypatch.setattr(tunnels_module, "_beacon_socket", lambda: self.socket)
+        monkeypatch.setattr(tunnels_module, "_write_sysctl", lambda *_: None)
+        monkeypatch.setattr(tunnels_module, "make", self._make)
+        self.tunnels = Tunnels(
+            US,
+            self.kernel.as_kernel(),
+            [InterfaceConfig(name=name, security="wireguard") for name in ("eth0", "eth1")],
+            DiscoveryConfig(beacon_interval=INTERVAL),
+            chain="regtest",
+            incarnation=1,
+            on_up=self._on_up,
+            on_down=self._on_down,
+        )
+
+    async def _make(self, name: str, links: Any) -> FakeDevice:
+        await trio.lowlevel.checkpoint()
+        self.devices.append(FakeDevice(name, self))
+        return self.devices[-1]
+
+    async def _on_up(self, tunnel: Tunnel) -> None:
+        self.told.append(("up", tunnel.name))
+
+    async def _on_down(self, tunnel: Tunnel) -> None:
+        self.told.append(("down", tunnel.name))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Tunnels]:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.tunnels.run)
+            yield self.tunnels
+            nursery.cancel_scope.cancel()
+
+    async def link(self, address: IPv6Address | None = OURS, *, index: int = 3, name: str = "eth0") -> None:
+        self.kernel.links.change(Link(index, name, b"\x02" + bytes(5), 1500, address is not None, address))
+        await trio.sleep(0.01)
+
+    async def beacon(self, *, index: int = 3, port: int = 5555) -> None:
+        self.number += 1
+        ports = {wire.peer_tag(US.public_key): port}
+        said = Beacon(BOB.public_key, 1, self.number, 3.5 * INTERVAL, THEIRS, ports)
+        data = wire.encode(said, BOB, network=wire.network_tag("regtest"))
+        self.socket.arrive.send_nowait((data, (f"{THEIRS}%eth0", DiscoveryConfig().port, 0, index)))
+        await trio.sleep(0.01)
+
+
+@pytest.fixture
+def node(monkeypatch: pytest.MonkeyPatch) -> Node:
+    return Node(monkeypatch)
+
+
+def test_a_beacon_makes_a_tunnel_and_silence_ends_it(node: Node) -> None:
+    async def scenario() -> None:
+        async with node.running() as tunnels:
+            await node.link()
+            await node.beacon()
+            (device,) = node.devices
+            assert device.endpoint == Endpoint(THEIRS, 5555, 3)
+            assert node.kernel.devices == [device.name]
+            tunnel = tunnels.on(device.name)
+            assert tunnel is not None and tunnel.far_end == tunnel_address(BOB.public_key)
+            assert tunnels.names() == {"eth0": [device.name], "eth1": []}
+            assert ("up", device.name, 1500 - tunnels_module.OVERHEAD) in node.kernel.journal
+            await trio.sleep(4 * INTERVAL)
+            assert node.told == [("up", device.name), ("down", device.name)]
+            assert node.closed == [device.name] and node.kernel.devices == []
+            assert tunnels.on(device.name) is None
+
+    run(scenario)
+
+
+def test_an_interface_that_lost_its_carrier_is_used_again(node: Node) -> None:
+    async def scenario() -> None:
+        async with node.running():
+            for index in (3, 3, 4):
+                await node.link(index=index)
+                await node.beacon(index=index)
+                assert node.told[-1][0] == "up" and node.socket.joined == {index}
+                await node.link(None, index=index)
+                assert node.told[-1][0] == "down" and node.socket.joined == set()
+            assert len(node.devices) == 3
+
+    run(scenario)
+
+
+def test_a_peer_that_is_found_again_while_its_tunnel_is_taken_down_gets_a_new_one(node: Node) -> None:
+    async def scenario() -> None:
+        node.kernel.delete_takes = 2.0
+        async with node.running() as tunnels:
+            await node.link()
+            await node.beacon()
+            await node.link(None)
+            await node.link()
+            await node.beacon()
+            assert len(node.devices) == 1  # its interface has the same name: one after the other
+            await trio.sleep(2.0)
+            name = node.devices[0].name
+            assert node.told == [("up", name), ("down", name), ("up", name)]
+            assert node.devices[1].endpoint is not None and tunnels.on(name) is not None
+            assert node.kernel.devices == [name]
+            await node.link(None)
+            await node.link()
+            await node.beacon()
+            await node.link(None)  # found again, and lost again
+            await trio.sleep(3.0)
+            assert tunnels.on(name) is None and len(node.devices) == 2
+
+    run(scenario)
+
+
+def test_a_peer_that_is_lost_while_beacons_are_being_sent_is_not_lost_after_it_was_found_again(node: Node) -> None:
+    async def scenario() -> None:
+        async with node.running() as tunnels:
+            await node.link()
+            await node.link(index=4, name="eth1")
+            await node.beacon(index=4)
+            node.socket.send_takes = 3.0  # so that all is late, and comes together: eth0's beacon before eth1's loss
+            with trio.fail_after(100):
+                while tunnels.discovery.peers()["eth1"]:
+                    await trio.sleep(0.1)
+            await node.beacon(index=4)
+            await trio.sleep(10.0)
+            assert tunnels.discovery.peers()["eth1"]
+            assert tunnels.on(node.devices[-1].name) is not None and len(node.devices) == 2
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("waiting_for", ["configure_takes", "status_takes"])
+def test_an_interface_may_go_at_any_moment(node: Node, waiting_for: str) -> None:
+    """What runs in a thread is not interrupted: the tunnel goes on a little with the interface gone."""
+
+    async def scenario() -> None:
+        setattr(node, waiting_for, 1.0)
+        async with node.running() as tunnels:
+            await node.link()
+            await node.beacon()
+            await trio.sleep(0.5 if waiting_for == "configure_takes" else 1.5)
+            await node.beacon(port=7777)
+            await node.link(None)
+            await trio.sleep(5.0)
+            assert node.kernel.devices == [] and tunnels.on(node.devices[0].name) is None
+            setattr(node, waiting_for, 0.0)
+            await node.link()
+            await node.beacon()
+            assert node.told[-1][0] == "up"
+
+    run(scenario)
+
+
+def test_an_interface_is_guarded_before_it_can_have_tunnels_and_again_when_it_is_made_anew(node: Node) -> None:
+    async def scenario() -> None:
+        async with node.running():
+            await node.link(None)
+            assert node.kernel.guarded == {"eth0": 3}
+            await node.link(None, index=4)
+            assert node.kernel.guarded == {"eth0": 4}
+
+    run(scenario)
+
+
+def test_an_interface_that_could_not_be_used_is_tried_again(node: Node) -> None:
+    async def scenario() -> None:
+        node.kernel.guard_failures = 1
+        async with node.running() as tunnels:
+            await node.link()
+            assert tunnels.address_on("eth0") is None
+            node.kernel.links.failures = 1
+            await trio.sleep(2 * LINK_RETRY_INTERVAL + 0.1)
+            assert tunnels.address_on("eth0") == OURS and node.kernel.guarded == {"eth0": 3}
+
+    run(scenario)
+
+
+def test_interfaces_that_cannot_be_read_end_nothing(node: Node) -> None:
+    async def scenario() -> None:
+        node.kernel.links.failures = 1
+        async with node.running() as tunnels:
+            await node.link()
+            await trio.sleep(LINK_RETRY_INTERVAL + 0.1)
+            assert tunnels.address_on("eth0") == OURS
+
+    run(scenario)
+
+
+def test_a_device_that_cannot_be_told_is_made_anew(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async def refuse(*_: Any, **__: Any) -> None:
+            raise NetlinkError(errno.EBUSY)
+
+        async with node.running() as tunnels:
+            await node.link()
+            with monkeypatch.context() as patched:
+                patched.setattr(node.kernel.links, "set_up", refuse)
+                await node.beacon()
+                await trio.sleep(0.1)
+                assert tunnels.counters["tunnels_broken"] == 1 and node.kernel.devices == []
+                assert node.closed == [node.devices[0].name]
+            await node.beacon()
+            await trio.sleep(RETRY_MAX)
+            assert ("up", node.devices[1].name) in node.told
+
+    run(scenario)
+
+
+def test_a_cost_is_that_of_the_tunnels_there_are_and_of_those_to_come(node: Node) -> None:
+    async def scenario() -> None:
+        async with node.running() as tunnels:
+            assert tunnels.set_cost("eth0", 7) == []
+            await node.link()
+            await node.beacon()
+            tunnel = tunnels.on(node.devices[0].name)
+            assert tunnel is not None and tunnel.under.cost == 7
+            assert tunnels.set_cost("eth0", 9) == [tunnel.name] and tunnel.under.cost == 9
+            with pytest.raises(KeyError):
+                tunnels.set_cost("eth9", 9)
+
+    run(scenario)
