@@ -16,7 +16,7 @@ RETRY_INTERVAL = 1.0
 
 
 class Redistribution:
-    """`put` gives the speaker its inputs. `own` are announced anyway, and never touched."""
+    """`put` gives the speaker an input; not if it is cancelled. `own` are announced anyway, and never touched."""
 
     def __init__(
         self,
@@ -59,16 +59,16 @@ class Redistribution:
 
     async def _announce(self, routes: Iterable[KernelRoute]) -> None:
         wanted = wanted_metrics(self._rules, routes, self._own)
-        with trio.CancelScope(shield=True):  # what we know to be announced is what is
-            for prefix in self.announced.keys() - wanted.keys():
-                del self.announced[prefix]
-                log.info("no longer announced", prefix=prefix)
-                await self._put(WithdrawRoute(prefix))
-            for prefix, metric in wanted.items():
-                if self.announced.get(prefix) != metric:
-                    self.announced[prefix] = metric
-                    log.info("announced", prefix=prefix, metric=metric)
-                    await self._put(OriginateRoute(prefix, metric))
+        # Cancelled there, `_put` has not put: what we know to be announced is what is.
+        for prefix in self.announced.keys() - wanted.keys():
+            await self._put(WithdrawRoute(prefix))
+            del self.announced[prefix]
+            log.info("no longer announced", prefix=prefix)
+        for prefix, metric in wanted.items():
+            if self.announced.get(prefix) != metric:
+                await self._put(OriginateRoute(prefix, metric))
+                self.announced[prefix] = metric
+                log.info("announced", prefix=prefix, metric=metric)
 
 
 def wanted_metrics(

@@ -218,9 +218,16 @@ class Router:
         if block:
             await self._block(block)
         if install:
-            for prefix, error in (await self._kernel.routes.install_many(install)).items():
-                # The interface may go down between the decision and the kernel; its event follows and repairs it.
-                log.warning("route not installed", prefix=prefix, reason=error)
+            await self._install(install)
+
+    async def _install(self, routes: Sequence[Route]) -> None:
+        try:
+            failed = await self._kernel.routes.install_many(routes)
+        except NetlinkError as error:
+            failed = dict.fromkeys((route.prefix for route in routes), error)
+        for prefix, reason in failed.items():
+            # The interface may go down between the decision and the kernel; its event follows and repairs it.
+            log.warning("route not installed", prefix=prefix, reason=reason)
 
     async def _block(self, blocked: Sequence[Blocked]) -> None:
         try:
@@ -301,11 +308,20 @@ class Router:
         return False
 
     async def _watch_links(self) -> None:
-        async with self._kernel.links.watch() as changes:
-            async for link in changes:
-                if link.name in self._configured:
-                    async with self._links_lock:
-                        await self._link_changed(link)
+        while True:
+            try:
+                async with self._kernel.links.watch() as changes:
+                    async for link in changes:
+                        await self._take_link(link)
+            except NetlinkError as error:
+                log.warning("interfaces not read", reason=error)
+                await trio.sleep(RETRY_INTERVAL)
+
+    async def _take_link(self, link: Link) -> None:
+        if link.name in self._configured:
+            async with self._links_lock:
+                if link.name in self._configured:  # a tunnel may have been taken away meanwhile
+                    await self._link_changed(link)
 
     async def _watch_neighbours(self) -> None:
         async with self._kernel.links.watch_unreachable() as failures:
@@ -337,7 +353,12 @@ class Router:
             if all(name in self.attached for name in self._configured):
                 continue
             async with self._links_lock:
-                for link in (await self._kernel.links.all()).values():
+                try:
+                    links = await self._kernel.links.all()
+                except NetlinkError as error:
+                    log.warning("interfaces not read", reason=error)
+                    continue
+                for link in links.values():
                     if link.name in self._configured and link.name not in self.attached:
                         await self._link_changed(link)
 

@@ -7,10 +7,12 @@ another boot or of another network namespace is about settings that no longer ex
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 import msgspec
+import trio
 
 from meshd.kernel import ethtool
 from meshd.kernel.links import Links
@@ -111,11 +113,10 @@ class Changes:
             return
         self._record.addresses.append(entry)
         self._save()
+        added = False
         try:
-            added = await self._links.add_address(interface, address)
-        except NetlinkError:
-            added = False
-            raise
+            with trio.CancelScope(shield=True):  # else nobody would know whether it is ours to remove
+                added = await self._links.add_address(interface, address)
         finally:
             if not added:
                 self._record.addresses.remove(entry)
@@ -194,6 +195,6 @@ def _read(path: str) -> str | None:
 
 def _write(path: str, value: str) -> None:
     """Only where it differs: writing `forwarding` of `all` has side effects. No error if the interface is gone."""
-    if _read(path) in (None, value):
-        return
-    (_SYSCTL / path).write_text(value)
+    if _read(path) not in (None, value):
+        with suppress(FileNotFoundError):
+            (_SYSCTL / path).write_text(value)

@@ -155,6 +155,7 @@ class RouteTable:
         flags = NLM_F_CREATE | NLM_F_EXCL
         for rule in wanted - self._rules:
             await self._netlink.request(Request(_RTM_NEWRULE, encode(self._rule_message(rule)), flags))
+            self._rules |= {rule}  # if the next one fails, this one is not added again
         old = [Request(_RTM_DELRULE, encode(self._rule_message(rule))) for rule in self._rules - wanted]
         await _delete_all(self._netlink, old)
         self._rules = wanted

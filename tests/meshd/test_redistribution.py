@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from ipaddress import ip_network
 from typing import cast
 
@@ -83,7 +83,8 @@ class Watch:
 
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[AsyncIterator[list[KernelRoute]]]:
-        yield self._changes()
+        async with aclosing(self._changes()) as changes:
+            yield changes
 
     async def _changes(self) -> AsyncIterator[list[KernelRoute]]:
         while True:
@@ -133,5 +134,24 @@ def test_a_default_route_is_announced_while_it_is_there_and_a_change_of_rules_wi
             await trio.sleep(0.1)
             assert of_late() == []
             nursery.cancel_scope.cancel()
+
+    run(scenario)
+
+
+def test_the_end_does_not_wait_for_a_speaker_that_takes_nothing_any_more() -> None:
+    async def scenario() -> None:
+        watch, asked = Watch(), []
+
+        async def put(event: Input) -> None:
+            asked.append(event)
+            await trio.sleep_forever()
+
+        watch.see("0.0.0.0/0")
+        rules = parse("[[redistribute]]").redistributions
+        made = Redistribution(cast("RouteWatch", watch), rules, [], put)
+        with trio.move_on_after(1) as ended, trio.fail_after(60):
+            await made.run()
+        assert ended.cancelled_caught and asked == [OriginateRoute(DEFAULT, 0)]
+        assert made.announced == {}  # it was not put
 
     run(scenario)

@@ -401,3 +401,34 @@ def test_the_end_comes_even_if_nobody_can_be_told(node: Node) -> None:
         assert node.socket.closed
 
     run(scenario)
+
+
+def test_a_tunnel_that_is_taken_away_while_its_news_waits_ends_nothing(node: Node) -> None:
+    async def scenario() -> None:
+        async with node.running() as router:
+            await router.add_interface(InterfaceConfig(name="mw1"), THEIRS)
+            await node.link(name="mw1")
+            async with router._links_lock:  # as while it is being detached
+                node.kernel.links.change(Link(3, "mw1", b"", 1500, True, IPv6Address("fe80::3")))
+                await trio.sleep(0.1)
+                router._configured.pop("mw1")
+            await trio.sleep(0.1)
+            assert router.attached["mw1"].address == OURS  # not looked at any more
+            await node.link()
+            assert "eth0" in router.attached
+
+    run(scenario)
+
+
+def test_what_the_kernel_refuses_as_a_whole_ends_nothing(node: Node) -> None:
+    async def scenario() -> None:
+        node.kernel.links.failures = 2  # for the watch, then for the look at those that are not there
+        async with node.running() as router:
+            await trio.sleep(2 * RETRY_INTERVAL + 0.1)
+            await node.link()
+            assert "eth0" in router.attached
+            node.kernel.routes.install_failures = 1
+            await node.trigger(INSTALL, PACKET)
+            assert node.journal == [("packet", 3)]
+
+    run(scenario)
