@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -42,6 +42,7 @@ from payments.engine import PaymentConfig, PaymentEngine
 from payments.ports import WalletError, WalletPort
 from routing.config import SpeakerConfig
 from routing.events import SetPolicy
+from routing.filters import Policy
 from routing.recording import RecordedSpeaker
 from routing.speaker import Speaker
 
@@ -145,7 +146,12 @@ class Daemon:
         )
 
     async def _tunnel_up(self, tunnel: Tunnel) -> None:
+        if any(rule.interface == tunnel.under.name for rule in self.config.filters):
+            await self.router.put(SetPolicy(self._policy()))  # before anything is heard there
         await self.router.add_interface(replace(tunnel.under, name=tunnel.name), tunnel.far_end)
+
+    def _policy(self) -> Policy:
+        return policy_of(self.config, None if self.tunnels is None else self.tunnels.names())
 
     async def _tunnel_down(self, tunnel: Tunnel) -> None:
         await self.router.remove_interface(tunnel.name)
@@ -229,7 +235,7 @@ class Daemon:
             filters=new.filters,
             redistributions=new.redistributions,
         )
-        await self.router.put(SetPolicy(policy_of(self.config)))
+        await self.router.put(SetPolicy(self._policy()))
         for interface in self.config.interfaces:
             if interface.security != "none":
                 continue  # its tunnels stay as they began
@@ -241,7 +247,15 @@ class Daemon:
 
     async def set_cost(self, interface: str, cost: int) -> None:
         """Until the next start or `reload`. Raises KeyError if none of that name is configured."""
-        await self.router.set_cost(interface, cost)
+        configured = next((known for known in self.config.interfaces if known.name == interface), None)
+        if configured is None:
+            raise KeyError(interface)
+        if configured.security == "none" or self.tunnels is None:
+            await self.router.set_cost(interface, cost)
+        else:
+            for name in self.tunnels.set_cost(interface, cost):
+                with suppress(KeyError):  # it is not up: it comes up with the new cost
+                    await self.router.set_cost(name, cost)
         self.config = replace(
             self.config,
             interfaces=tuple(replace(i, cost=cost) if i.name == interface else i for i in self.config.interfaces),

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
 from meshd.config import Config, FilterConfig
 from routing.filters import REFUSED, Policy, Rule
 
 
-def policy_of(config: Config) -> Policy:
+def policy_of(config: Config, tunnels: Mapping[str, Sequence[str]] | None = None) -> Policy:
+    """`tunnels`: by name of the interface under them. What is said of that interface holds for each of them."""
+    known = tunnels or {}
     return Policy(
-        imports=tuple(_rule(item) for item in config.filters if item.direction == "import"),
-        exports=tuple(_rule(item) for item in config.filters if item.direction == "export"),
+        imports=tuple(rule for item in config.filters if item.direction == "import" for rule in _rules(item, known)),
+        exports=tuple(rule for item in config.filters if item.direction == "export" for rule in _rules(item, known)),
         unpriced_msat_per_gb=config.routing.unpriced,
     )
+
+
+def _rules(item: FilterConfig, tunnels: Mapping[str, Sequence[str]]) -> Iterator[Rule]:
+    rule = _rule(item)
+    if item.interface is None or item.interface not in tunnels:
+        yield rule
+    else:
+        yield from (replace(rule, interface=name) for name in tunnels[item.interface])
 
 
 def _rule(item: FilterConfig) -> Rule:

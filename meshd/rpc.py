@@ -88,6 +88,12 @@ class Methods:
         tunnel = None if self._node.tunnels is None else self._node.tunnels.on(interface)
         return interface if tunnel is None else tunnel.under.name
 
+    def _peer(self, link: tuple[str, IPv6Address]) -> bytes | None:
+        """Who a neighbour is, by its session; in a tunnel also where there are no payments, and so no sessions."""
+        peer = self._node.accounting.neighbours.peer_by_link.get(link)
+        tunnel = None if peer is not None or self._node.tunnels is None else self._node.tunnels.on(link[0])
+        return peer if tunnel is None else tunnel.peer
+
     async def _balance(self) -> int | None:
         if not self._node.payments_enabled:
             return None
@@ -114,7 +120,7 @@ class Methods:
         rows = []
         for neighbour in node.router.speaker.neighbours():
             link = (neighbour.interface, neighbour.address)
-            peer = node.accounting.neighbours.peer_by_link.get(link)
+            peer = self._peer(link)
             ledger = None if peer is None else ledger_by_peer.get(peer)
             totals = node.accounting.totals.get(link)
             connected = node.sessions.peer_on(*link) is not None
@@ -166,7 +172,7 @@ class Methods:
 
     def _route(self, route: RouteView) -> dict[str, Any]:
         node = self._node
-        peer = node.accounting.neighbours.peer_by_link.get((route.interface, route.address))
+        peer = self._peer((route.interface, route.address))
         announced = None
         if route.is_selected:
             announced = node.router.speaker.announced_price(route.prefix, route.source_prefix)

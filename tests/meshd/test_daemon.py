@@ -1,13 +1,18 @@
-"""The order in which services end."""
+"""The order in which services end; and what is said of an interface reaches the tunnels over it."""
 
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import trio
 
-from meshd.daemon import _serving
+from meshd.config import parse
+from meshd.daemon import Daemon, _serving
+from meshd.tunnels import Tunnel
+from routing.events import SetPolicy
 from tests.meshd.fakes import run
 
 
@@ -73,5 +78,69 @@ def test_a_cancel_during_the_start_is_no_deadlock() -> None:
             async with _serving(slow):
                 pytest.fail("it has not started")
         assert scope.cancelled_caught and trio.current_time() < 10**9
+
+    run(scenario)
+
+
+class Secured:
+    """As much of a daemon as its own methods need: eth0 has tunnels over it, of which mw2 is not up yet."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.config = parse(
+            """
+            [[interface]]
+            name = "eth0"
+            security = "wireguard"
+            [[interface]]
+            name = "eth1"
+            [[filter]]
+            direction = "import"
+            interface = "eth0"
+            action = "refuse"
+            """
+        )
+        self.router = SimpleNamespace(set_cost=self._set_cost, put=self._put, add_interface=self._add)
+        self.tunnels = SimpleNamespace(
+            set_cost=lambda name, cost: self.asked.append(("under", name, cost)) or ["mw1", "mw2"],
+            names=lambda: {"eth0": ["mw1", "mw2"]},
+        )
+        self._policy = lambda: Daemon._policy(cast("Daemon", self))
+
+    async def _set_cost(self, name: str, cost: int) -> None:
+        if name not in ("mw1", "eth1"):
+            raise KeyError(name)
+        self.asked.append((name, cost))
+
+    async def _put(self, event: Any) -> None:
+        self.asked.append(event)
+
+    async def _add(self, interface: Any, far_end: Any) -> None:
+        self.asked.append(interface.name)
+
+
+def test_the_cost_of_an_interface_is_that_of_the_tunnels_over_it() -> None:
+    async def scenario() -> None:
+        node = Secured()
+        daemon = cast("Daemon", node)
+        await Daemon.set_cost(daemon, "eth0", 7)
+        await Daemon.set_cost(daemon, "eth1", 8)
+        assert node.asked == [("under", "eth0", 7), ("mw1", 7), ("eth1", 8)]
+        assert [interface.cost for interface in node.config.interfaces] == [7, 8]
+        with pytest.raises(KeyError):
+            await Daemon.set_cost(daemon, "eth9", 7)
+
+    run(scenario)
+
+
+def test_a_filter_on_an_interface_is_in_force_before_a_tunnel_over_it_is_used() -> None:
+    async def scenario() -> None:
+        node = Secured()
+        under = node.config.interfaces[0]
+        tunnel = cast("Tunnel", SimpleNamespace(name="mw1", under=under, far_end=None))
+        await Daemon._tunnel_up(cast("Daemon", node), tunnel)
+        policy, name = node.asked
+        assert isinstance(policy, SetPolicy) and name == "mw1"
+        assert [rule.interface for rule in policy.policy.imports] == ["mw1", "mw2"]
 
     run(scenario)

@@ -53,6 +53,33 @@ def test_every_key_of_a_filter_gets_into_its_rule() -> None:
     assert policy_of(config) == Policy((imported,), (exported,), 0)
 
 
+def test_what_is_said_of_an_interface_holds_for_the_tunnels_over_it() -> None:
+    config = parse(
+        """
+        [[interface]]
+        name = "eth0"
+        security = "wireguard"
+        [[interface]]
+        name = "eth1"
+        [[filter]]
+        direction = "import"
+        interface = "eth0"
+        add_metric = 1
+        [[filter]]
+        direction = "import"
+        interface = "eth1"
+        add_metric = 2
+        [[filter]]
+        direction = "export"
+        add_metric = 3
+        """
+    )
+    policy = policy_of(config, {"eth0": ["mw1", "mw2"]})
+    assert [(rule.interface, rule.add_metric) for rule in policy.imports] == [("mw1", 1), ("mw2", 1), ("eth1", 2)]
+    assert [(rule.interface, rule.add_metric) for rule in policy.exports] == [(None, 3)]
+    assert [rule.interface for rule in policy_of(config, {"eth0": []}).imports] == ["eth1"]
+
+
 @pytest.mark.parametrize(("word", "price"), [('"free"', 0), ('"refuse"', None), ("500", 500)])
 def test_unpriced(word: str, price: int | None) -> None:
     assert policy_of(parse(f"[routing]\nunpriced = {word}")) == Policy(unpriced_msat_per_gb=price)

@@ -271,3 +271,15 @@ def test_without_payments_nothing_waits_for_an_engine_that_does_not_run() -> Non
         assert node.asked == []
 
     run(scenario)
+
+
+def test_who_is_in_a_tunnel_is_known_without_payments() -> None:
+    async def scenario() -> None:
+        node = Node(enabled=False)
+        tunnel = SimpleNamespace(peer=PEER, under=InterfaceConfig(name="eth0"))
+        node.daemon.tunnels = SimpleNamespace(on={"mw1": tunnel}.get)
+        node.neighbours = [NeighbourView(name, LINK[1], 96, 96, 96, 0xFFFF, 2) for name in ("mw1", "eth1")]
+        rows = await node.methods.neighbours({})
+        assert [(row["under"], row["identity"]) for row in rows] == [("eth0", PEER.hex()), ("eth1", None)]
+
+    run(scenario)
