@@ -88,8 +88,8 @@ def encode(beacon: Beacon, identity: Identity, *, network: bytes) -> bytes:
     return signed + identity.sign(signed)
 
 
-def decode(data: bytes, *, source: IPv6Address, network: bytes) -> Beacon:
-    """Checks all that can be checked without memory, the dear signature last. Raises BeaconError."""
+def parse(data: bytes, *, source: IPv6Address, network: bytes) -> Beacon:
+    """Checks all that is cheap: what is said may still be forged, see `verify`. Raises BeaconError."""
     if len(data) < _HEAD.size or data[:4] != _MAGIC:
         raise BeaconError("beacon_malformed")
     _, version, their_network, key, incarnation, number, lifetime, address, count = _HEAD.unpack_from(data)
@@ -102,9 +102,14 @@ def decode(data: bytes, *, source: IPv6Address, network: bytes) -> Beacon:
         raise BeaconError("beacon_foreign")
     if IPv6Address(address) != source or not source.is_link_local:
         raise BeaconError("beacon_source")
-    try:
-        bindings.crypto_sign_open(data[end:] + data[:end], key)
-    except BadSignatureError:
-        raise BeaconError("beacon_forged") from None
     ports = dict(_PEER.iter_unpack(data[_HEAD.size : end]))
     return Beacon(key, incarnation, number, lifetime / 100, source, ports)
+
+
+def verify(data: bytes, public_key: bytes) -> None:
+    """Whether the holder of the key has said what `parse` has read: 0.1 ms. Raises BeaconError."""
+    signed, signature = data[:-_SIGNATURE_LENGTH], data[-_SIGNATURE_LENGTH:]
+    try:
+        bindings.crypto_sign_open(signature + signed, public_key)
+    except BadSignatureError:
+        raise BeaconError("beacon_forged") from None

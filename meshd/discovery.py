@@ -19,7 +19,9 @@ EARLY_INTERVALS = (0.1, 0.3)  # a beacon that is lost while a node comes up is r
 ANSWER_TIMEOUT = 0.02  # news waits so long for more of it, and no beacon follows another sooner than...
 BEACON_SPACING = 0.1
 MAX_REMEMBERED = 4096  # keys of which the newest beacon is known, so that no older one counts again
-CHECKS_PER_SECOND = 200  # signatures of strangers on one interface: each costs 0.1 ms
+CHECKS_PER_SECOND = 200  # signatures on one interface: each costs 0.1 ms
+# Tunnels with those who were not there before, each of them perhaps a process; at first, as many as there may be.
+NEWCOMERS_PER_SECOND = 4
 NEVER = float("inf")
 
 
@@ -51,8 +53,27 @@ Output = PeerFound | PeerLost | SendBeacon
 
 
 @dataclass(slots=True)
+class _Budget:
+    """Full at first."""
+
+    rate: float
+    size: float
+    left: float
+    at: float
+
+    def take(self, *, now: float) -> bool:
+        self.left = min(self.size, self.left + (now - self.at) * self.rate)
+        self.at = now
+        if self.left < 1:
+            return False
+        self.left -= 1
+        return True
+
+
+@dataclass(slots=True)
 class _Peer:
     found: PeerFound
+    age: tuple[int, int]  # of its newest beacon
     expires_at: float
     since: float
     port: int | None = None  # where we listen for it
@@ -63,11 +84,12 @@ class _Peer:
 class _Interface:
     address: IPv6Address
     beacon_at: float
+    strangers_checks: _Budget
+    peers_checks: _Budget  # apart: whatever strangers send, those who are there are heard
+    newcomers: _Budget
     beacons_sent: int = 0
     last_sent_at: float = -NEVER
     peers: dict[bytes, _Peer] = field(default_factory=dict)
-    checks: float = CHECKS_PER_SECOND
-    checked_at: float = 0.0
 
 
 class Discovery:
@@ -90,7 +112,9 @@ class Discovery:
         """Said again with another address, everybody hears of that at once; the peers stay."""
         known = self._interfaces.get(name)
         if known is None:
-            self._interfaces[name] = _Interface(address, beacon_at=now, checked_at=now)
+            strangers, peers = (_Budget(CHECKS_PER_SECOND, CHECKS_PER_SECOND, CHECKS_PER_SECOND, now) for _ in "ab")
+            newcomers = _Budget(NEWCOMERS_PER_SECOND, self._max_peers, self._max_peers, now)
+            self._interfaces[name] = _Interface(address, now, strangers, peers, newcomers)
         elif known.address != address:
             known.address, known.beacon_at = address, now
         return self.expire(now=now)
@@ -138,21 +162,30 @@ class Discovery:
         known = self._interfaces.get(interface)
         if known is None:
             return []
-        if not self._may_check(known, now=now):
-            self.counters["beacon_rate"] += 1
-            return []
         try:
-            heard = wire.decode(data, source=source, network=self._network)
+            heard = wire.parse(data, source=source, network=self._network)
+            self._check(interface, known, heard, data, now=now)
         except BeaconError as error:
             self.counters[error.counter] += 1
             return []
-        if heard.public_key == self._identity.public_key:
-            self.counters["beacon_own"] += 1  # looped back, or somebody has our key
-            return []
-        if not self._is_newer(interface, heard):
-            self.counters["beacon_stale"] += 1
-            return []
         return self._take(interface, known, heard, now=now)
+
+    def _check(self, name: str, interface: _Interface, heard: Beacon, data: bytes, *, now: float) -> None:
+        """Worth to be taken, and no forgery. Raises BeaconError."""
+        if heard.public_key == self._identity.public_key:
+            raise BeaconError("beacon_own")  # looped back, or somebody has our key
+        peer = interface.peers.get(heard.public_key)
+        place = (name, heard.public_key)
+        newest = self._newest.get(place) if peer is None else peer.age
+        if newest is not None and heard.age <= newest:
+            raise BeaconError("beacon_stale")
+        if not (interface.strangers_checks if peer is None else interface.peers_checks).take(now=now):
+            raise BeaconError("beacon_rate")
+        wire.verify(data, heard.public_key)
+        self._newest[place] = heard.age
+        self._newest.move_to_end(place)
+        if len(self._newest) > MAX_REMEMBERED:
+            self._newest.popitem(last=False)
 
     def _take(self, name: str, interface: _Interface, heard: Beacon, *, now: float) -> list[Output]:
         key = heard.public_key
@@ -161,49 +194,30 @@ class Discovery:
         peer = interface.peers.get(key)
         outputs: list[Output] = []
         if peer is None:
-            if len(interface.peers) >= self._max_peers:
-                worst = self._worst(interface)
-                if worst is None:
-                    self.counters["beacon_limit"] += 1
-                    return []
+            worst = self._worst(interface) if len(interface.peers) >= self._max_peers else None
+            is_full = len(interface.peers) >= self._max_peers and worst is None
+            if is_full or not interface.newcomers.take(now=now):
+                self.counters["beacon_limit"] += 1  # it will say it again
+                return []
+            if worst is not None:
                 del interface.peers[worst]
                 outputs.append(PeerLost(name, worst))
-            peer = interface.peers[key] = _Peer(found, NEVER, since=now)
+            peer = interface.peers[key] = _Peer(found, heard.age, NEVER, since=now)
             outputs.append(found)
             self._hasten(interface, now=now)  # it is to know of us as soon
         elif found != peer.found:
             # Somebody who has just come does not say our port; the old one is as good as none.
             peer.found = found
             outputs.append(found)
+        peer.age = heard.age
         peer.expires_at = now + heard.lifetime
         return outputs
 
     @staticmethod
     def _worst(interface: _Interface) -> bytes | None:
-        """The newest of those that never proved who they are; who has a working tunnel is never driven out."""
+        """Of those that never proved who they are, the one that had most time to; who has a working tunnel stays."""
         unproven = [(peer.since, key) for key, peer in interface.peers.items() if not peer.is_proven]
-        return max(unproven)[1] if unproven else None
-
-    def _is_newer(self, interface: str, heard: Beacon) -> bool:
-        place = (interface, heard.public_key)
-        newest = self._newest.get(place)
-        if newest is not None and heard.age <= newest:
-            return False
-        self._newest[place] = heard.age
-        self._newest.move_to_end(place)
-        if len(self._newest) > MAX_REMEMBERED:
-            self._newest.popitem(last=False)
-        return True
-
-    @staticmethod
-    def _may_check(interface: _Interface, *, now: float) -> bool:
-        earned = (now - interface.checked_at) * CHECKS_PER_SECOND
-        interface.checks = min(CHECKS_PER_SECOND, interface.checks + earned)
-        interface.checked_at = now
-        if interface.checks < 1:
-            return False
-        interface.checks -= 1
-        return True
+        return min(unproven)[1] if unproven else None
 
     @staticmethod
     def _hasten(interface: _Interface, *, now: float) -> None:

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from meshd import beacon as wire
 from meshd.beacon import Beacon, BeaconError
-from meshd.discovery import CHECKS_PER_SECOND, LIFETIME_INTERVALS, Discovery, Output, PeerFound, PeerLost, SendBeacon
+from meshd.discovery import (
+    CHECKS_PER_SECOND,
+    LIFETIME_INTERVALS,
+    NEWCOMERS_PER_SECOND,
+    Discovery,
+    Output,
+    PeerFound,
+    PeerLost,
+    SendBeacon,
+)
 from meshd.identity import Identity
 from meshd.tunnels import interface_name, next_incarnation
 
@@ -34,6 +43,12 @@ def beacon_of(identity: Identity, address: IPv6Address, *, number: int = 1, inca
     return wire.encode(said, identity, network=NETWORK)
 
 
+def decode(data: bytes, *, source: IPv6Address, network: bytes) -> Beacon:
+    heard = wire.parse(data, source=source, network=network)
+    wire.verify(data, heard.public_key)
+    return heard
+
+
 @given(
     st.integers(0, 2**64 - 1),
     st.integers(0, 2**32 - 1),
@@ -43,7 +58,7 @@ def beacon_of(identity: Identity, address: IPv6Address, *, number: int = 1, inca
 def test_what_is_said_is_understood(incarnation: int, number: int, lifetime_cs: int, ports: dict[bytes, int]) -> None:
     said = Beacon(ALICE.public_key, incarnation, number, lifetime_cs / 100, ADDRESS[ALICE], ports)
     data = wire.encode(said, ALICE, network=NETWORK)
-    assert wire.decode(data, source=ADDRESS[ALICE], network=NETWORK) == said
+    assert decode(data, source=ADDRESS[ALICE], network=NETWORK) == said
     assert len(data) <= wire.MAX_LENGTH <= 1232  # fits the smallest IPv6 MTU
 
 
@@ -54,14 +69,14 @@ def test_whatever_is_changed_on_the_way_is_refused(data: st.DataObject) -> None:
     changed = bytearray(good)
     changed[at] ^= data.draw(st.integers(1, 255))
     with pytest.raises(BeaconError):
-        wire.decode(bytes(changed), source=ADDRESS[ALICE], network=NETWORK)
+        decode(bytes(changed), source=ADDRESS[ALICE], network=NETWORK)
 
 
 @given(st.binary(max_size=300))
 def test_noise_is_refused(data: bytes) -> None:
     for start in (b"", b"mesh\x01", beacon_of(ALICE, ADDRESS[ALICE])[:110]):
         with pytest.raises(BeaconError):
-            wire.decode(start + data, source=ADDRESS[ALICE], network=NETWORK)
+            decode(start + data, source=ADDRESS[ALICE], network=NETWORK)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +162,50 @@ def test_a_flood_of_beacons_costs_a_bounded_number_of_signature_checks() -> None
         alice.receive("wlan0", ADDRESS[BOB], forged, now=n / 10_000)
     assert alice.counters["beacon_forged"] <= 1.3 * CHECKS_PER_SECOND
     assert sum(alice.counters.values()) == 10 * CHECKS_PER_SECOND
+
+
+def test_what_strangers_send_does_not_keep_us_from_hearing_those_who_are_there() -> None:
+    alice = node(ALICE)
+    alice.interface_up("wlan0", ADDRESS[ALICE], now=0.0)
+    alice.receive("wlan0", ADDRESS[BOB], beacon_of(BOB, ADDRESS[BOB]), now=0.0)
+    forged = beacon_of(MALLORY, ADDRESS[CAROL], number=5)[:-1] + b"!"
+    for _ in range(20 * CHECKS_PER_SECOND):
+        alice.receive("wlan0", ADDRESS[CAROL], forged, now=5.0)
+        alice.receive("wlan0", ADDRESS[CAROL], b"junk", now=5.0)
+    assert alice.counters["beacon_rate"] > 0
+    moved = beacon_of(BOB, ADDRESS[CAROL], number=2)
+    assert alice.receive("wlan0", ADDRESS[CAROL], moved, now=5.0) == [
+        PeerFound("wlan0", BOB.public_key, ADDRESS[CAROL], None)
+    ]
+
+
+def test_the_newest_beacon_of_a_peer_is_not_forgotten_over_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meshd.discovery.MAX_REMEMBERED", 2)
+    alice = node(ALICE)
+    alice.interface_up("wlan0", ADDRESS[ALICE], now=0.0)
+    alice.receive("wlan0", ADDRESS[BOB], beacon_of(BOB, ADDRESS[BOB], number=2), now=0.0)
+    for n in range(10, 20):
+        alice.receive("wlan0", ADDRESS[BOB], beacon_of(Identity(bytes([n]) * 32), ADDRESS[BOB]), now=1.0)
+    old = beacon_of(BOB, ADDRESS[CAROL], number=1)
+    assert alice.receive("wlan0", ADDRESS[CAROL], old, now=2.0) == []
+    assert alice.counters == {"beacon_stale": 1}
+
+
+def test_strangers_without_end_cost_a_bounded_number_of_tunnels_and_each_has_time_to_prove_itself() -> None:
+    alice = node(ALICE, max_peers=8)
+    alice.interface_up("wlan0", ADDRESS[ALICE], now=0.0)
+    found_at: dict[bytes, float] = {}
+    stayed = []
+    for n in range(1, 1000):
+        stranger = Identity(n.to_bytes(32, "big"))
+        for output in alice.receive("wlan0", ADDRESS[BOB], beacon_of(stranger, ADDRESS[BOB]), now=n / 100):
+            if isinstance(output, PeerFound):
+                found_at[output.peer] = n / 100
+            elif isinstance(output, PeerLost):
+                stayed.append(n / 100 - found_at[output.peer])
+    assert 8 < len(found_at) <= 8 + 10 * NEWCOMERS_PER_SECOND
+    assert min(stayed[8:]) >= 1.9  # a handshake takes less
+    assert alice.counters["beacon_limit"] == 999 - len(found_at)
 
 
 def test_beacons_go_on_and_news_does_not_make_them_a_storm() -> None:
