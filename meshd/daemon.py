@@ -237,11 +237,10 @@ class Daemon:
         )
         await self.router.put(SetPolicy(self._policy()))
         for interface in self.config.interfaces:
-            if interface.security != "none":
-                continue  # its tunnels stay as they began
             wanted = new_by_name.get(interface.name, interface)
             await self.set_cost(interface.name, wanted.cost)
-            await self.router.set_keys(interface.name, wanted.mac_keys, verify=wanted.mac_verify)
+            if interface.security == "none":
+                await self.router.set_keys(interface.name, wanted.mac_keys, verify=wanted.mac_verify)
         self.redistribution.set_rules(new.redistributions)
         log.info("configuration read anew", file=self._config_path)
 

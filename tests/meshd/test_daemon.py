@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -82,30 +83,41 @@ def test_a_cancel_during_the_start_is_no_deadlock() -> None:
     run(scenario)
 
 
+SECURED = """
+    [[interface]]
+    name = "eth0"
+    security = "wireguard"
+    [[interface]]
+    name = "eth1"
+    [[filter]]
+    direction = "import"
+    interface = "eth0"
+    action = "refuse"
+"""
+
+
 class Secured:
     """As much of a daemon as its own methods need: eth0 has tunnels over it, of which mw2 is not up yet."""
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
-        self.config = parse(
-            """
-            [[interface]]
-            name = "eth0"
-            security = "wireguard"
-            [[interface]]
-            name = "eth1"
-            [[filter]]
-            direction = "import"
-            interface = "eth0"
-            action = "refuse"
-            """
+        self._config_path = Path()
+        self.config = parse(SECURED)
+        self.router = SimpleNamespace(
+            set_cost=self._set_cost, put=self._put, add_interface=self._add, set_keys=self._set_keys
         )
-        self.router = SimpleNamespace(set_cost=self._set_cost, put=self._put, add_interface=self._add)
+        self.redistribution = SimpleNamespace(set_rules=self.asked.append)
         self.tunnels = SimpleNamespace(
             set_cost=lambda name, cost: self.asked.append(("under", name, cost)) or ["mw1", "mw2"],
             names=lambda: {"eth0": ["mw1", "mw2"]},
         )
         self._policy = lambda: Daemon._policy(cast("Daemon", self))
+
+    async def set_cost(self, name: str, cost: int) -> None:
+        await Daemon.set_cost(cast("Daemon", self), name, cost)
+
+    async def _set_keys(self, name: str, keys: Any, *, verify: bool) -> None:
+        self.asked.append(("keys", name))
 
     async def _set_cost(self, name: str, cost: int) -> None:
         if name not in ("mw1", "eth1"):
@@ -129,6 +141,20 @@ def test_the_cost_of_an_interface_is_that_of_the_tunnels_over_it() -> None:
         assert [interface.cost for interface in node.config.interfaces] == [7, 8]
         with pytest.raises(KeyError):
             await Daemon.set_cost(daemon, "eth9", 7)
+
+    run(scenario)
+
+
+def test_a_reload_takes_secured_interfaces_along(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        node = Secured()
+        node._config_path = tmp_path / "meshd.toml"
+        node._config_path.write_text(SECURED.replace('"wireguard"', '"wireguard"\ncost = 7'))
+        await Daemon.reload(cast("Daemon", node))
+        policy, *others, rules = node.asked
+        assert isinstance(policy, SetPolicy) and [rule.interface for rule in policy.policy.imports] == ["mw1", "mw2"]
+        assert others == [("under", "eth0", 7), ("mw1", 7), ("eth1", 96), ("keys", "eth1")]
+        assert rules == ()
 
     run(scenario)
 
