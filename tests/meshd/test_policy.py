@@ -16,8 +16,9 @@ from routing.filters import REFUSED, Policy, Rule
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "routing-policy.md"
 
 
-def examples() -> list[Config]:
-    return [parse(text) for text in re.findall(r"^```toml\n(.*?)^```", PAGE.read_text(), flags=re.M | re.S)]
+def examples(key_file: Path) -> list[Config]:
+    page = PAGE.read_text().replace("/etc/meshd/mesh.key", str(key_file))
+    return [parse(text) for text in re.findall(r"^```toml\n(.*?)^```", page, flags=re.M | re.S)]
 
 
 def test_nothing_is_refused_by_default() -> None:
@@ -85,8 +86,10 @@ def test_unpriced(word: str, price: int | None) -> None:
     assert policy_of(parse(f"[routing]\nunpriced = {word}")) == Policy(unpriced_msat_per_gb=price)
 
 
-def test_the_examples_of_the_page_say_what_the_page_says() -> None:
-    filters, gateway, leaf, unpriced = examples()
+def test_the_examples_of_the_page_say_what_the_page_says(tmp_path: Path) -> None:
+    key_file = tmp_path / "mesh.key"
+    key_file.write_text("ab" * 32 + "\n")
+    filters, gateway, leaf, unpriced, authenticated = examples(key_file)
     policy = policy_of(filters)
     assert [rule.add_metric for rule in policy.imports] == [REFUSED, 1000, 0, REFUSED]
     assert policy.exports == (Rule(REFUSED, ip_network("10.0.0.0/8"), 25, 128, "wlan0"),)
@@ -96,6 +99,7 @@ def test_the_examples_of_the_page_say_what_the_page_says() -> None:
     ]
     assert leaf.routing.mode is Mode.LEAF
     assert policy_of(unpriced).unpriced_msat_per_gb == 500_000
+    assert [key.secret for key in authenticated.interfaces[0].mac_keys] == [b"\xab" * 32]
 
 
 def test_the_page_has_every_key() -> None:
