@@ -229,8 +229,12 @@ class Authenticator:
         nonce = neighbour.nonce
         if nonce is not None and now - neighbour.challenged_at < CHALLENGE_TIMEOUT and nonce in claims.replies:
             neighbour.nonce = None
-            neighbour.index = claims.index
-            neighbour.multicast, neighbour.unicast = _Window(claims.counter), _Window(claims.counter)
+            if neighbour.index == claims.index:
+                # Some replay from its earlier life made us ask. What it said meanwhile may still be on its way.
+                neighbour.unicast.take(claims.counter)
+            else:
+                neighbour.index = claims.index
+                neighbour.multicast, neighbour.unicast = _Window(claims.counter), _Window(claims.counter)
         elif neighbour.index is None or neighbour.index != claims.index:
             return Drop.CHALLENGED
         elif not (neighbour.multicast if is_multicast else neighbour.unicast).take(claims.counter):

@@ -185,6 +185,19 @@ def test_a_restarted_neighbour_is_challenged_and_what_it_said_before_is_worth_no
     assert pair.check(pair.says()).drop is None  # and does not harm the present one
 
 
+def test_replays_from_an_earlier_life_cost_nothing_of_the_present_one(pair: Pair) -> None:
+    old = pair.says()
+    pair.a = authenticator(A, seed=1)
+    pair.meet()
+    seen, late = pair.says(), pair.says()
+    assert pair.check(seen).drop is None
+    (challenge,) = pair.check(old).replies
+    reply = pair.answer(challenge).replies[0]
+    assert pair.check(reply, to=B).drop is None
+    assert (pair.check(late).drop, pair.check(seen).drop) == (None, Drop.REPLAYED)
+    assert pair.check(reply, to=B).drop is Drop.REPLAYED
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_nothing_that_was_changed_is_taken(data: st.DataObject) -> None:
