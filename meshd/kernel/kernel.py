@@ -104,9 +104,11 @@ class Kernel:
         self._changes.record_device(name)
 
     async def delete_device(self, name: str) -> None:
-        """Read the meter first: its last counts are lost. No error if it is gone."""
+        """What was counted there is in the next reading of the meter. No error if it is gone."""
         try:
-            await self._nft.remove_interface(name)
+            index = await self._nft.remove_interface(name)
+            if index is not None:
+                self.meter.interface_gone(index)
         finally:
             await self._changes.delete_device(name)
 

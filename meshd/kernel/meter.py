@@ -30,6 +30,7 @@ _BE64 = struct.Struct(">Q")
 _ETHERNET_HEADER = 14
 _BROADCAST = IPv4Address("255.255.255.255")
 _MANY_ELEMENTS = 8192
+_MAX_TOTALS = 4096
 _GRACE_PERIOD = 0.1  # much more than a packet spends in the rules
 
 IPAddress = IPv4Address | IPv6Address
@@ -82,7 +83,7 @@ class _Counter:
 
 
 class Meter:
-    """`totals`: bytes ever read, by (direction, interface, MAC address)."""
+    """`totals`: bytes ever read, by (direction, interface, MAC address); senders choose those: the oldest go first."""
 
     def __init__(self, netfilter: NetlinkSocket, nft: Nft) -> None:
         self.totals: dict[tuple[Direction, str, bytes], int] = {}
@@ -90,6 +91,7 @@ class Meter:
         self._netlink = netfilter
         self._nft = nft
         self._interface_by_index: dict[int, str] = {}
+        self._gone: set[int] = set()  # indices of interfaces that are no more; what they counted is still to be read
         self._counters: dict[tuple[str, int, bytes], _Counter] = {}
         self._draining: int | None = None  # the generation to be read a last time
         self._unreported: list[FlowCount] = []
@@ -99,12 +101,17 @@ class Meter:
         """What is counted on the interface of that index is reported under this name."""
         self._interface_by_index[index] = interface
 
+    def interface_gone(self, index: int) -> None:
+        """It counts nothing any more; after the next reading it is forgotten."""
+        self._gone.add(index)
+
     async def read(self) -> list[FlowCount]:
         """All that was counted since the last reading. Raises NetlinkError, NftError.
 
         If it is cancelled or fails, nothing is lost: the next reading has it.
         """
         async with self._lock:
+            gone = frozenset(self._gone)
             try:
                 await self._read_generation(self._nft.generation)
                 if self._draining is None and len(self._counters) > _MANY_ELEMENTS:
@@ -121,6 +128,9 @@ class Meter:
                 self._counters.clear()
                 self._draining = None
                 self.reloads += 1
+            for index in gone:
+                self._interface_by_index.pop(index, None)
+            self._gone -= gone
             flows, self._unreported = self._unreported, []
             return flows
 
@@ -181,6 +191,8 @@ class Meter:
             count = _flow_count(counter, interface, (new_bytes, new_packets), (size, packets))
             neighbour = (count.direction, interface, count.mac)
             self.totals[neighbour] = self.totals.get(neighbour, 0) + count.bytes
+            if len(self.totals) > _MAX_TOTALS:
+                del self.totals[next(iter(self.totals))]
             self._unreported.append(count)
 
 

@@ -157,13 +157,15 @@ class Nft:
             self._guarded = self._guarded | {interface: index}
             await _run(self._ingress_lines())
 
-    async def remove_interface(self, interface: str) -> None:
+    async def remove_interface(self, interface: str) -> int | None:
+        """The index that it had; None if it was not there."""
         async with self._lock, self._rollback():
             index = self._index_by_interface.get(interface)
             if index is not None:
                 self._index_by_interface = {n: i for n, i in self._index_by_interface.items() if n != interface}
                 self._tunnels -= {interface}
                 await _run([*_remove_interface_lines(index), *self._ingress_lines(), *self._suspension_lines()])
+            return index
 
     async def switch_generation(self) -> None:
         """From now on count in the sets of the other generation."""
