@@ -25,6 +25,8 @@ _RTN_UNICAST = 1
 _RTM_F_CLONED = 0x200
 _DEAD = 0x1 | 0x10  # RTNH_F_DEAD, RTNH_F_LINKDOWN: its interface is down, or has no carrier
 _SETTLE_INTERVAL = 0.02  # what changes together is read once
+_MAX_LOAD = 0.25  # of the time: where somebody holds the routes of the whole Internet, they change all the while
+_BREATH = 256  # routes between two turns of the others
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 Prefix = IPv4Network | IPv6Network
@@ -61,7 +63,9 @@ class RouteWatch:
         found: list[KernelRoute] = []
         for family in _FAMILIES:
             header = _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
-            for message in await self._netlink.dump(Request(_RTM_GETROUTE, header)):
+            for number, message in enumerate(await self._netlink.dump(Request(_RTM_GETROUTE, header))):
+                if number % _BREATH == 0:
+                    await trio.lowlevel.checkpoint()
                 route = self._route(message)
                 if route is not None:
                     found.append(route)
@@ -70,10 +74,13 @@ class RouteWatch:
     async def _changes(self, events: NetlinkSocket) -> AsyncIterator[list[KernelRoute]]:
         while True:
             # An event only says that something has changed; all is read anew. So it does not matter if some are lost.
-            yield await self.all()
+            began = trio.current_time()
+            routes = await self.all()
+            took = trio.current_time() - began
+            yield routes
             while not self._is_news(await events.events()):
                 pass
-            with trio.move_on_after(_SETTLE_INTERVAL):
+            with trio.move_on_after(max(_SETTLE_INTERVAL, took / _MAX_LOAD)):
                 while True:
                     await events.events()
 
