@@ -23,7 +23,7 @@ import trio
 from meshd import beacon
 from meshd.babel_socket import IPV6_MULTICAST_ALL
 from meshd.config import DiscoveryConfig, InterfaceConfig
-from meshd.discovery import Discovery, Output, PeerFound, PeerLost, SendBeacon
+from meshd.discovery import NEVER, Discovery, Output, PeerFound, PeerLost, SendBeacon
 from meshd.identity import Identity, tunnel_address, x25519_public_key
 from meshd.kernel import Kernel, Link, NetlinkError, NftError
 from meshd.kernel.wireguard import Device, Endpoint, WireGuardError, make
@@ -34,6 +34,7 @@ OVERHEAD = 80  # IPv6 40, UDP 8, WireGuard 32
 MTU_MIN = 1280  # RFC 8200 section 5
 KEEPALIVE = 25  # seconds; so that a path through a NAT stays open
 STATUS_INTERVAL = 1.0
+HANDSHAKE_TIMEOUT = 15.0  # then the operator is told: it takes some milliseconds, or 5 s where a packet is lost
 RETRY_INITIAL, RETRY_MAX = 0.5, 30.0
 LINK_RETRY_INTERVAL = 5.0
 MAX_STARTING = 8  # at a time: each may be a process
@@ -334,6 +335,7 @@ class Tunnels:
     async def _follow(self, tunnel: Tunnel, device: Device) -> None:
         key = x25519_public_key(tunnel.peer)
         told: PeerFound | None = None
+        doubt_at = NEVER
         while True:
             tunnel.changed = trio.Event()
             found = tunnel.found
@@ -345,12 +347,20 @@ class Tunnels:
                     address = tunnel_address(self._identity.public_key)
                     await self._kernel.links.add_link_local(tunnel.name, address)
                     await self._on_up(tunnel)
+                    doubt_at = trio.current_time() + HANDSHAKE_TIMEOUT
                 told = found
             with trio.move_on_after(STATUS_INTERVAL):
                 await tunnel.changed.wait()
             if (await device.status()).handshake_at:
+                if not tunnel.is_up:
+                    log.info("tunnel up", interface=tunnel.name, peer=tunnel.peer)
                 tunnel.is_up = True
                 self.discovery.proven(found.interface, tunnel.peer)
+            elif trio.current_time() >= doubt_at:
+                doubt_at = NEVER
+                self.counters["tunnels_without_handshake"] += 1
+                reason = f"no handshake in {HANDSHAKE_TIMEOUT:g} s: is UDP to port {found.port} let through?"
+                log.info("tunnel not up", interface=tunnel.name, peer=tunnel.peer, reason=reason)
 
 
 def interface_name(ours: bytes, theirs: bytes, under: str) -> str:

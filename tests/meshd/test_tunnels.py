@@ -20,7 +20,7 @@ from meshd.config import DiscoveryConfig, InterfaceConfig
 from meshd.identity import Identity, tunnel_address
 from meshd.kernel import Link, NetlinkError
 from meshd.kernel.wireguard import Endpoint, Status
-from meshd.tunnels import LINK_RETRY_INTERVAL, RETRY_MAX, Tunnel, Tunnels
+from meshd.tunnels import HANDSHAKE_TIMEOUT, LINK_RETRY_INTERVAL, RETRY_MAX, Tunnel, Tunnels
 from tests.meshd.fakes import FakeKernel, run
 
 US, BOB = Identity(bytes([1]) * 32), Identity(bytes([2]) * 32)
@@ -76,7 +76,7 @@ class FakeDevice:
     async def status(self) -> Status:
         with trio.CancelScope(shield=True):
             await trio.sleep(self.node.status_takes)
-        return Status(4242, 0)
+        return Status(4242, self.node.handshake_at)
 
     async def close(self) -> None:
         self.node.closed.append(self.name)
@@ -90,6 +90,7 @@ class Node:
         self.closed: list[str] = []
         self.told: list[tuple[str, str]] = []
         self.configure_takes = self.status_takes = 0.0
+        self.handshake_at = 0
         self.number = 0
         monkeypatch.setattr(tunnels_module, "_beacon_socket", lambda: self.socket)
         monkeypatch.setattr(tunnels_module, "_write_sysctl", lambda *_: None)
@@ -291,6 +292,22 @@ def test_a_device_that_cannot_be_told_is_made_anew(node: Node, monkeypatch: pyte
             await node.beacon()
             await trio.sleep(RETRY_MAX)
             assert ("up", node.devices[1].name) in node.told
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("handshake_at", "doubts"), [(0, 1), (1_700_000_000, 0)])
+def test_a_tunnel_that_does_not_shake_hands_is_told_of_once(node: Node, handshake_at: int, doubts: int) -> None:
+    async def scenario() -> None:
+        node.handshake_at = handshake_at
+        async with node.running() as tunnels:
+            await node.link()
+            for _ in range(10):
+                await node.beacon()
+                await trio.sleep(HANDSHAKE_TIMEOUT / 5)
+            tunnel = tunnels.on(node.devices[0].name)
+            assert tunnel is not None and tunnel.is_up is (doubts == 0)
+            assert tunnels.counters["tunnels_without_handshake"] == doubts
 
     run(scenario)
 
