@@ -115,12 +115,9 @@ class Requests:
             # We have restarted with a seqno behind the one that our earlier self had spread: catch up, once. After
             # that one step at a time, so that nobody can make our seqno leap.
             self._adopt_until = -NEVER
-            self._state.seqno = seqno
+            self._state.set_seqno(seqno)
         else:
-            self._state.seqno = rules.seqno_add(self._state.seqno, 1)
-        for other in self._state.prefixes.values():
-            if other.own_metric is not None:
-                other.update = None
+            self._state.set_seqno(rules.seqno_add(self._state.seqno, 1))
         self._announcer.queue(entry, neighbour.interface, delay=0.0, now=now)
 
     def _forward(self, entry: PrefixEntry, neighbour: Neighbour, request: SeqnoRequest, *, now: float) -> None:

@@ -41,7 +41,7 @@ class Selection:
         entry = self._state.prefixes.get(route_key(prefix, source_prefix)) or self._new_entry(prefix, source_prefix)
         if entry.own_metric is not None and metric > entry.own_metric:
             # Nobody need find our longer distance unfeasible (section 3.7.3).
-            self._state.seqno = rules.seqno_add(self._state.seqno, 1)
+            self._state.set_seqno(rules.seqno_add(self._state.seqno, 1))
         entry.own_metric = metric
         self.reconsider(entry, now=now)
 
@@ -123,7 +123,7 @@ class Selection:
             self.reconsider(entry, now=now)
         if policy.exports != before.exports:
             # What is longer than before would be unfeasible to those who heard of it (section 3.7.3).
-            self._state.seqno = rules.seqno_add(self._state.seqno, 1)
+            self._state.set_seqno(rules.seqno_add(self._state.seqno, 1))
             self._announcer.announce_anew(now=now)
 
     def announce_all(self, *, now: float) -> None:

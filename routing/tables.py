@@ -261,6 +261,13 @@ class State:
     flushing: dict[Interface, None] = field(default_factory=dict)
     dumping: dict[Interface | Neighbour, None] = field(default_factory=dict)
 
+    def set_seqno(self, seqno: int) -> None:
+        """Our own. Updates for our prefixes that are kept ready have the old one, and must be built anew."""
+        self.seqno = seqno
+        for entry in self.prefixes.values():
+            if entry.own_metric is not None:
+                entry.update = None
+
     def jitter(self, interval: float) -> float:
         """Between half and all of `interval`, so that neighbours do not speak at the same moment."""
         return interval * self.rng.uniform(0.5, 1.0)

@@ -454,6 +454,21 @@ def test_after_a_restart_our_seqno_catches_up() -> None:
     assert [u.seqno for u in chart.sent(Update)] == [4711]
 
 
+def test_all_our_prefixes_are_announced_with_the_seqno_that_one_of_them_has_raised() -> None:
+    """Found by tools/prove: a request was answered with the old seqno, which an update kept ready still had."""
+    chart = Chart(initial_seqno=1)
+    chart.feed(OriginateRoute(OWN))
+    chart.feed(OriginateRoute(DESTINATION))
+    chart.meet("a")
+    chart.feed(OriginateRoute(DESTINATION, metric=500))
+    assert chart.speaker.seqno == 2
+    chart.outputs.clear()
+    chart.hear("a", SeqnoRequest(OWN, 2, 64, OURS))
+    assert [u.seqno for u in chart.sent(Update) if u.prefix == OWN] == [2]
+    chart.wait(20.0)
+    assert {u.seqno for u in chart.sent(Update)} == {2}
+
+
 def test_a_seqno_request_is_passed_on_once_and_the_answer_back() -> None:
     chart = Chart()
     chart.meet("a", "b", "c")
