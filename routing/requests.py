@@ -111,13 +111,13 @@ class Requests:
         if entry.own_metric is None or now < self._seqno_changed_at + SEQNO_INTERVAL:
             return  # a request that was worth it comes again
         self._seqno_changed_at = now
-        if now < self._adopt_until:
-            # We have restarted with a seqno behind the one that our earlier self had spread: catch up, once. After
-            # that one step at a time, so that nobody can make our seqno leap.
+        raised = rules.seqno_add(self._state.seqno, 1)
+        if seqno != raised and now < self._adopt_until:
+            # We have restarted with a seqno behind the one that our earlier self had spread: catch up, once. Otherwise
+            # one step at a time, so that nobody can make our seqno leap.
             self._adopt_until = -NEVER
-            self._state.set_seqno(seqno)
-        else:
-            self._state.set_seqno(rules.seqno_add(self._state.seqno, 1))
+            raised = seqno
+        self._state.set_seqno(raised)
         self._announcer.queue(entry, neighbour.interface, delay=0.0, now=now)
 
     def _forward(self, entry: PrefixEntry, neighbour: Neighbour, request: SeqnoRequest, *, now: float) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from routing import rules
 from routing.events import BlockRoute, RemoveRoute
+from routing.requests import Requests
 from tools.prover import main as command
 from tools.prover.scenario import Scenario, draw
 from tools.prover.steps import Wait
@@ -44,6 +45,11 @@ def test_an_engine_that_takes_every_route_is_found_out_and_its_scenario_shrunk(m
     verdict = run(smaller)
     assert verdict.failure == "loop" and "loop to" in verdict.details[0]
     assert verdict == run(smaller)  # the same history each time
+
+
+def test_seqno_requests_that_nobody_answers_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Requests, "handle_seqno_request", lambda *_, **__: None)
+    assert any(run(draw(f"broken/{number}", steps=15)).failure == "starvation" for number in range(30))
 
 
 def calm() -> Scenario:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.prover.scenario import Scenario, draw
-from tools.prover.trial import BEST_TIMEOUT, REACH_TIMEOUT, Verdict, run, shrink
+from tools.prover.trial import BEST_TIMEOUT, STARVATION_MAX, Verdict, run, shrink
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 60
@@ -77,7 +77,8 @@ class Summary:
             f"{self.virtual_seconds / 3600:.1f} h of virtual time",
             f"{self.changes} changes of next hops checked, {self.removals} removals, {self.packets} packets",
             f"working routes for all within {self.reached_within:.0f} s of the last event, "
-            f"shortest ones within {self.best_within:.0f} s (limits {REACH_TIMEOUT:.0f} and {BEST_TIMEOUT:.0f})",
+            f"shortest ones within {self.best_within:.0f} s of {BEST_TIMEOUT:.0f}; "
+            f"nobody with a path was without a route for {STARVATION_MAX:.0f} s, but for the violations",
             f"allowed loops: {self.shared_loops} of prefixes with several origins, {self.restart_loops} through nodes "
             f"that had lost their state; the longest stood {self.longest_allowed_loop:.1f} s",
             f"violations: {self.failure_count}",

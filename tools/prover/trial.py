@@ -10,9 +10,10 @@ from tools.prover.truth import Truth, name_of
 from tools.prover.world import Loop, World
 
 CHUNK = 5.0
-REACH_TIMEOUT = 220.0  # virtual seconds after the last event until every pair that has a path has a working route
-BEST_TIMEOUT = 300.0  # and until every route is a shortest one
+STARVATION_MAX = 60.0  # virtual seconds, after the last event, that a pair may have a path and no working route
+BEST_TIMEOUT = 300.0  # until every route is a shortest one
 CALM = 20.0  # for so long nothing may change then
+AFTERMATH = 4.0  # Hello intervals until a wire has found out, and forgotten, that Hellos were lost before
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ def settle(world: World) -> tuple[float | None, float | None, str | None, tuple[
     started = world.now
     reached_after: float | None = None
     wrong: list[str] = []
+    since: dict[str, float] = {}
     while world.now - started < BEST_TIMEOUT:
         world.run(CHUNK)
         if loops := _violations(world):
@@ -87,12 +89,14 @@ def settle(world: World) -> tuple[float | None, float | None, str | None, tuple[
         wrong = truth.unreached()
         if wrong:
             reached_after = None
-            if world.now - started >= REACH_TIMEOUT:
+            since = {pair: since.get(pair, world.now - CHUNK) for pair in wrong}
+            if world.now - min(since.values()) >= STARVATION_MAX:
                 return None, None, "starvation", tuple(wrong[:5])
             continue
+        since.clear()
         reached_after = reached_after or world.now - started
         wrong = truth.longer()
-        if not wrong:
+        if not wrong and world.now - started >= AFTERMATH * world.config.hello_interval:
             return _stay(world, reached_after, world.now - started)
     return reached_after, None, "not shortest", tuple(wrong[:5])
 

@@ -30,16 +30,23 @@ class Truth:
                 for far in segment.cost:
                     if near != far and not {(near, far), (far, near)} & segment.deaf:
                         self.is_alive.add((segment.number, far, near))
-                        cost = self._link_cost(segment, near, far)
-                        known = self._links.get_edge_data(near, far, {"cost": METRIC_INFINITY})["cost"]
-                        self._links.add_edge(near, far, cost=min(cost, known))
+                        self._add_link(segment, near, far)
         weight = world.config.price_weight
         self._relay = {
             node: METRIC_INFINITY if node in world.leaves else price_metric(fee, weight)
             for node, fee in world.fees.items()
         }
 
-    def distances(self, key: RouteKey) -> dict[int, int]:
+    def _add_link(self, segment: Segment, near: int, far: int) -> None:
+        """`heard`: what it costs as long as the radio has not forgotten what was lost."""
+        cost = heard = self._link_cost(segment, near, far)
+        if segment.kind is LinkKind.WIRELESS:
+            added = segment.export_added.get(near, 0) + segment.import_added.get(far, 0)
+            heard = max(cost, self._measured.get((segment.number, near, far), METRIC_INFINITY) + added)
+        known = self._links.get_edge_data(near, far, {"cost": METRIC_INFINITY, "heard": METRIC_INFINITY})
+        self._links.add_edge(near, far, cost=min(cost, known["cost"]), heard=min(heard, known["heard"]))
+
+    def distances(self, key: RouteKey, cost: str = "cost") -> dict[int, int]:
         """By node that is no origin; absent where no route is below infinity."""
         origins = {n: metric for n, metric in self._world.origins[key].items() if n in self._world.speakers}
         if not origins:
@@ -47,7 +54,7 @@ class Truth:
         graph = self._links
         graph.add_node(_ORIGIN)
         graph.add_edges_from((_ORIGIN, node) for node in origins)
-        lengths = nx.single_source_dijkstra_path_length(graph, _ORIGIN, weight=self._weight(origins))
+        lengths = nx.single_source_dijkstra_path_length(graph, _ORIGIN, weight=self._weight(origins, cost))
         graph.remove_node(_ORIGIN)
         return {
             n: int(length)
@@ -55,29 +62,30 @@ class Truth:
             if n not in origins and 0 <= length < METRIC_INFINITY and n >= 0
         }
 
-    def _weight(self, origins: dict[int, int]) -> Callable[[int, int, dict[str, int]], int | None]:
+    def _weight(self, origins: dict[int, int], cost: str) -> Callable[[int, int, dict[str, int]], int | None]:
         def weight(near: int, far: int, data: dict[str, int]) -> int | None:
             if near == _ORIGIN:
                 return origins[far]
             if far in origins:
                 return None  # it has a better way: none at all
-            return data["cost"] + (0 if near in origins else self._relay[near])
+            return data[cost] + (0 if near in origins else self._relay[near])
 
         return weight
 
     def unreached(self) -> list[str]:
-        """Pairs that have a path and no working route, and those with a route and no path."""
+        """Pairs that have a path over what they hear and no working route, and those with a route and no path."""
         found = []
         for key in self._world.origins:
-            wanted = self.distances(key)
+            possible = self.distances(key)
+            wanted = self.distances(key, "heard")
             reached = self._reached(key)
             for node in self._world.speakers:
                 if node in self._world.origins[key]:
                     continue
-                if (node in wanted) != (node in reached):
-                    found.append(
-                        f"{node} to {name_of(key)}: " + ("no working route" if node in wanted else "a route to nowhere")
-                    )
+                if node in wanted and node not in reached:
+                    found.append(f"{node} to {name_of(key)}: no working route")
+                elif node in reached and node not in possible:
+                    found.append(f"{node} to {name_of(key)}: a route to nowhere")
         return found
 
     def longer(self) -> list[str]:
