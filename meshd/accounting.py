@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from ipaddress import IPv6Address
 
 import trio
@@ -13,7 +13,9 @@ import trio
 from meshd.billing import Billing, LinkKey
 from meshd.kernel import Direction, FlowCount, Kernel, NetlinkError, NftError
 from meshd.logs import Logger
+from meshd.recovery import Unbilled, flow_name, is_priced
 from payments.events import MeteredTraffic
+from payments.records import Reading
 
 log = Logger("meshd.accounting")
 # Under load, the settlement at W/2 is noticed this late; it adds to the exposure (design section 8).
@@ -53,11 +55,11 @@ class LinkTotals:
 
 @dataclass(slots=True)
 class _Debt:
-    """`readings`: how far the counters had come that these sums are of, by `flow_name`."""
+    """`readings`: how far the counters had come that these sums are of, by `flow_name`, and the prices."""
 
     earned_units: int = 0
     owed_limit_units: int = 0
-    readings: dict[bytes, int] = field(default_factory=dict)
+    readings: dict[bytes, Reading] = field(default_factory=dict)
 
     def add(self, other: _Debt) -> None:
         self.earned_units += other.earned_units
@@ -110,26 +112,6 @@ class Neighbours:
         return None if link is None else self.peer_by_link.get(link)
 
 
-def flow_name(flow: FlowCount) -> bytes:
-    """A name for the counter of a flow that is the same after a restart."""
-    fields = (flow.direction.value, flow.interface, flow.mac.hex(), flow.source or "", flow.destination or "")
-    return "|".join(str(field) for field in fields).encode()
-
-
-def unbilled(leftover: Iterable[FlowCount], readings: Mapping[bytes, int]) -> list[FlowCount]:
-    """Of what a killed daemon's counters hold, the part that came after its last entry in the books.
-
-    A counter below its reading has begun anew since. The counters themselves are gone now: new ones start at 0.
-    """
-    found = []
-    for flow in leftover:
-        before = readings.get(flow_name(flow), 0)
-        new_bytes = flow.total_bytes - before if flow.total_bytes >= before else flow.total_bytes
-        if new_bytes and flow.direction in (Direction.FORWARD_IN, Direction.OUT):
-            found.append(replace(flow, bytes=new_bytes, total_bytes=0))
-    return found
-
-
 class Accounting:
     """`report` takes what was metered, for the payment engine, and the readings that it is of; None: there are no
     payments, all is carried for nothing. `recovered`: what was counted while no daemon ran, after a crash.
@@ -142,8 +124,8 @@ class Accounting:
         kernel: Kernel,
         billing: Billing,
         *,
-        report: Callable[[MeteredTraffic, Mapping[bytes, int]], Awaitable[None]] | None,
-        recovered: Sequence[FlowCount] = (),
+        report: Callable[[MeteredTraffic, Mapping[bytes, Reading]], Awaitable[None]] | None,
+        recovered: Sequence[Unbilled] = (),
         strangers_window_msat: int,
     ) -> None:
         self.neighbours = Neighbours()
@@ -201,34 +183,35 @@ class Accounting:
             now = trio.current_time()
             self._reading_took = now - began
             self._billing.forget_withdrawn(now=now)
-            for flow in [*self._take_recovered(now=now), *flows]:
+            for entry in self._take_recovered(now=now):
+                self._count(entry.flow, entry, now=now)
+            for flow in flows:
                 self._count(flow, now=now)
             await self._settle_pending()
             self._read_at = now  # only now does the engine know
         return sum(flow.bytes for flow in flows) >= BUSY_BYTES
 
-    def _take_recovered(self, *, now: float) -> list[FlowCount]:
+    def _take_recovered(self, *, now: float) -> list[Unbilled]:
         """What can be billed by now: it is known whose it is, and at which price. In the end, all."""
 
-        def is_ready(flow: FlowCount) -> bool:
-            link = self.neighbours.link_of((flow.interface, flow.mac))
+        def is_ready(entry: Unbilled) -> bool:
+            link = self.neighbours.link_of((entry.flow.interface, entry.flow.mac))
             if link is None or link not in self.neighbours.peer_by_link:
                 return False
-            if flow.direction is Direction.OUT:
-                return self._billing.is_heard(link, flow.destination, source=flow.source)
-            return self._billing.is_asked(flow.destination, source=flow.source)
+            return is_priced(entry, link, self._billing, now=now)
 
         is_over = now >= self._recover_until
-        taken: list[FlowCount] = []
-        left: list[FlowCount] = []
-        for flow in self._recovered:
-            (taken if is_over or is_ready(flow) else left).append(flow)
+        taken: list[Unbilled] = []
+        left: list[Unbilled] = []
+        for entry in self._recovered:
+            (taken if is_over or is_ready(entry) else left).append(entry)
         self._recovered = left
         if taken:
-            log.info("metered while no daemon ran", flows=len(taken), bytes=sum(flow.bytes for flow in taken))
+            size = sum(entry.flow.bytes for entry in taken)
+            log.info("metered while no daemon ran", flows=len(taken), bytes=size)
         return taken
 
-    def _count(self, flow: FlowCount, *, now: float) -> None:
+    def _count(self, flow: FlowCount, recovered: Unbilled | None = None, *, now: float) -> None:
         link = self.neighbours.link_of((flow.interface, flow.mac))
         totals = self._totals_of(link)
         if flow.direction is Direction.OUT:
@@ -240,19 +223,26 @@ class Accounting:
             elif flow.direction is Direction.REFUSED:
                 totals.refused += flow.bytes
         if self._report is not None:
-            self._bill(flow, link, now=now)
+            self._bill(flow, link, recovered, now=now)
 
-    def _bill(self, flow: FlowCount, link: LinkKey | None, *, now: float) -> None:
-        debt = _Debt(readings={flow_name(flow): flow.total_bytes})
-        if flow.direction is Direction.FORWARD_IN:
-            debt.earned_units = self._billing.earned_units(flow.destination, flow.bytes, source=flow.source, now=now)
-        elif flow.direction is Direction.OUT and link is None:
+    def _bill(self, flow: FlowCount, link: LinkKey | None, recovered: Unbilled | None = None, *, now: float) -> None:
+        if flow.direction is Direction.OUT and link is None:
             self._unplaced.append(flow)  # which prices applied is known when it is known whose address that is
+            return
+        if flow.direction is Direction.FORWARD_IN:
+            price = self._billing.price_asked(flow.destination, source=flow.source, now=now)
         elif flow.direction is Direction.OUT and link is not None:
-            debt.owed_limit_units = self._billing.owed_limit_units(
-                link, flow.destination, flow.bytes, source=flow.source, now=now
-            )
-        if debt.earned_units or debt.owed_limit_units:
+            price = self._billing.highest_price_heard(link, flow.destination, source=flow.source, now=now)
+        else:
+            return
+        if recovered is not None:
+            price = recovered.price(price)
+        if price:
+            debt = _Debt(readings={flow_name(flow): Reading(flow.total_bytes, price)})
+            if flow.direction is Direction.OUT:
+                debt.owed_limit_units = flow.bytes * price
+            else:
+                debt.earned_units = flow.bytes * price
             self._debt_of((flow.interface, flow.mac)).add(debt)
 
     def _debt_of(self, port: Port) -> _Debt:

@@ -165,26 +165,18 @@ class Billing:
         book = self._heard.get(link)
         return book is not None and (destination is None or book.lookup(destination, source) is not None)
 
-    def earned_units(
-        self, destination: Address | None, carried_bytes: int, *, source: Address | None = None, now: float
-    ) -> int:
-        """What a neighbour owes us for handing us `carried_bytes` for `destination`."""
-        return carried_bytes * self._asked.lowest(destination, self.price_notice, source=source, now=now)
+    def price_asked(self, destination: Address | None, *, source: Address | None = None, now: float) -> int:
+        """What a neighbour owes us, in msat per GB, for handing us traffic for `destination`."""
+        return self._asked.lowest(destination, self.price_notice, source=source, now=now)
 
-    def owed_limit_units(
-        self,
-        link: LinkKey,
-        destination: Address | None,
-        sent_bytes: int,
-        *,
-        source: Address | None = None,
-        now: float,
+    def highest_price_heard(
+        self, link: LinkKey, destination: Address | None, *, source: Address | None = None, now: float
     ) -> int:
-        """The most that we can owe `link` for the `sent_bytes` that we gave it for `destination`."""
+        """The most that we can owe `link`, in msat per GB, for traffic to `destination` that we gave it."""
         book = self._heard.get(link)
         if book is None:
             return 0
-        return sent_bytes * book.highest(destination, self.price_notice + LAG, source=source, now=now)
+        return book.highest(destination, self.price_notice + LAG, source=source, now=now)
 
     def forget_withdrawn(self, *, now: float) -> None:
         for book in (self._asked, *self._heard.values()):

@@ -21,7 +21,7 @@ import trio
 
 from meshd import __version__
 from meshd import session as sessions
-from meshd.accounting import Accounting, unbilled
+from meshd.accounting import Accounting
 from meshd.billing import Billing
 from meshd.config import Config, load
 from meshd.control import ControlServer
@@ -31,6 +31,7 @@ from meshd.logs import Logger
 from meshd.paymaster import Paymaster
 from meshd.policy import policy_of
 from meshd.recorder import Recorder
+from meshd.recovery import unbilled
 from meshd.redistribution import Redistribution
 from meshd.router import Router
 from meshd.rpc import methods
@@ -40,6 +41,7 @@ from payments.adapters.chain_client import KernelChainClient
 from payments.adapters.store import Store
 from payments.engine import PaymentConfig, PaymentEngine
 from payments.ports import WalletError, WalletPort
+from payments.records import Reading
 from routing.config import SpeakerConfig
 from routing.events import SetPolicy
 from routing.filters import Policy
@@ -266,7 +268,7 @@ class Daemon:
             scope.shield = True
             await self.accounting.read()
 
-    async def _metered(self, traffic: pay.MeteredTraffic, readings: Mapping[bytes, int]) -> None:
+    async def _metered(self, traffic: pay.MeteredTraffic, readings: Mapping[bytes, Reading]) -> None:
         await self.paymaster.put_metered(traffic, readings)
 
     async def _follow_sessions(self) -> None:

@@ -16,7 +16,7 @@ from payments import events
 from payments.adapters.store import Store
 from payments.engine import PaymentEngine
 from payments.ports import BroadcastResult, ChainError, ChainPort, Outpoint, WalletError, WalletPort
-from payments.records import LedgerRecord
+from payments.records import LedgerRecord, Reading
 
 log = Logger("meshd.payments")
 QUEUE = 4096
@@ -49,8 +49,10 @@ class Paymaster:
         self._deliver = deliver
         self._drop = drop
         self._set_carrying = set_carrying
-        self._send, self._receive = trio.open_memory_channel[tuple[events.Input, Mapping[bytes, int]]](QUEUE)
-        self._readings: dict[bytes, dict[bytes, int]] = {}  # by peer: of what the engine took in and has not written
+        self._send, self._receive = trio.open_memory_channel[tuple[events.Input, Mapping[bytes, Reading]]](QUEUE)
+        self._readings: dict[
+            bytes, dict[bytes, Reading]
+        ] = {}  # by peer: of what the engine took in and has not written
         self._watched: dict[bytes, Outpoint] = {}
         self._nursery: trio.Nursery | None = None
         self.is_paying = True
@@ -79,7 +81,7 @@ class Paymaster:
         """Give the engine an input; waits while its queue is full."""
         await self._send.send((event, {}))
 
-    async def put_metered(self, traffic: events.MeteredTraffic, readings: Mapping[bytes, int]) -> None:
+    async def put_metered(self, traffic: events.MeteredTraffic, readings: Mapping[bytes, Reading]) -> None:
         """`readings` become durable together with the sums that `traffic` adds to: a crash loses or repeats neither."""
         await self._send.send((traffic, readings))
 
@@ -124,16 +126,16 @@ class Paymaster:
                 break
         return inputs
 
-    def _take(self, entry: tuple[events.Input, Mapping[bytes, int]]) -> events.Input:
+    def _take(self, entry: tuple[events.Input, Mapping[bytes, Reading]]) -> events.Input:
         event, readings = entry
         if isinstance(event, events.MeteredTraffic):
             self._readings.setdefault(event.peer, {}).update(readings)
         return event
 
-    def _written_by(self, persist: events.Persist) -> dict[bytes, int]:
+    def _written_by(self, persist: events.Persist) -> dict[bytes, Reading]:
         """The readings of those peers whose ledgers it writes."""
         peers = [change.peer for change in persist.changes if isinstance(change, LedgerRecord)]
-        return {flow: size for peer in peers for flow, size in self._readings.pop(peer, {}).items()}
+        return {flow: reading for peer in peers for flow, reading in self._readings.pop(peer, {}).items()}
 
     async def _execute(self, outputs: Sequence[events.Output]) -> None:
         for output in outputs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from payments.channel_tx import ChannelTerms
 from payments.ports import Outpoint
@@ -24,6 +25,13 @@ class ChannelState(Enum):
     CLAIMING = "claiming"  # the payee's claim is broadcast
     REFUNDING = "refunding"  # expired unclaimed; the payer's refund is broadcast
     CLOSED = "closed"  # the spend is confirmed, or there never was anything on chain
+
+
+class Reading(NamedTuple):
+    """How far the counter of a flow had come when it was last billed, and at which price."""
+
+    total_bytes: int
+    price_msat_per_gb: int
 
 
 @dataclass(frozen=True, slots=True)

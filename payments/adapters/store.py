@@ -24,9 +24,10 @@ from payments.records import (
     ForgottenChannel,
     HeightRecord,
     LedgerRecord,
+    Reading,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_READINGS = 100_000  # flows come and go; many times what the kernel keeps counters for
 UNITS_BYTES = 16  # debts outgrow SQLite's 64-bit integers
 
@@ -71,9 +72,16 @@ CREATE TABLE chain (
 INSERT INTO chain VALUES (1, 0);
 CREATE TABLE reading (
   flow BLOB NOT NULL UNIQUE,
-  bytes INTEGER NOT NULL
+  bytes INTEGER NOT NULL,
+  price_msat_per_gb INTEGER NOT NULL
 ) STRICT;
 """
+
+# By the version that each step leads away from.
+_MIGRATIONS = {
+    # What was billed at which price is not known of old readings; a free one bills nobody too much.
+    1: "ALTER TABLE reading ADD COLUMN price_msat_per_gb INTEGER NOT NULL DEFAULT 0;",
+}
 
 _CHANNEL_COLUMNS = (
     "channel_id, peer, direction, state, payer_pubkey, payee_pubkey, expiry_height, capacity_sat, payer_change_script,"
@@ -120,26 +128,28 @@ class Store:
     def close(self) -> None:
         self._connection.close()
 
-    def apply(self, changes: Iterable[Change], readings: Mapping[bytes, int] = MappingProxyType({})) -> None:
+    def apply(self, changes: Iterable[Change], readings: Mapping[bytes, Reading] = MappingProxyType({})) -> None:
         """All or nothing, in this order, on the disk when it returns. Raises StoreError; then nothing was written.
 
-        `readings`: how far the counter of each flow (the caller's name for it) had come when it was last billed; what
-        the ledger rows of the same call say is then true of exactly so much traffic.
+        `readings`: how far the counter of each flow (the caller's name for it) had come when it was last billed, and
+        the price; what the ledger rows of the same call say is then true of exactly so much traffic.
         """
         with self._transaction() as connection:
             for change in changes:
                 _apply(connection, change)
-            connection.executemany("INSERT OR REPLACE INTO reading VALUES (?, ?)", readings.items())
+            rows = ((flow, *reading) for flow, reading in readings.items())
+            connection.executemany("INSERT OR REPLACE INTO reading VALUES (?, ?, ?)", rows)
             self._readings_since_pruned += len(readings)
             if self._readings_since_pruned > MAX_READINGS // 4:
                 # A replaced row gets a new rowid: the lowest are those that were not billed for the longest time.
                 connection.execute(_PRUNE_READINGS, (MAX_READINGS,))
                 self._readings_since_pruned = 0
 
-    def take_readings(self) -> dict[bytes, int]:
+    def take_readings(self) -> dict[bytes, Reading]:
         """The readings of an earlier run; they are forgotten, since the counters start anew."""
         with self._transaction() as connection, closing(connection.cursor()) as cursor:
-            readings = dict(cursor.execute("SELECT flow, bytes FROM reading").fetchall())
+            rows = cursor.execute("SELECT flow, bytes, price_msat_per_gb FROM reading")
+            readings = {flow: Reading(total_bytes, price) for flow, total_bytes, price in rows}
             cursor.execute("DELETE FROM reading")
         return readings
 
@@ -182,6 +192,9 @@ def _prepare(connection: sqlite3.Connection) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version == 0:
         connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    elif version in _MIGRATIONS:
+        for step in range(version, SCHEMA_VERSION):
+            connection.executescript(f"BEGIN IMMEDIATE; {_MIGRATIONS[step]} PRAGMA user_version = {step + 1}; COMMIT;")
     elif version != SCHEMA_VERSION:
         raise StoreError(f"schema version {version}, this program knows {SCHEMA_VERSION}")
 

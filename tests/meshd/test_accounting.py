@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import ip_address, ip_network
 
@@ -15,7 +15,9 @@ from meshd import accounting
 from meshd.accounting import Accounting, Neighbours
 from meshd.billing import Billing, LinkKey
 from meshd.kernel import Direction, NetlinkError, NftError
+from meshd.recovery import Unbilled, flow_name, unbilled
 from payments.events import MeteredTraffic
+from payments.records import Reading
 from tests.meshd.fakes import FakeKernel, flow, run
 
 ADDRESS, OTHER = ip_address("fe80::2"), ip_address("fe80::3")
@@ -32,27 +34,31 @@ WINDOW_MSAT = 1
 class Books:
     """An accounting, its kernel, and what it reported."""
 
-    def __init__(self, *, paid: bool = True) -> None:
+    def __init__(self, *, paid: bool = True, recovered: Sequence[Unbilled] = (), is_known: bool = True) -> None:
         self.kernel = FakeKernel()
         self.billing = Billing(price_notice=10.0)
         self.earned: Counter[bytes] = Counter()
         self.owed: Counter[bytes] = Counter()
+        self.readings: dict[bytes, Reading] = {}
         self.report_takes = 0.0
         self.under_test = Accounting(
             self.kernel.as_kernel(),
             self.billing,
             report=self._report if paid else None,
+            recovered=recovered,
             strangers_window_msat=WINDOW_MSAT,
         )
-        self.billing.announced(NET, ASKED, now=0.0)
-        self.hear_price()
+        if is_known:
+            self.billing.announced(NET, ASKED, now=0.0)
+            self.hear_price()
         self.kernel.links.mac_by_link = {LINK: MAC, LINK_OTHER: MAC_OTHER}
 
     def hear_price(self) -> None:
         self.billing.learned(LINK, NET, HEARD, now=0.0)
 
-    async def _report(self, traffic: MeteredTraffic, _readings: Mapping[bytes, int]) -> None:
+    async def _report(self, traffic: MeteredTraffic, readings: Mapping[bytes, Reading]) -> None:
         await trio.sleep(self.report_takes)
+        self.readings |= readings
         self.earned[traffic.peer] += traffic.earned_units
         self.owed[traffic.peer] += traffic.owed_limit_units
 
@@ -428,5 +434,94 @@ def test_ever_new_mac_addresses_fill_nothing(monkeypatch: pytest.MonkeyPatch) ->
             assert len(accounts._unplaced) <= accounting.MAX_UNPLACED
             assert set(accounts.totals) == {LINK}
             assert books.earned[PEER] == ASKED  # and nobody else's place is taken by them
+
+    run(scenario)
+
+
+def recovered(direction: Direction, size: int, *, price: int | None) -> list[Unbilled]:
+    """Of a counter that stood 5 bytes lower when it was last billed, at `price`, or was never billed before."""
+    counter = flow(direction, MAC, size if price is None else size + 5, to=THERE)  # type: ignore[arg-type]
+    readings = {} if price is None else {flow_name(counter): Reading(5, price)}
+    return unbilled([counter], readings)
+
+
+def test_what_was_carried_while_no_daemon_ran_costs_what_it_cost_before() -> None:
+    """Those who sent it had heard no other price."""
+
+    async def scenario() -> None:
+        books = Books(recovered=recovered(Direction.FORWARD_IN, 100, price=40))
+        async with books.running() as accounts:
+            await books.meet()
+            await accounts.read()
+            assert books.earned[PEER] == 100 * 40
+            await trio.sleep(100)
+            assert books.earned[PEER] == 100 * 40
+
+    run(scenario)
+
+
+def test_a_flow_that_began_while_no_daemon_ran_is_not_billed_at_the_price_of_a_detour() -> None:
+    """The first route of a node that has lost its state may lead back through a neighbour."""
+
+    async def scenario() -> None:
+        books = Books(recovered=recovered(Direction.FORWARD_IN, 100, price=None), is_known=False)
+        async with books.running() as accounts:
+            await books.meet()
+            books.billing.announced(NET, 7 * ASKED, now=trio.current_time())
+            await accounts.read()
+            await trio.sleep(1)
+            books.billing.announced(NET, ASKED, now=trio.current_time())
+            await accounts.read()
+            assert not books.earned
+            await trio.sleep(10)
+            assert books.earned[PEER] == 100 * ASKED
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("before", "now", "limit"), [(None, HEARD, HEARD), (40, HEARD, HEARD), (400, HEARD, 400)])
+def test_the_limit_covers_what_a_seller_may_ask_for_the_time_without_a_daemon(
+    before: int | None, now: int, limit: int
+) -> None:
+    async def scenario() -> None:
+        books = Books(recovered=recovered(Direction.OUT, 100, price=before), is_known=False)
+        async with books.running() as accounts:
+            await books.meet()
+            await trio.sleep(1)
+            assert not books.owed  # the neighbour has not said its price yet
+            books.billing.learned(LINK, NET, now, now=trio.current_time())
+            await accounts.read()
+            await trio.sleep(10)
+            assert books.owed[PEER] == 100 * limit
+
+    run(scenario)
+
+
+def test_what_cannot_be_priced_does_not_wait_for_ever() -> None:
+    async def scenario() -> None:
+        books = Books(recovered=recovered(Direction.OUT, 100, price=40), is_known=False)
+        async with books.running():
+            await books.meet()
+            await trio.sleep(100)
+            assert books.owed[PEER] == 100 * 40
+
+    run(scenario)
+
+
+def test_a_counter_below_its_reading_has_begun_anew() -> None:
+    counter = flow(Direction.FORWARD_IN, MAC, 7, to=THERE)  # type: ignore[arg-type]
+    (entry,) = unbilled([counter], {flow_name(counter): Reading(1000, 40)})
+    assert (entry.flow.bytes, entry.price_msat_per_gb) == (7, 40)
+    assert not unbilled([counter], {flow_name(counter): Reading(7, 40)})
+
+
+def test_readings_say_how_far_a_counter_had_come_and_at_which_price() -> None:
+    async def scenario() -> None:
+        books = Books()
+        async with books.running() as accounts:
+            await books.meet()
+            books.carry(100)
+            await accounts.read()
+            assert list(books.readings.values()) == [Reading(100, ASKED)]
 
     run(scenario)

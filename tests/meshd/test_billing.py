@@ -18,33 +18,33 @@ def billing() -> Billing:
 def test_a_byte_costs_the_announced_price() -> None:
     bills = billing()
     bills.announced(HOST, 2_000, now=0.0)
-    assert bills.earned_units(DESTINATION, 1_500, now=1.0) == 3_000_000
+    assert bills.price_asked(DESTINATION, now=1.0) == 2_000
 
 
 def test_a_rise_takes_effect_after_the_notice_and_a_fall_at_once() -> None:
     bills = billing()
     bills.announced(HOST, 100, now=0.0)
     bills.announced(HOST, 300, now=50.0)
-    assert bills.earned_units(DESTINATION, 1, now=59.9) == 100
-    assert bills.earned_units(DESTINATION, 1, now=60.0) == 300
+    assert bills.price_asked(DESTINATION, now=59.9) == 100
+    assert bills.price_asked(DESTINATION, now=60.0) == 300
     bills.announced(HOST, 50, now=61.0)
-    assert bills.earned_units(DESTINATION, 1, now=61.0) == 50
+    assert bills.price_asked(DESTINATION, now=61.0) == 50
 
 
 def test_two_rises_each_have_their_own_notice() -> None:
     bills = billing()
     for at, price in ((0.0, 1), (20.0, 2), (25.0, 3)):
         bills.announced(HOST, price, now=at)
-    assert [bills.earned_units(DESTINATION, 1, now=now) for now in (29.0, 31.0, 36.0)] == [1, 2, 3]
+    assert [bills.price_asked(DESTINATION, now=now) for now in (29.0, 31.0, 36.0)] == [1, 2, 3]
 
 
 def test_the_longest_prefix_decides_and_a_new_one_is_seen() -> None:
     bills = billing()
     bills.announced(NET, 100, now=0.0)
-    assert bills.earned_units(DESTINATION, 1, now=1.0) == 100
+    assert bills.price_asked(DESTINATION, now=1.0) == 100
     bills.announced(HOST, 7, now=2.0)
-    assert bills.earned_units(DESTINATION, 1, now=2.0) == 7
-    assert bills.earned_units(ip_address("fd00::8"), 1, now=2.0) == 100
+    assert bills.price_asked(DESTINATION, now=2.0) == 7
+    assert bills.price_asked(ip_address("fd00::8"), now=2.0) == 100
 
 
 def test_the_destination_decides_before_the_source() -> None:
@@ -64,12 +64,12 @@ def test_the_destination_decides_before_the_source() -> None:
         ("2001:db8:a:2::1", DESTINATION, 10),  # the longer prefix has no route for this source
     ):
         sender = ip_address(source)
-        assert bills.earned_units(destination, 1, source=sender, now=1.0) == price
-        assert bills.owed_limit_units(LINK, destination, 1, source=sender, now=1.0) == price
+        assert bills.price_asked(destination, source=sender, now=1.0) == price
+        assert bills.highest_price_heard(LINK, destination, source=sender, now=1.0) == price
     bills.announced(NET, None, source_prefix=nearer, now=2.0)
     bills.forget_withdrawn(now=100.0)
     sender = ip_address("2001:db8:a:1::1")
-    assert bills.earned_units(other, 1, source=sender, now=100.0) == 10
+    assert bills.price_asked(other, source=sender, now=100.0) == 10
     assert bills.is_asked(DESTINATION, source=sender)
     bills.announced(HOST, None, source_prefix=nearer, now=100.0)
     bills.announced(NET, None, now=100.0)
@@ -79,8 +79,8 @@ def test_the_destination_decides_before_the_source() -> None:
 
 
 def test_what_was_never_announced_is_free() -> None:
-    assert billing().earned_units(ip_address("10.0.0.1"), 10**9, now=0.0) == 0
-    assert billing().owed_limit_units(LINK, DESTINATION, 10**9, now=0.0) == 0
+    assert billing().price_asked(ip_address("10.0.0.1"), now=0.0) == 0
+    assert billing().highest_price_heard(LINK, DESTINATION, now=0.0) == 0
 
 
 def test_a_withdrawn_price_is_billed_for_packets_on_their_way_then_forgotten() -> None:
@@ -88,17 +88,17 @@ def test_a_withdrawn_price_is_billed_for_packets_on_their_way_then_forgotten() -
     bills.announced(HOST, 100, now=0.0)
     bills.announced(HOST, None, now=5.0)
     bills.forget_withdrawn(now=6.0)
-    assert bills.earned_units(DESTINATION, 1, now=6.0) == 100
+    assert bills.price_asked(DESTINATION, now=6.0) == 100
     bills.forget_withdrawn(now=20.0)
-    assert bills.earned_units(DESTINATION, 1, now=20.0) == 0
+    assert bills.price_asked(DESTINATION, now=20.0) == 0
 
 
 def test_a_neighbour_that_went_away_can_bill_nothing() -> None:
     bills = billing()
     bills.learned(LINK, HOST, 100, now=0.0)
-    assert bills.owed_limit_units(LINK, DESTINATION, 2, now=0.0) == 200
+    assert bills.highest_price_heard(LINK, DESTINATION, now=0.0) == 100
     bills.neighbour_gone(LINK)
-    assert bills.owed_limit_units(LINK, DESTINATION, 2, now=0.0) == 0
+    assert bills.highest_price_heard(LINK, DESTINATION, now=0.0) == 0
 
 
 def test_flows_too_many_to_tell_apart_cost_what_the_dearest_does() -> None:
@@ -106,22 +106,22 @@ def test_flows_too_many_to_tell_apart_cost_what_the_dearest_does() -> None:
     for prefix, price in ((HOST, 7), (ip_network("10.0.0.0/8"), 9)):
         bills.announced(prefix, price, now=0.0)
         bills.learned(LINK, prefix, price, now=0.0)
-    assert bills.earned_units(None, 2, now=1.0) == 18
-    assert bills.owed_limit_units(LINK, None, 2, now=1.0) == 18
+    assert bills.price_asked(None, now=1.0) == 9
+    assert bills.highest_price_heard(LINK, None, now=1.0) == 9
 
 
-@given(st.lists(st.tuples(st.floats(0.01, 8.0), st.integers(0, 2**32 - 2), st.integers(1, 10**9)), max_size=40))
-def test_the_buyers_limit_covers_every_honest_bill(steps: list[tuple[float, int, int]]) -> None:
+@given(st.lists(st.tuples(st.floats(0.01, 8.0), st.integers(0, 2**32 - 2)), max_size=40))
+def test_the_buyers_limit_covers_every_honest_bill(steps: list[tuple[float, int]]) -> None:
     """Whatever the price does, and though the buyer hears of it late, an honest bill stays within the limit."""
     seller, buyer = billing(), billing()
     now = 0.0
     seller.announced(HOST, 1_000, now=now)
     buyer.learned(LINK, HOST, 1_000, now=now)
-    for pause, price, carried in steps:
+    for pause, price in steps:
         now += pause
         seller.announced(HOST, price, now=now)
-        billed = seller.earned_units(DESTINATION, carried, now=now)
-        assert billed <= buyer.owed_limit_units(LINK, DESTINATION, carried, now=now)
+        billed = seller.price_asked(DESTINATION, now=now)
+        assert billed <= buyer.highest_price_heard(LINK, DESTINATION, now=now)
         buyer.learned(LINK, HOST, price, now=now)
 
 

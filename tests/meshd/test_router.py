@@ -173,9 +173,9 @@ def test_source_specific_routes_are_apart_from_plain_ones_and_own_defaults_are_t
                 ("remove", OTHER_NET),
             ]
             now, there, sender = trio.current_time(), NET.network_address, source.network_address
-            assert router._billing.owed_limit_units(("eth0", THEIRS), there, 2, source=sender, now=now) == 14
-            assert router._billing.earned_units(there, 2, source=sender, now=now) == 18
-            assert router._billing.earned_units(there, 2, source=there, now=now) == 0
+            assert router._billing.highest_price_heard(("eth0", THEIRS), there, source=sender, now=now) == 7
+            assert router._billing.price_asked(there, source=sender, now=now) == 9
+            assert router._billing.price_asked(there, source=there, now=now) == 0
             node.journal.clear()
             await router.originate(default, source)
             await router.originate(default)
@@ -371,8 +371,8 @@ def test_prices_and_neighbours_are_passed_on(node: Node) -> None:
             )
             there = NET.network_address
             now = trio.current_time()
-            assert router._billing.owed_limit_units(("eth0", THEIRS), there, 2, now=now) == 14
-            assert router._billing.earned_units(there, 2, now=now) == 18
+            assert router._billing.highest_price_heard(("eth0", THEIRS), there, now=now) == 7
+            assert router._billing.price_asked(there, now=now) == 9
             assert node.told == [("eth0", THEIRS, True), ("eth0", THEIRS, False)]
 
     run(scenario)

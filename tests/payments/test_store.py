@@ -19,6 +19,7 @@ from payments.records import (
     ForgottenChannel,
     HeightRecord,
     LedgerRecord,
+    Reading,
 )
 from payments.units import MAX_MSAT, MAX_UNITS
 
@@ -113,11 +114,28 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "payments.db"
     Store.open(path).close()
     connection = sqlite3.connect(path)
-    connection.execute("PRAGMA user_version = 2")
+    connection.execute("PRAGMA user_version = 99")
     connection.commit()
     connection.close()
-    with pytest.raises(StoreError, match="version 2"):
+    with pytest.raises(StoreError, match="version 99"):
         Store.open(path)
+
+
+def test_a_database_of_the_first_version_keeps_what_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "payments.db"
+    store = Store.open(path)
+    store.apply([LEDGER], {b"flow": Reading(10, 5)})
+    store.close()
+    connection = sqlite3.connect(path)
+    connection.executescript("ALTER TABLE reading DROP COLUMN price_msat_per_gb; PRAGMA user_version = 1;")
+    connection.close()
+    for _ in range(2):  # brought up to date, then found to be so
+        store = Store.open(path)
+        assert store.load().ledgers == (LEDGER,)
+        store.close()
+    store = Store.open(path)
+    assert store.take_readings() == {b"flow": Reading(10, 0)}
+    store.close()
 
 
 def test_damage_is_noticed(tmp_path: Path) -> None:
@@ -143,13 +161,13 @@ def test_no_database_at_all(tmp_path: Path) -> None:
 def test_readings_are_written_with_the_rows_and_taken_once(tmp_path: Path) -> None:
     path = tmp_path / "payments.sqlite"
     store = Store.open(path)
-    store.apply([LEDGER], {b"flow 1": 10, b"flow 2": 2**62})
-    store.apply([], {b"flow 1": 11})
+    store.apply([LEDGER], {b"flow 1": Reading(10, 5), b"flow 2": Reading(2**62, 2**32 - 2)})
+    store.apply([], {b"flow 1": Reading(11, 6)})
     with pytest.raises(StoreError):
-        store.apply([HeightRecord(None)], {b"flow 1": 99})  # type: ignore[arg-type]
+        store.apply([HeightRecord(None)], {b"flow 1": Reading(99, 7)})  # type: ignore[arg-type]
     store.close()
     store = Store.open(path)
-    assert store.take_readings() == {b"flow 1": 11, b"flow 2": 2**62}
+    assert store.take_readings() == {b"flow 1": Reading(11, 6), b"flow 2": Reading(2**62, 2**32 - 2)}
     assert store.take_readings() == {}
     store.close()
 
@@ -158,8 +176,8 @@ def test_readings_of_flows_long_gone_are_dropped(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("payments.adapters.store.MAX_READINGS", 8)
     store = Store.open(tmp_path / "payments.sqlite")
     for number in range(30):
-        store.apply([], {b"always": number, b"flow %d" % number: number})
+        store.apply([], {b"always": Reading(number, 1), b"flow %d" % number: Reading(number, 1)})
     readings = store.take_readings()
     store.close()
-    assert readings[b"always"] == readings[b"flow 29"] == 29
+    assert readings[b"always"] == readings[b"flow 29"] == Reading(29, 1)
     assert 8 <= len(readings) <= 8 + 8 // 4 + 2
