@@ -50,9 +50,8 @@ class Paymaster:
         self._drop = drop
         self._set_carrying = set_carrying
         self._send, self._receive = trio.open_memory_channel[tuple[events.Input, Mapping[bytes, Reading]]](QUEUE)
-        self._readings: dict[
-            bytes, dict[bytes, Reading]
-        ] = {}  # by peer: of what the engine took in and has not written
+        # By peer: of what the engine took in and has not written.
+        self._readings: dict[bytes, dict[bytes, Reading]] = {}
         self._watched: dict[bytes, Outpoint] = {}
         self._nursery: trio.Nursery | None = None
         self.is_paying = True

@@ -47,14 +47,14 @@ class DemoError(Exception):
 
 
 class Demo:
-    def __init__(self, megabytes: int, kill: str | None) -> None:
+    def __init__(self, megabytes: int, kill: str | None, name: str) -> None:
         self.size = megabytes * MB
         self.kill = kill
         self.screen = Screen()
         self.events: list[dict[str, Any]] = []
         nodes = tuple(Node(name, fee, NODE_CONFIG) for name, fee in FEES.items())
         self.lab = Lab(
-            Topology(nodes, tuple(Link(a, b, "40mbit") for a, b in LINKS)), name="demo", progress=self.screen.say
+            Topology(nodes, tuple(Link(a, b, "40mbit") for a, b in LINKS)), name=name, progress=self.screen.say
         )
         self._identities: dict[str, str] = {}
         self._bytes_before: dict[str, tuple[float, int]] = {}
@@ -390,6 +390,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--kill", choices=list(FEES), help="kill this daemon with SIGKILL in the middle, and restart it"
     )
+    parser.add_argument(
+        "--name", default="demo", help="of the lab (default demo): another one, to run two demos at the same time"
+    )
     return parser
 
 
@@ -399,7 +402,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.megabytes < 100:
         parser.error(f"--megabytes {arguments.megabytes}: expected at least 100")
     exit_on_signals()
-    demo = Demo(arguments.megabytes, arguments.kill)
+    demo = Demo(arguments.megabytes, arguments.kill, arguments.name)
     try:
         require_root()
         report = demo.run()
