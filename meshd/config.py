@@ -53,7 +53,7 @@ class ConfigError(Exception):
     """The configuration cannot be used. The message names the file, key, value and what was expected."""
 
 
-_SECURITY = choice("none", "wireguard")
+_SECURITY = choice("wireguard", "none")
 _BACKEND = choice(
     "kernel",
     not_yet={name: f'"kernel" for now: {name} is not built yet (part 4)' for name in ("bitcoind", "explorer")},
@@ -129,9 +129,9 @@ class InterfaceConfig:
     )
     security: str = key(
         _SECURITY,
-        "How packets on the link are protected; none uses the interface as it is, wireguard has an authenticated "
-        "tunnel with each neighbour that beacons find there.",
-        "none",
+        "How packets on the link are protected; wireguard has an authenticated tunnel with each neighbour that beacons "
+        "find there, none uses the interface as it is: for trusted wires, and for neighbours that run plain Babel.",
+        "wireguard",
     )
 
 

@@ -18,6 +18,7 @@ from meshd.control import ControlError
 from meshd.daemon import Daemon, running
 from meshd.identity import IdentityError, load_or_create
 from meshd.kernel import KernelConfig, KernelInUseError, NetlinkError, NftError, clean
+from meshd.kernel.wireguard import WireGuardError
 from meshd.session import SessionError
 from payments.adapters.store import StoreError
 
@@ -26,7 +27,17 @@ EXIT_ERROR, EXIT_USAGE = 1, 2
 log = logs.Logger("meshd")
 
 # What a person can mend; anything else is a fault of ours and comes with a traceback.
-EXPECTED = (IdentityError, ControlError, SessionError, StoreError, KernelInUseError, NetlinkError, NftError, OSError)
+EXPECTED = (
+    IdentityError,
+    ControlError,
+    SessionError,
+    StoreError,
+    KernelInUseError,
+    NetlinkError,
+    NftError,
+    WireGuardError,
+    OSError,
+)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -26,7 +26,7 @@ from meshd.config import DiscoveryConfig, InterfaceConfig
 from meshd.discovery import NEVER, Discovery, Output, PeerFound, PeerLost, SendBeacon
 from meshd.identity import Identity, tunnel_address, x25519_public_key
 from meshd.kernel import Kernel, Link, NetlinkError, NftError
-from meshd.kernel.wireguard import Device, Endpoint, WireGuardError, make
+from meshd.kernel.wireguard import Device, Endpoint, WireGuardError, make, require
 from meshd.logs import Logger
 
 log = Logger("meshd.tunnels")
@@ -119,8 +119,9 @@ class Tunnels:
         return [tunnel.name for tunnel in tunnels]
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled; the tunnels' interfaces are gone then."""
+        """Until cancelled; the tunnels' interfaces are gone then. Raises WireGuardError where none can be made."""
         try:
+            await require(self._kernel.links)
             await self._bind()
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery

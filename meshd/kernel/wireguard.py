@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -41,6 +42,7 @@ _ALLOWED_FAMILY, _ALLOWED_ADDRESS, _ALLOWED_LENGTH = 1, 2, 3
 _REPLACE_PEERS = 1
 _REPLACE_ALLOWED, _UPDATE_ONLY = 2, 4
 _NESTED = 0x8000
+_PROBE = "mwprobe"
 
 IPAddress = IPv4Address | IPv6Address
 
@@ -85,6 +87,23 @@ class Device(Protocol):
 
     async def close(self) -> None:
         """After the interface was deleted: nothing of it remains."""
+
+
+async def require(links: Links) -> None:
+    """Raises WireGuardError where no tunnel can be made, and says what the operator can do."""
+    if shutil.which(PROGRAM) is not None:
+        return
+    try:
+        await links.add_wireguard(_PROBE)
+    except NetlinkError as error:
+        if error.code != errno.EOPNOTSUPP:
+            raise WireGuardError(f"cannot make a WireGuard interface: {error}") from error
+        raise WireGuardError(
+            'there are interfaces with security = "wireguard" (the default), but this kernel has no WireGuard, and '
+            f"{PROGRAM} is not installed: apt install {PROGRAM}, or, where everybody on the wire is trusted, write "
+            'security = "none" in their [[interface]]'
+        ) from None
+    await links.delete(_PROBE)
 
 
 async def make(name: str, links: Links) -> Device:

@@ -46,9 +46,9 @@ def test_full_file() -> None:
     )
     assert config.node.name == "n1"
     assert config.node.state_dir == Path("/tmp/n1")  # noqa: S108
-    assert [(item.name, item.kind, item.cost) for item in config.interfaces] == [
-        ("wlan0", LinkKind.WIRELESS, 256),
-        ("eth0", LinkKind.WIRED, 96),
+    assert [(item.name, item.kind, item.cost, item.security) for item in config.interfaces] == [
+        ("wlan0", LinkKind.WIRELESS, 256, "wireguard"),
+        ("eth0", LinkKind.WIRED, 96, "none"),
     ]
     assert config.routing.announce == (ip_network("10.1.0.0/24"), ip_network("fd00:1::/64"))
     assert config.routing.announce_from == ((ip_network("0.0.0.0/0"), ip_network("10.1.0.0/24")),)
@@ -88,7 +88,7 @@ def test_configuration_cannot_be_changed() -> None:
         ('[node]\nlog_level = "loud"', 'expected "debug" or "info" or "warning" or "error"'),
         ('[node]\nname = "a b"', "expected 1 to 63 letters, digits, dots, hyphens or underscores"),
         ('[[interface]]\nname = "a/b"', "expected an interface name of 1 to 15 characters"),
-        ('[[interface]]\nname = "a"\nsecurity = "wep"', 'expected "none" or "wireguard"'),
+        ('[[interface]]\nname = "a"\nsecurity = "wep"', 'expected "wireguard" or "none"'),
         ('[chain]\nbackend = "bitcoind"', "bitcoind is not built yet (part 4)"),
         ('[chain]\nbackend = "explorer"', "explorer is not built yet (part 4)"),
         ('[chain]\nbackend = "bank"', 'backend = "bank": expected "kernel"'),
@@ -204,7 +204,7 @@ SHA_KEY = f'{{ algorithm = "hmac-sha256", key = "{SECRET}" }}'
 
 
 def mac_keys(text: str) -> tuple[MacKey, ...]:
-    return parse(f'[[interface]]\nname = "eth0"\nmac_keys = [{text}]\n').interfaces[0].mac_keys
+    return parse(f'[[interface]]\nname = "eth0"\nsecurity = "none"\nmac_keys = [{text}]\n').interfaces[0].mac_keys
 
 
 def test_mac_keys_stand_in_the_file_or_in_one_of_their_own(tmp_path: Path) -> None:
@@ -235,7 +235,8 @@ def test_wrong_mac_keys_are_not_shown(keys: str, expected: str) -> None:
     assert SECRET not in message
 
 
-def test_mac_keys_are_for_links_without_wireguard() -> None:
-    text = f'[[interface]]\nname = "eth0"\nsecurity = "wireguard"\nmac_keys = [{SHA_KEY}]'
-    with pytest.raises(ConfigError, match="WireGuard authenticates by itself"):
+@pytest.mark.parametrize("security", ['security = "wireguard"', ""])
+def test_mac_keys_are_for_links_without_wireguard(security: str) -> None:
+    text = f'[[interface]]\nname = "eth0"\n{security}\nmac_keys = [{SHA_KEY}]'
+    with pytest.raises(ConfigError, match='expected security = "none"; WireGuard authenticates by itself'):
         parse(text)

@@ -89,6 +89,7 @@ SECURED = """
     security = "wireguard"
     [[interface]]
     name = "eth1"
+    security = "none"
     [[filter]]
     direction = "import"
     interface = "eth0"

@@ -95,6 +95,7 @@ class Node:
         monkeypatch.setattr(tunnels_module, "_beacon_socket", lambda: self.socket)
         monkeypatch.setattr(tunnels_module, "_write_sysctl", lambda *_: None)
         monkeypatch.setattr(tunnels_module, "make", self._make)
+        monkeypatch.setattr(tunnels_module, "require", self._require)
         self.tunnels = Tunnels(
             US,
             self.kernel.as_kernel(),
@@ -110,6 +111,9 @@ class Node:
         await trio.lowlevel.checkpoint()
         self.devices.append(FakeDevice(name, self))
         return self.devices[-1]
+
+    async def _require(self, links: Any) -> None:
+        await trio.lowlevel.checkpoint()
 
     async def _on_up(self, tunnel: Tunnel) -> None:
         self.told.append(("up", tunnel.name))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from base64 import b64encode
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import trio
 from pyroute2.netlink.generic.wireguard import wgmsg
 
 from meshd.kernel import wireguard
-from meshd.kernel.netlink import Message, attribute, decode
+from meshd.kernel.netlink import Message, NetlinkError, attribute, decode
 from meshd.kernel.wireguard import (
     Endpoint,
     GoDevice,
@@ -64,6 +66,39 @@ def test_the_state_is_read_from_what_the_kernel_says() -> None:
     assert read_status([Message(0, head + device)]) == Status(51820, 0)
     with_peer = device + attribute(8 | 0x8000, attribute(0x8000, peer))
     assert read_status([Message(0, head + with_peer)]) == Status(51820, 1_700_000_000)
+
+
+class PlayedLinks:
+    def __init__(self, code: int) -> None:
+        self.code = code
+        self.asked: list[str] = []
+
+    async def add_wireguard(self, name: str) -> None:
+        self.asked.append("make")
+        if self.code:
+            raise NetlinkError(self.code)
+
+    async def delete(self, name: str) -> None:
+        self.asked.append("delete")
+
+
+@pytest.mark.parametrize(
+    ("code", "is_installed", "asked", "error"),
+    [
+        (errno.EOPNOTSUPP, True, [], None),
+        (0, False, ["make", "delete"], None),
+        (errno.EOPNOTSUPP, False, ["make"], 'apt install wireguard-go, or, .*security = "none"'),
+        (errno.EPERM, False, ["make"], "Operation not permitted"),
+    ],
+)
+def test_who_can_make_no_tunnel_is_told_both_ways_out(
+    code: int, is_installed: bool, asked: list[str], error: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wireguard.shutil, "which", lambda _: "/usr/bin/wireguard-go" if is_installed else None)
+    links = PlayedLinks(code)
+    with nullcontext() if error is None else pytest.raises(WireGuardError, match=error):
+        trio.run(wireguard.require, links)
+    assert links.asked == asked
 
 
 @pytest.fixture

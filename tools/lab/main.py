@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NoReturn
 
 from tools.lab import network, state, topology
 from tools.lab.lab import DEFAULT_FUNDS_SAT, Lab, require_root
 from tools.lab.state import CHAIN, LabError
-from tools.lab.topology import Topology, TopologyError
+from tools.lab.topology import SECURITIES, Topology, TopologyError
 from tools.ns import exit_on_signals
 
 EXAMPLES = """
@@ -69,6 +70,8 @@ def _fees(arguments: Sequence[str]) -> tuple[int | None, dict[str, int]]:
 def _topology(options: argparse.Namespace) -> Topology:
     made = topology.load(options.topology)
     made = made.with_fees(*_fees(options.fee))
+    if options.security:
+        made = replace(made, security=options.security)
     return made.with_rate(options.rate) if options.rate else made
 
 
@@ -196,6 +199,9 @@ def _parser() -> argparse.ArgumentParser:
     up = commands.add_parser("up", parents=[common], help="build a topology and start a daemon in each node")
     up.add_argument("topology", help="line:N, ring:N, grid:WxH, diamond, or a .toml file")
     up.add_argument("--rate", help="of every link: 500kbit, 50mbit, 1gbit (default: the file's, or no limit)")
+    up.add_argument(
+        "--security", choices=SECURITIES, help="of every link (default: the file's, or none: what is sent can be read)"
+    )
     up.add_argument(
         "--fee", action="append", default=[], metavar="[NODE=]MSAT", help="msat per GB, of all or of one node"
     )

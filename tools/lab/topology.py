@@ -15,6 +15,7 @@ MAX_NODES = 1000  # a daemon each, on one machine
 NODE_NAME = re.compile(r"[a-z][a-z0-9-]{0,10}\Z")  # `to-NAME` has to fit into an interface name
 RATE = re.compile(r"(\d+(?:\.\d+)?)(kbit|mbit|gbit)\Z")
 BITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
+SECURITIES = ("none", "wireguard")
 DEFAULT_FEE_MSAT_PER_GB = 100_000  # 0.1 sat per MB
 
 
@@ -70,8 +71,8 @@ class Topology:
             seen.add(pair)
             if link.rate is not None:
                 rate_bits(link.rate)
-        if self.security not in ("none", "wireguard"):
-            raise TopologyError(f"security is none or wireguard, not '{self.security}'")
+        if self.security not in SECURITIES:
+            raise TopologyError(f"security is {' or '.join(SECURITIES)}, not '{self.security}'")
 
     def address(self, name: str) -> IPv4Address:
         """The node's IPv4 address in the lab, by its place in the list."""

@@ -19,7 +19,7 @@ from payments.ports import ChainError
 from tools.lab import network
 from tools.lab.lab import ROOT, Lab, require_root
 from tools.lab.state import LabError
-from tools.lab.topology import Link, Node, Topology
+from tools.lab.topology import SECURITIES, Link, Node, Topology
 from tools.ns import exit_on_signals
 from tools.showcase import books
 from tools.showcase.screen import Row, Screen, sat, sat_per_mb
@@ -47,15 +47,14 @@ class DemoError(Exception):
 
 
 class Demo:
-    def __init__(self, megabytes: int, kill: str | None, name: str) -> None:
+    def __init__(self, megabytes: int, kill: str | None, name: str, security: str) -> None:
         self.size = megabytes * MB
         self.kill = kill
         self.screen = Screen()
         self.events: list[dict[str, Any]] = []
         nodes = tuple(Node(name, fee, NODE_CONFIG) for name, fee in FEES.items())
-        self.lab = Lab(
-            Topology(nodes, tuple(Link(a, b, "40mbit") for a, b in LINKS)), name=name, progress=self.screen.say
-        )
+        links = tuple(Link(a, b, "40mbit") for a, b in LINKS)
+        self.lab = Lab(Topology(nodes, links, security), name=name, progress=self.screen.say)
         self._identities: dict[str, str] = {}
         self._bytes_before: dict[str, tuple[float, int]] = {}
         self._onchain_before: dict[str, int] = {}
@@ -393,6 +392,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--name", default="demo", help="of the lab (default demo): another one, to run two demos at the same time"
     )
+    parser.add_argument(
+        "--security",
+        choices=SECURITIES,
+        default="none",
+        help="of the links: as they are, or with an encrypted tunnel on each (default: %(default)s)",
+    )
     return parser
 
 
@@ -402,7 +407,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.megabytes < 100:
         parser.error(f"--megabytes {arguments.megabytes}: expected at least 100")
     exit_on_signals()
-    demo = Demo(arguments.megabytes, arguments.kill, arguments.name)
+    demo = Demo(arguments.megabytes, arguments.kill, arguments.name, arguments.security)
     try:
         require_root()
         report = demo.run()
