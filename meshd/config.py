@@ -30,6 +30,7 @@ from meshd.config_kinds import (
     key,
     link_local,
     mac_keys,
+    megabits,
     one_of,
     optional_path,
     pairs,
@@ -108,6 +109,17 @@ class InterfaceConfig:
     rtt_min: float = key(seconds(0, 10), "A round-trip time up to this costs nothing.", 0.01)
     rtt_max: float = key(seconds(0.001, 10), "A round-trip time from this on costs rtt_penalty; less in between.", 0.12)
     rtt_penalty: int = key(integer(0, 65534), "What the longest round-trip time adds to the cost.", 150)
+    quality: str = key(
+        choice("auto", "hello"),
+        "Who tells how good a link over it is: auto, where it is a radio its driver, and where it is batman-adv's "
+        "(bat0) that, too, and the worse counts; hello: nobody but the loss of Hellos (docs/radio.md).",
+        "auto",
+    )
+    full_throughput: float = key(
+        megabits(0.001, 1_000_000),
+        "The throughput from which a radio link is as good as its cost says; half of it costs twice that.",
+        40.0,
+    )
     ipv4_next_hop: bool = key(
         boolean(),
         "Announce IPv4 prefixes through the interface's IPv4 address, where it has one; older Babel routers (BIRD 2) "

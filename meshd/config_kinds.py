@@ -75,12 +75,21 @@ def integer(low: int, high: int) -> Kind:
 
 
 def seconds(low: float, high: float) -> Kind:
+    return _decimal("seconds", low, high)
+
+
+def megabits(low: float, high: float) -> Kind:
+    """A rate."""
+    return _decimal("Mbit/s", low, high)
+
+
+def _decimal(unit: str, low: float, high: float) -> Kind:
     def parse(raw: Any) -> float:
         if not isinstance(raw, int | float) or isinstance(raw, bool) or not low <= raw <= high:
             raise InvalidError
         return float(raw)
 
-    return Kind(f"seconds from {low:g} to {high:g}", parse)
+    return Kind(f"{unit} from {low:g} to {high:g}", parse)
 
 
 def boolean() -> Kind:

@@ -27,9 +27,12 @@ from meshd.config import Config, load
 from meshd.control import ControlServer
 from meshd.identity import Identity
 from meshd.kernel import Kernel, KernelConfig
+from meshd.kernel.batman import Batman
+from meshd.kernel.nl80211 import Nl80211
 from meshd.logs import Logger
 from meshd.paymaster import Paymaster
 from meshd.policy import policy_of
+from meshd.radio import QualityReader
 from meshd.recorder import Recorder
 from meshd.recovery import unbilled
 from meshd.redistribution import Redistribution
@@ -107,6 +110,22 @@ class Daemon:
         )
         self._kernel = kernel
         self.tunnels = self._make_tunnels()
+        self.quality = QualityReader(
+            config.interfaces,
+            kernel.links,
+            Nl80211(),
+            Batman(),
+            neighbours=self.router.speaker.neighbours,
+            below=self._below,
+            tell=self.router.put,
+        )
+
+    def _below(self, interface: str, address: IPv6Address) -> tuple[str, IPv6Address] | None:
+        """Where a neighbour is reached on the link itself, also if all that we see of it is in a tunnel."""
+        tunnel = None if self.tunnels is None else self.tunnels.on(interface)
+        if tunnel is None:
+            return interface, address
+        return (tunnel.under.name, tunnel.found.address) if tunnel.found.address.is_link_local else None
 
     def _speaker(self, recorder: Recorder | None) -> Speaker:
         routing = self.config.routing
@@ -220,6 +239,7 @@ class Daemon:
             for prefix, source_prefix in self.config.routing.announce_from:
                 await self.router.originate(prefix, source_prefix)
             nursery.start_soon(self.redistribution.run)
+            nursery.start_soon(self.quality.run)
             await nursery.start(ControlServer(self.config.node.control_socket, methods(self)).run)
             log.info("running", name=self.config.node.name, address=self.identity.address)
             task_status.started()

@@ -65,6 +65,7 @@ class Methods:
                 **node.router.speaker.counters(),
                 **node.router.counters,
                 **node.sessions.counters,
+                **node.quality.counters,
                 **({} if node.tunnels is None else node.tunnels.counters + node.tunnels.discovery.counters),
             },
         }
@@ -87,6 +88,20 @@ class Methods:
         """The interface that a tunnel goes over; any other itself."""
         tunnel = None if self._node.tunnels is None else self._node.tunnels.on(interface)
         return interface if tunnel is None else tunnel.under.name
+
+    def _quality(self, link: tuple[str, IPv6Address]) -> dict[str, Any] | None:
+        """As a driver or batman-adv tells it; None: Hellos alone do."""
+        known = self._node.quality.known(*link)
+        if known is None:
+            return None
+        share, sample = known
+        return {
+            "share": round(share, 4),
+            "source": sample.source.value,
+            "throughput_kbps": sample.throughput,
+            "tq": sample.tq,
+            "signal_dbm": sample.signal,
+        }
 
     def _peer(self, link: tuple[str, IPv6Address]) -> bytes | None:
         """Who a neighbour is, by its session; in a tunnel also where there are no payments, and so no sessions."""
@@ -135,6 +150,7 @@ class Methods:
                     "rxcost": neighbour.rxcost,
                     "txcost": neighbour.txcost,
                     "rtt_ms": None if neighbour.rtt is None else round(neighbour.rtt * 1000, 3),
+                    "quality": self._quality(link),
                     "routing_refused": neighbour.refused_count,
                     "session": "up" if connected else "down",
                     "state": "suspended" if node.accounting.is_suspended(link) else "open",

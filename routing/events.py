@@ -70,6 +70,19 @@ class NeighbourUnreachable:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkQuality:
+    """How well what we send reaches a neighbour, as a driver or a mesh below us sees it (`rules.blended_cost`).
+
+    `quality`: above 0, and 1 for as good as the interface's nominal cost means; None: nobody but Hellos can tell any
+    more. Of a neighbour that is not known it says nothing: it is to be said again when there is one.
+    """
+
+    interface: str
+    address: IPv6Address
+    quality: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class ReceivedPacket:
     """A decoded packet. `multicast` tells how it was addressed."""
 
@@ -122,6 +135,7 @@ Input = (
     InterfaceUp
     | InterfaceDown
     | NeighbourUnreachable
+    | LinkQuality
     | ReceivedPacket
     | OriginateRoute
     | WithdrawRoute

@@ -76,6 +76,9 @@ def update_cost(neighbour: Neighbour, *, now: float) -> bool:
         cost = rules.etx_cost(neighbour.txcost, ratio, nominal)
         cost = rules.convicted_cost(cost, neighbour.ack_ratio, nominal)
         cost = neighbour.etx_cost = rules.damp_cost(cost, neighbour.etx_cost)
+    if neighbour.quality is not None:
+        blended = rules.blended_cost(cost, nominal, neighbour.quality)
+        cost = neighbour.blended_cost = rules.damp_cost(blended, neighbour.blended_cost)
     cost = rules.link_cost(cost, _rtt_cost(neighbour, now=now))
     if cost == neighbour.cost:
         return False

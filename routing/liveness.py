@@ -156,5 +156,6 @@ class Liveness:
             return rules.CHECKS_WIRED
         if neighbour.ack_ratio < 1.0:
             return 0
-        nominal = neighbour.interface.cost
-        return rules.check_tries(nominal / neighbour.cost if neighbour.cost < METRIC_INFINITY else 0.0)
+        # Not by the cost: a slow link is no lossy one.
+        nominal, cost = neighbour.interface.cost, neighbour.etx_cost
+        return rules.check_tries(nominal / cost if cost < METRIC_INFINITY else 0.0)

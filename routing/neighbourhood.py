@@ -10,6 +10,7 @@ from routing.budget import ASK_MAX, Bucket, Budget, new_budget
 from routing.config import Mode
 from routing.events import (
     InterfaceUp,
+    LinkQuality,
     NeighbourDown,
     NeighbourUnreachable,
     NeighbourUp,
@@ -146,6 +147,16 @@ class Neighbourhood:
         if neighbour is not None:
             self._liveness.doubt(neighbour, now=now)
             self.run_neighbour(neighbour, now=now)
+
+    def rate(self, event: LinkQuality, *, now: float) -> None:
+        """A driver's opinion of a link; what comes next from its Hellos is blended with it."""
+        interface = self._state.interfaces.get(event.interface)
+        neighbour = interface.neighbours.get(event.address) if interface is not None else None
+        if neighbour is not None and neighbour.quality != event.quality:
+            neighbour.quality = event.quality
+            if event.quality is None:
+                neighbour.blended_cost = METRIC_INFINITY
+            self._follow_link(neighbour, now=now)
 
     def receive_ack(self, neighbour: Neighbour, ack: Ack) -> bool:
         """False: it answers something else than a check of ours."""

@@ -19,6 +19,11 @@ TRUST_ENOUGH = 12  # a radio link that was convicted has its good name back
 CHECKS_MAX = 12
 CHECK_DOUBT = 0.002
 RTT_MEMORY = 0.836  # of the smoothed RTT (RFC 9616 section 4.1)
+QUALITY_MIN = 1.0 / 1024.0
+QUALITY_MEMORY = 0.75  # of the smoothed quality, from one reading to the next
+BLEND_MAX = 8  # times what Hellos tell: what a driver says of an idle link may be nonsense
+TQ_FULL = 255
+BITRATE_SHARE = 0.5  # of the raw bitrate that is left after preambles, acknowledgments and waiting
 
 
 def seqno_less(a: int, b: int) -> bool:
@@ -184,6 +189,43 @@ def damp_cost(cost: int, before: int) -> int:
     if cost == 0 or cost >= METRIC_INFINITY or before >= METRIC_INFINITY:
         return cost
     return cost if abs(cost - before) > max(2, before // 8) else before
+
+
+def radio_throughput(bitrate: int, sent: int, retries: int, failed: int) -> float:
+    """What to expect of a radio whose driver tells its bitrate only: half of it, less what is sent in vain.
+
+    `sent`, `retries`, `failed`: frames since the reading before; in the unit of `bitrate`.
+    """
+    arrived = max(sent - failed, 0)
+    share = arrived / (sent + retries) if sent > 0 else 1.0
+    return bitrate * BITRATE_SHARE * min(share, 1.0)
+
+
+def throughput_quality(throughput: float, full: float) -> float:
+    """Of a link that `full` makes perfect; both in the same unit."""
+    return min(max(throughput / full, QUALITY_MIN), 1.0) if full > 0.0 else 1.0
+
+
+def tq_quality(tq: int) -> float:
+    """Of B.A.T.M.A.N. IV's transmit quality, 0 to 255: the share of packets that arrive on the whole way."""
+    return min(max(tq / TQ_FULL, QUALITY_MIN), 1.0)
+
+
+def smooth_quality(smoothed: float, sample: float) -> float:
+    return QUALITY_MEMORY * smoothed + (1.0 - QUALITY_MEMORY) * sample
+
+
+def blended_cost(hello_cost: int, nominal: int, quality: float) -> int:
+    """What a link costs of which Hellos and a driver (or a mesh below us) tell: the worse of the two.
+
+    Hellos are broadcast slowly, without retries: they tell what is lost both ways, but not how fast the link is. The
+    driver tells that, with losses of its own in it, so that a sum would count them twice. At most `BLEND_MAX` times
+    what Hellos tell; lost when Hellos say so.
+    """
+    if hello_cost >= METRIC_INFINITY:
+        return METRIC_INFINITY
+    told = nominal / (min(quality, 1.0) if quality > QUALITY_MIN else QUALITY_MIN) + 0.5
+    return max(hello_cost, min(int(told), hello_cost * BLEND_MAX, METRIC_INFINITY - 1))
 
 
 def convicted_ratio(answers: int, asked: int) -> float:

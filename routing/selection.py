@@ -350,7 +350,7 @@ class Selection:
     def _is_switch_due(self, entry: PrefixEntry, current: Route, best: Route, *, now: float) -> bool:
         """Hysteresis: a small gain is taken late and at a random time, so that not all buyers move at once."""
         config = self._state.config
-        is_noisy = current.neighbour.interface.is_noisy
+        is_noisy = current.neighbour.is_noisy
         paid = rules.price_metric(current.price, config.price_weight)
         margin = rules.sticky_margin(paid, max(0, current.metric - paid), is_noisy, config.sticky_fraction)
         is_patient = now - entry.found_at < config.settle_timeout or now >= entry.patient_at

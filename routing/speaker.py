@@ -16,6 +16,7 @@ from routing.events import (
     Input,
     InterfaceDown,
     InterfaceUp,
+    LinkQuality,
     NeighbourUnreachable,
     OriginateRoute,
     Output,
@@ -59,6 +60,7 @@ class NeighbourView:
     hello_history: int  # 16 bits, newest first
     route_count: int
     rtt: float | None = None  # seconds, smoothed; None: not known
+    quality: float | None = None  # as last told by `LinkQuality`
     refused_count: int = 0  # of TLVs that asked more of us than one neighbour may (`routing.budget`)
 
 
@@ -107,6 +109,8 @@ class Speaker:
                 self._neighbourhood.lower_interface(event.interface, now=now)
             case NeighbourUnreachable():
                 self._neighbourhood.doubt(event, now=now)
+            case LinkQuality():
+                self._neighbourhood.rate(event, now=now)
             case OriginateRoute():
                 metric = min(max(0, event.metric), METRIC_INFINITY - 1)
                 self._selection.originate(event.prefix, event.source_prefix, metric, now=now)
@@ -135,6 +139,7 @@ class Speaker:
                 cost=neighbour.cost,
                 hello_history=neighbour.multicast.history | neighbour.unicast.history,
                 route_count=neighbour.route_count,
+                quality=neighbour.quality,
                 refused_count=neighbour.budget.refused,
                 rtt=neighbour.rtt.smoothed if neighbour.rtt.is_measured else None,
             )

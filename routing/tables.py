@@ -83,6 +83,8 @@ class Neighbour:
     txcost: int = METRIC_INFINITY
     cost: int = METRIC_INFINITY
     etx_cost: int = METRIC_INFINITY  # of it, on radio links
+    quality: float | None = None  # as a driver sees it (`events.LinkQuality`)
+    blended_cost: int = METRIC_INFINITY  # with that
     rtt: RttRecord = field(default_factory=RttRecord)
     rtt_cost: int = 0
     ihu_expires_at: float = NEVER
@@ -109,6 +111,11 @@ class Neighbour:
     unanswered_batches: int = 0  # in a row; whoever never acknowledges anything is not asked to
     request_count: int = 0  # seqno requests of this neighbour that we are working on
     outbox: list[Tlv] = field(default_factory=list)  # unicast, leaves at the end of `handle`
+
+    @property
+    def is_noisy(self) -> bool:
+        """The cost of the link is measured, and moves without a cause that is worth a change of routes."""
+        return self.interface.is_noisy or self.quality is not None
 
     def deadline(self) -> float:
         hello_at = min(self.multicast.expires_at, self.unicast.expires_at)

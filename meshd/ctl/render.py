@@ -151,7 +151,7 @@ def neighbours(result: list[Record], style: Style) -> str:
     if not result:
         return "No neighbours."
     headers = (
-        "INTERFACE", "LINK-LOCAL", "ADDRESS", ">COST", ">RTT", "SESSION", "STATE",
+        "INTERFACE", "LINK-LOCAL", "ADDRESS", ">COST", ">RTT", "QUALITY", "SESSION", "STATE",
         ">WINDOW", ">OWED TO US", ">OWED TO THEM", ">IN", ">OUT",
     )  # fmt: skip
     rows = [
@@ -161,6 +161,7 @@ def neighbours(result: list[Record], style: Style) -> str:
             _text(item["address"]),
             str(item["cost"]),
             "-" if item["rtt_ms"] is None else f"{item['rtt_ms']:.1f} ms",
+            _quality(item["quality"]),
             _state(item["session"]),
             _state(item["state"]),
             money(item["window_msat"]),
@@ -172,6 +173,16 @@ def neighbours(result: list[Record], style: Style) -> str:
         for item in result
     ]
     return table(headers, rows, style)
+
+
+def _quality(item: Record | None) -> str:
+    """Of the best that the link can be, and how that is known."""
+    if item is None:
+        return "-"
+    kbps, tq = item["throughput_kbps"], item["tq"]
+    figure = f"TQ {tq}" if kbps is None else f"{kbps / 1000:.1f} Mbit/s"
+    by = "" if item["source"] in ("TQ", "throughput") else f" by {item['source']}"
+    return f"{item['share'] * 100:.0f} % ({figure}{by})"
 
 
 def routes(result: list[Record], style: Style) -> str:

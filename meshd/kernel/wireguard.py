@@ -20,8 +20,9 @@ from typing import Protocol
 
 import trio
 
+from meshd.kernel.generic import GenericNetlink, nested
 from meshd.kernel.links import Links
-from meshd.kernel.netlink import Message, NetlinkError, NetlinkSocket, Request, attribute, attributes
+from meshd.kernel.netlink import NetlinkError, attribute, attributes
 
 PROGRAM = "wireguard-go"
 _SOCKETS = Path("/var/run/wireguard")  # where the program puts NAME.sock, in whatever network namespace it is
@@ -32,16 +33,13 @@ _POLL_INTERVAL = 0.02
 _MAX_REPLY = 65536
 EVERYTHING = ("::/0", "0.0.0.0/0")
 
-_NETLINK_GENERIC = 16
-_GENERIC = struct.Struct("=BBH")  # struct genlmsghdr: command, version, reserved
-_CONTROL, _GET_FAMILY, _FAMILY_ID, _FAMILY_NAME = 16, 3, 1, 2  # linux/genetlink.h
-_GET_DEVICE, _SET_DEVICE, _VERSION = 0, 1, 1
+_FAMILY = "wireguard"
+_GET_DEVICE, _SET_DEVICE = 0, 1
 _DEVICE_NAME, _DEVICE_KEY, _DEVICE_FLAGS, _DEVICE_PORT, _DEVICE_PEERS = 2, 3, 5, 6, 8
 _PEER_KEY, _PEER_FLAGS, _PEER_ENDPOINT, _PEER_KEEPALIVE, _PEER_HANDSHAKE, _PEER_ALLOWED = 1, 3, 4, 5, 6, 9
 _ALLOWED_FAMILY, _ALLOWED_ADDRESS, _ALLOWED_LENGTH = 1, 2, 3
 _REPLACE_PEERS = 1
 _REPLACE_ALLOWED, _UPDATE_ONLY = 2, 4
-_NESTED = 0x8000
 _PROBE = "mwprobe"
 
 IPAddress = IPv4Address | IPv6Address
@@ -200,34 +198,22 @@ class KernelDevice:
     async def close(self) -> None:
         """The kernel has done it."""
 
-    async def _ask(self, command: int, payload: bytes) -> list[Message]:
+    async def _ask(self, command: int, payload: bytes) -> list[bytes]:
         try:
-            with NetlinkSocket(_NETLINK_GENERIC) as netlink:
-                family = await _family(netlink)
-                request = Request(family, _GENERIC.pack(command, _VERSION, 0) + payload)
+            with GenericNetlink(_FAMILY) as kernel:
                 if command == _GET_DEVICE:
-                    return await netlink.dump(request)
-                await netlink.request(request)
+                    return await kernel.dump(command, payload)
+                await kernel.request(command, payload)
                 return []
         except (NetlinkError, OSError) as error:
             raise WireGuardError(f"{self.name}: {error}") from error
-
-
-async def _family(netlink: NetlinkSocket) -> int:
-    """Generic netlink's number of WireGuard: the kernel gives them out as modules are loaded."""
-    name = attribute(_FAMILY_NAME, b"wireguard\0")
-    for answer in await netlink.get(Request(_CONTROL, _GENERIC.pack(_GET_FAMILY, 1, 0) + name)):
-        for kind, start, end in attributes(answer.payload, _GENERIC.size, len(answer.payload)):
-            if kind == _FAMILY_ID and end - start == 2:
-                return int(struct.unpack_from("=H", answer.payload, start)[0])
-    raise NetlinkError(errno.ENOENT, "wireguard")
 
 
 def configuration(name: str, private_key: bytes, peer_key: bytes) -> bytes:
     """The attributes that replace all, with one peer for everything."""
     allowed = b""
     for family, size in ((socket.AF_INET6, 16), (socket.AF_INET, 4)):
-        allowed += _nested(
+        allowed += nested(
             0,
             attribute(_ALLOWED_FAMILY, struct.pack("=H", family))
             + attribute(_ALLOWED_ADDRESS, bytes(size))
@@ -239,7 +225,7 @@ def configuration(name: str, private_key: bytes, peer_key: bytes) -> bytes:
         + attribute(_DEVICE_FLAGS, struct.pack("=I", _REPLACE_PEERS))
         + attribute(_DEVICE_KEY, private_key)
         + attribute(_DEVICE_PORT, struct.pack("=H", 0))
-        + _nested(_DEVICE_PEERS, _nested(0, peer + _nested(_PEER_ALLOWED, allowed)))
+        + nested(_DEVICE_PEERS, nested(0, peer + nested(_PEER_ALLOWED, allowed)))
     )
 
 
@@ -257,14 +243,13 @@ def peer_endpoint(name: str, peer_key: bytes, endpoint: Endpoint, *, keepalive: 
         + attribute(_PEER_ENDPOINT, address)
         + attribute(_PEER_KEEPALIVE, struct.pack("=H", keepalive))
     )
-    return attribute(_DEVICE_NAME, name.encode() + b"\0") + _nested(_DEVICE_PEERS, _nested(0, peer))
+    return attribute(_DEVICE_NAME, name.encode() + b"\0") + nested(_DEVICE_PEERS, nested(0, peer))
 
 
-def read_status(answers: list[Message]) -> Status:
+def read_status(answers: list[bytes]) -> Status:
     port = handshake_at = 0
-    for answer in answers:
-        data = answer.payload
-        for kind, start, end in attributes(data, _GENERIC.size, len(data)):
+    for data in answers:
+        for kind, start, end in attributes(data, 0, len(data)):
             if kind == _DEVICE_PORT and end - start == 2:
                 (port,) = struct.unpack_from("=H", data, start)
             elif kind == _DEVICE_PEERS:
@@ -273,10 +258,6 @@ def read_status(answers: list[Message]) -> Status:
                         if what == _PEER_HANDSHAKE and value_end - value >= 8:  # struct __kernel_timespec
                             (handshake_at,) = struct.unpack_from("=q", data, value)
     return Status(port, handshake_at)
-
-
-def _nested(kind: int, content: bytes) -> bytes:
-    return attribute(kind | _NESTED, content)
 
 
 async def _start_program(name: str) -> GoDevice:

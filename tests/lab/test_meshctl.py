@@ -21,7 +21,7 @@ FIELDS = {
         " totals counters"
     ),
     "neighbours": (
-        "interface under link_local identity address cost rxcost txcost rtt_ms routing_refused session state"
+        "interface under link_local identity address cost rxcost txcost rtt_ms quality routing_refused session state"
         " window_msat"
         " owed_to_us_msat owed_to_them_msat bytes_in bytes_refused bytes_out"
     ),

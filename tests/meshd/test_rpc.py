@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import IPv6Address, ip_network
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from meshd.config import Config, ConfigError, InterfaceConfig
 from meshd.control import INVALID_PARAMS, NOT_FOUND, REFUSED, RpcError
 from meshd.daemon import Daemon
 from meshd.identity import overlay_address
+from meshd.radio import Sample, Source
 from meshd.rpc import BALANCE_AGE, Methods, methods
 from payments import events as pay
 from payments.ports import ChainError
@@ -44,6 +45,7 @@ class Node:
     def __init__(self, *, enabled: bool = True) -> None:
         self.routes: list[RouteView] = []
         self.neighbours: list[NeighbourView] = []
+        self.qualities: dict[tuple[str, IPv6Address], tuple[float, Sample]] = {}
         self.asked: list[Any] = []
         self.balance: int | Exception = 5
         self.balances_asked = 0
@@ -71,6 +73,7 @@ class Node:
             router=SimpleNamespace(speaker=speaker, attached={}, counters={}, put=self._put),
             sessions=SimpleNamespace(counters={}, peer_on=lambda *_: None),
             tunnels=None,
+            quality=SimpleNamespace(counters={}, known=lambda *link: self.qualities.get(link)),
             paymaster=SimpleNamespace(
                 engine=engine,
                 is_paying=True,
@@ -131,6 +134,25 @@ def test_every_reading_method_gives_json() -> None:
         assert (row["identity"], row["owed_to_us_msat"], row["owed_to_them_msat"]) == (PEER.hex(), 7, 0)
         (ledger,) = await node.methods.ledger({})
         assert ledger["billed_msat"] == 5
+
+    run(scenario)
+
+
+def test_how_well_a_neighbour_is_reached_and_who_says_so() -> None:
+    async def scenario() -> None:
+        node = Node()
+        node.neighbours = [NeighbourView("eth0", LINK[1], 96, 96, 96, 0xFFFF, 2)]
+        (row,) = await node.methods.neighbours({})
+        assert row["quality"] is None
+        node.qualities[LINK] = 0.98431, Sample(0.99, Source.TQ, tq=251)
+        (row,) = await node.methods.neighbours({})
+        assert row["quality"] == {
+            "share": 0.9843,
+            "source": "TQ",
+            "throughput_kbps": None,
+            "tq": 251,
+            "signal_dbm": None,
+        }
 
     run(scenario)
 

@@ -29,10 +29,11 @@ from meshd.kernel.wireguard import (
 )
 
 SECRET, PEER = bytes(range(32)), bytes(range(32, 64))
+GENL_HEADER = bytes((1, 1, 0, 0))  # struct genlmsghdr: command, version, reserved
 
 
 def told(payload: bytes) -> Any:
-    return decode(wgmsg, Message(0, wireguard._GENERIC.pack(1, 1, 0) + payload))
+    return decode(wgmsg, Message(0, GENL_HEADER + payload))
 
 
 def test_the_kernel_is_told_keys_and_that_everything_goes_to_the_peer() -> None:
@@ -61,11 +62,10 @@ def test_the_kernel_is_told_where_the_far_end_is(endpoint: Endpoint) -> None:
 def test_the_state_is_read_from_what_the_kernel_says() -> None:
     seconds = wireguard.struct.pack("=qq", 1_700_000_000, 5)
     peer = attribute(1, PEER) + attribute(6, seconds)
-    head = wireguard._GENERIC.pack(0, 1, 0)
     device = attribute(2, b"mw0\0") + attribute(6, wireguard.struct.pack("=H", 51820))
-    assert read_status([Message(0, head + device)]) == Status(51820, 0)
+    assert read_status([device]) == Status(51820, 0)
     with_peer = device + attribute(8 | 0x8000, attribute(0x8000, peer))
-    assert read_status([Message(0, head + with_peer)]) == Status(51820, 1_700_000_000)
+    assert read_status([with_peer]) == Status(51820, 1_700_000_000)
 
 
 class PlayedLinks:

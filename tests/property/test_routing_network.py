@@ -12,9 +12,9 @@ import networkx as nx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routing.events import LinkKind, RttCost
+from routing.events import LinkKind, LinkQuality, RttCost
 from routing.rules import price_metric
-from tests.routing.harness import Link, Network
+from tests.routing.harness import Link, Network, link_local
 
 QUIET = 100.0  # longer than a lost update can be missed: hold time, request back-off, patience
 TURMOILS = ("cut", "silent cut", "heal", "fee", "loss", "wait", "cost")
@@ -122,6 +122,32 @@ def test_no_loop_on_tunnels_whose_round_trip_times_change(seed: int, nodes: int,
             link.delay = rng.uniform(0.001, 0.2)
         stir(network, rng)
     network.run(20.0)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.integers(0, 2**32), st.integers(3, 8), st.integers(1, 15), st.sampled_from((LinkKind.WIRED, LinkKind.WIRELESS))
+)
+def test_no_loop_while_drivers_change_their_minds(seed: int, nodes: int, events: int, kind: LinkKind) -> None:
+    """And shortest paths once they say nothing any more."""
+    rng = random.Random(seed)
+    network = build(rng, nodes, kind)
+    for _ in range(events):
+        for link in network.links.values():
+            rate(network, link, rng.choice((0.001, 0.1, 0.5, 0.9, 1.0, None)), rng.choice((link.a, link.b)))
+        stir(network, rng)
+    for link in network.links.values():
+        link.loss = 0.0
+        for end in (link.a, link.b):
+            rate(network, link, None, end)
+    network.run(QUIET)
+    if kind is LinkKind.WIRED:
+        check_optimal(network)
+
+
+def rate(network: Network, link: Link, quality: float | None, node: int) -> None:
+    peer = link.other(node)
+    network.feed(node, LinkQuality(f"to{peer}", link_local(peer, node), quality))
 
 
 def test_a_large_random_network_converges_within_a_second() -> None:
