@@ -16,6 +16,7 @@ from typing import IO
 from routing.recording import Write
 from routing.rules import PRICE_NOT_FOR_SALE
 from simulator import topology
+from simulator.commands import topology as topology_command
 from simulator.network import Network, Options
 from simulator.run import Report, random_fees, simulate
 
@@ -30,6 +31,8 @@ examples:
 Exit codes: 0 every route is a cheapest one and no loop ever formed; 1 not so; 2 the command line is wrong.
 The same arguments and seed give the same trace, on any machine.
 """
+
+COMMANDS = (topology_command,)
 
 
 def _range(text: str) -> tuple[int, int]:
@@ -116,6 +119,8 @@ def _parser() -> argparse.ArgumentParser:
         "--record", type=_recording, metavar="NODE:FILE", help="all that goes into and out of a node, for tools/replay"
     )
     run.add_argument("--json", action="store_true", help="the report as one JSON object")
+    for command in COMMANDS:
+        command.add_parser(commands)
     return parser
 
 
@@ -172,6 +177,9 @@ def _writer(file: IO[str]) -> Write:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
+    if options.verb != "run":
+        status: int = options.handler(options)
+        return status
     try:
         graph = topology.build(options.topology, random.Random(f"{options.seed}/graph"), options.cost_range)
     except topology.TopologyError as error:

@@ -28,7 +28,18 @@ def test_named_topologies_are_the_graphs_of_that_name(text: str, expected: nx.Gr
     assert {data["cost"] for _, _, data in graph.edges(data=True)} <= {topology.DEFAULT_COST}
 
 
-@pytest.mark.parametrize("text", ["geometric:60", "geometric:60:3", "random-regular:20", "random-regular:20:3"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "geometric:60",
+        "geometric:60:3",
+        "random-regular:20",
+        "random-regular:20:3",
+        "scale-free:30",
+        "small-world:30",
+        "tree:30",
+    ],
+)
 def test_random_topologies_are_connected_and_follow_the_seed(text: str) -> None:
     graph = build(text)
     assert nx.is_connected(graph)
@@ -60,6 +71,10 @@ def test_costs_are_drawn_from_the_range() -> None:
         "random-regular:5:3",
         "random-regular:4:4",
         "star:3",
+        "scale-free:3:3",
+        "small-world:4:4",
+        "map:atlantis",
+        "file:/none/such.csv",
     ],
 )
 def test_other_names_are_refused(text: str) -> None:

@@ -1,0 +1,1 @@
+"""Subcommands of meshsim besides run and report."""
