@@ -11,7 +11,8 @@ from ipaddress import IPv6Address
 import trio
 
 from meshd.billing import Billing, LinkKey
-from meshd.kernel import Direction, FlowCount, Kernel, NetlinkError, NftError
+from meshd.enforcement import Enforcement
+from meshd.kernel import Direction, FlowCount, Kernel, NetlinkError, NftError, Port
 from meshd.logs import Logger
 from meshd.recovery import Unbilled, flow_name, is_priced
 from payments.events import MeteredTraffic
@@ -29,27 +30,26 @@ RESOLVE_INTERVAL = 1.0
 # Whoever sends chooses its MAC address, and under security "none" may choose a new one for every packet.
 MAX_TOTALS = 1024  # links whose totals are kept apart; neighbours can come under ever new addresses
 MAX_STRANGERS = 4096  # MAC addresses without a payment session whose debts are kept
-MAX_STRANGER_GATES = 1024
 RECOVERY_TIMEOUT = 60.0  # after a crash, neighbours and their prices are usually known again within a second
 MAX_UNPLACED = 1024  # flows to a MAC address of which it is not known yet whose it is
-
-Port = tuple[str, bytes]  # (interface, the neighbour's MAC address): what the kernel counts by
 
 
 @dataclass(slots=True)
 class LinkTotals:
     """Layer-3 bytes since the start: what we sent to this neighbour, what it sent to us, how much of that we carried
-    on for it, and how much we dropped because it was suspended."""
+    on for it (free or not), how much of this was free, and how much we dropped because it had not paid."""
 
     sent: int = 0
     received: int = 0
     carried: int = 0
+    free: int = 0
     refused: int = 0
 
     def add(self, other: LinkTotals) -> None:
         self.sent += other.sent
         self.received += other.received
         self.carried += other.carried
+        self.free += other.free
         self.refused += other.refused
 
 
@@ -67,73 +67,30 @@ class _Debt:
         self.readings |= other.readings
 
 
-@dataclass(slots=True)
-class Neighbours:
-    """Who is behind which MAC address: a link-local address by the kernel, a public key by the session on the link.
-
-    One MAC address may have several link-local addresses, as when a neighbour came back under a new one and its old
-    one has not timed out; then the newest with a session counts.
-    """
-
-    port_by_link: dict[LinkKey, Port] = field(default_factory=dict)
-    links_by_port: dict[Port, list[LinkKey]] = field(default_factory=dict)  # the oldest first
-    peer_by_link: dict[LinkKey, bytes] = field(default_factory=dict)
-
-    def learn_port(self, link: LinkKey, mac: bytes) -> None:
-        port = (link[0], mac)
-        if self.port_by_link.get(link) != port:
-            self._forget_port(link)
-            self.port_by_link[link] = port
-            self.links_by_port.setdefault(port, []).append(link)
-
-    def forget(self, link: LinkKey) -> None:
-        self._forget_port(link)
-        self.peer_by_link.pop(link, None)
-
-    def _forget_port(self, link: LinkKey) -> None:
-        port = self.port_by_link.pop(link, None)
-        if port is not None:
-            self.links_by_port[port].remove(link)
-            if not self.links_by_port[port]:
-                del self.links_by_port[port]
-
-    def ports_of(self, peer: bytes) -> list[Port]:
-        """Of all links on which it is the one that counts."""
-        ports = (self.port_by_link.get(link) for link, known in self.peer_by_link.items() if known == peer)
-        return [port for port in ports if port is not None and self.peer_of(port) == peer]
-
-    def link_of(self, port: Port) -> LinkKey | None:
-        links = self.links_by_port.get(port, ())
-        newest = links[-1] if links else None
-        return next((link for link in reversed(links) if link in self.peer_by_link), newest)
-
-    def peer_of(self, port: Port) -> bytes | None:
-        link = self.link_of(port)
-        return None if link is None else self.peer_by_link.get(link)
-
-
 class Accounting:
     """`report` takes what was metered, for the payment engine, and the readings that it is of; None: there are no
     payments, all is carried for nothing. `recovered`: what was counted while no daemon ran, after a crash.
-    `strangers_window_msat`: how much a neighbour without a payment session may have carried before its gate is shut: it
-    cannot pay, and could otherwise travel for nothing.
+    `strangers_window_msat`: how much a neighbour without a payment session may have carried before it falls to the free
+    tier: it cannot pay, and could otherwise travel for nothing.
     """
 
     def __init__(
         self,
         kernel: Kernel,
         billing: Billing,
+        enforcement: Enforcement,
         *,
         report: Callable[[MeteredTraffic, Mapping[bytes, Reading]], Awaitable[None]] | None,
         recovered: Sequence[Unbilled] = (),
         strangers_window_msat: int,
     ) -> None:
-        self.neighbours = Neighbours()
+        self.neighbours = enforcement.neighbours
         self.totals: dict[LinkKey, LinkTotals] = {}
-        self.failures = 0  # readings and gates that the kernel refused; they are tried again
+        self.failures = 0  # readings that the kernel refused; they are tried again
         self._others = LinkTotals()
         self._kernel = kernel
         self._billing = billing
+        self._enforcement = enforcement
         self._report = report
         self._strangers_window_units = strangers_window_msat * 10**9
         self._pending: dict[Port, _Debt] = {}
@@ -142,10 +99,7 @@ class Accounting:
         self._present: dict[LinkKey, trio.CancelScope] = {}
         self._connected: set[LinkKey] = set()
         self._nursery: trio.Nursery | None = None
-        self._closed: dict[Port, None] = {}  # the oldest first
-        self._suspended_peers: set[bytes] = set()
         self._reading_lock = trio.Lock()
-        self._gate_lock = trio.Lock()
         self._read_at = -math.inf
         self._reading_took = 0.0
         self._recovered = list(recovered)
@@ -158,7 +112,7 @@ class Accounting:
             task_status.started()
             while True:
                 busy = await self.read()
-                await self._apply_gates()  # what the kernel refused before
+                await self._enforcement.apply()  # what the kernel refused before
                 idle_interval = IDLE_INTERVAL if self._report is not None else UNPAID_INTERVAL
                 await trio.sleep(BUSY_INTERVAL if busy else idle_interval)
 
@@ -218,8 +172,10 @@ class Accounting:
             totals.sent += flow.bytes
         else:
             totals.received += flow.bytes
-            if flow.direction is Direction.FORWARD_IN:
+            if flow.direction in (Direction.FORWARD_IN, Direction.FREE):
                 totals.carried += flow.bytes
+            if flow.direction is Direction.FREE:
+                totals.free += flow.bytes
             elif flow.direction is Direction.REFUSED:
                 totals.refused += flow.bytes
         if self._report is not None:
@@ -268,8 +224,9 @@ class Accounting:
             if peer is not None:
                 del self._pending[port]
                 self._unreported.setdefault(peer, _Debt()).add(debt)
-            elif debt.earned_units > self._strangers_window_units and port not in self._closed:
-                await self._shut_stranger(port)
+            elif debt.earned_units > self._strangers_window_units:
+                for gone in await self._enforcement.hold_stranger(port):
+                    self._pending.pop(gone, None)
         for peer, debt in list(self._unreported.items()):
             if self._report is not None:
                 traffic = MeteredTraffic(peer, debt.earned_units, debt.owed_limit_units)
@@ -317,7 +274,7 @@ class Accounting:
         if link in self._present:
             self.neighbours.learn_port(link, mac)
             self._place()
-            await self._apply_gates()
+            await self._enforcement.apply()
         return True
 
     def _place(self) -> None:
@@ -339,54 +296,13 @@ class Accounting:
         self._connected.add(link)
         if link in self.neighbours.port_by_link:
             await self._learn_port(link)  # it may have come back with another network card
-        await self._apply_gates()
+        await self._enforcement.apply()
 
     def peer_disconnected(self, link: LinkKey) -> None:
         """What a neighbour still sends is its own; but a link that routing does not know ends with its session."""
         self._connected.discard(link)
         if link not in self._present and self._nursery is not None:
             self._nursery.start_soon(self._forget, link)
-
-    async def set_carrying(self, peer: bytes, carrying: bool) -> None:
-        """Open or shut the gate for what this peer hands us to carry on, on all its links, now and later."""
-        (self._suspended_peers.discard if carrying else self._suspended_peers.add)(peer)
-        await self._apply_gates()
-
-    def is_suspended(self, link: LinkKey) -> bool:
-        return self.neighbours.port_by_link.get(link) in self._closed
-
-    async def _apply_gates(self) -> None:
-        """Brings the gates of all whom we know in line with what the engine said of them."""
-        async with self._gate_lock:  # one after the other: each computes what is wanted when it is its turn
-            shut = {port for peer in self._suspended_peers for port in self.neighbours.ports_of(peer)}
-            strangers = {port for port in self._closed if self.neighbours.peer_of(port) is None}
-            for port in self._closed.keys() - shut - strangers:
-                await self._set_gate(port, open_=True)
-            for port in shut - self._closed.keys():
-                await self._set_gate(port, open_=False)
-
-    async def _shut_stranger(self, port: Port) -> None:
-        async with self._gate_lock:
-            if self.neighbours.peer_of(port) is not None:
-                return
-            log.warning("a neighbour without a payment session is not carried", interface=port[0], mac=port[1])
-            await self._set_gate(port, open_=False)
-            strangers = [old for old in self._closed if self.neighbours.peer_of(old) is None]
-            for old in strangers[: max(0, len(strangers) - MAX_STRANGER_GATES)]:
-                self._pending.pop(old, None)
-                await self._set_gate(old, open_=True)
-
-    async def _set_gate(self, port: Port, *, open_: bool) -> None:
-        try:
-            if open_:
-                await self._kernel.gate.resume(*port)
-                self._closed.pop(port, None)
-            else:
-                await self._kernel.gate.suspend(*port)
-                self._closed[port] = None
-        except (NetlinkError, NftError) as error:
-            self.failures += 1
-            log.error("gate not set", interface=port[0], mac=port[1], reason=error)
 
     def sum(self) -> LinkTotals:
         """Over all links, those that are gone included."""

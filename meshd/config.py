@@ -281,6 +281,12 @@ class PaymentsConfig:
     max_window_msat: int = key(
         integer(1, 10**12), "What a neighbour that always paid may owe: the most that can be lost to it.", 1_000_000
     )
+    free_rate: int = key(
+        integer(0, 10**11),
+        "Bits per second that are carried, and not billed, for each neighbour that has not paid, and for all those "
+        "together that have no payment session; 0: nothing but some DNS.",
+        64_000,
+    )
     channel_capacity_sat: int = key(
         integer(1_000, _MAX_SAT), "What is locked in each payment channel that this node opens.", 100_000
     )

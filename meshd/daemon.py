@@ -25,11 +25,13 @@ from meshd.accounting import Accounting
 from meshd.billing import Billing
 from meshd.config import Config, load
 from meshd.control import ControlServer
+from meshd.enforcement import Enforcement, HeldFile
 from meshd.identity import Identity
 from meshd.kernel import Kernel, KernelConfig
 from meshd.kernel.batman import Batman
 from meshd.kernel.nl80211 import Nl80211
 from meshd.logs import Logger
+from meshd.neighbours import Neighbours
 from meshd.paymaster import Paymaster
 from meshd.policy import policy_of
 from meshd.radio import QualityReader
@@ -67,6 +69,7 @@ class Daemon:
         identity: Identity,
         kernel: Kernel,
         store: Store,
+        held_file: HeldFile,
         *,
         config_path: Path,
         recorder: Recorder | None,
@@ -92,9 +95,13 @@ class Daemon:
         self.redistribution = Redistribution(
             kernel.route_watch, config.redistributions, self.own_prefixes, self.router.put
         )
+        self.enforcement = Enforcement(
+            kernel, Neighbours(), file=held_file, held=held_file.load(), free_rate=config.payments.free_rate
+        )
         self.accounting = Accounting(
             kernel,
             self.billing,
+            self.enforcement,
             report=self._metered if config.payments.enabled else None,
             recovered=unbilled(kernel.leftover, store.take_readings()),
             strangers_window_msat=config.payments.window_msat,
@@ -106,7 +113,7 @@ class Daemon:
             self._open_wallet,
             deliver=self.sessions.send,
             drop=partial(self.sessions.disconnect, reason="payment protocol"),
-            set_carrying=self.accounting.set_carrying,
+            set_carrying=self.enforcement.set_carrying,
         )
         self._kernel = kernel
         self.tunnels = self._make_tunnels()
@@ -362,8 +369,12 @@ async def running(config: Config, identity: Identity, config_path: Path) -> Asyn
     """
     state = config.node.state_dir
     kernel_config = KernelConfig(
-        record_path=state / "kernel.json", table=config.routing.table, rule_priority=config.routing.rule_priority
+        record_path=state / "kernel.json",
+        table=config.routing.table,
+        rule_priority=config.routing.rule_priority,
+        free_rate=config.payments.free_rate,
     )
+    held_file = HeldFile(state / "held.json")
     with ExitStack() as files:
         recorder = None
         if config.node.record is not None:
@@ -372,8 +383,8 @@ async def running(config: Config, identity: Identity, config_path: Path) -> Asyn
             log.info("recording", file=recorder.path)
         store = await trio.to_thread.run_sync(Store.open, Path(state / "payments.sqlite"))
         files.callback(store.close)
-        async with Kernel.open(kernel_config) as kernel, trio.open_nursery() as nursery:
-            daemon = Daemon(config, identity, kernel, store, config_path=config_path, recorder=recorder)
+        async with Kernel.open(kernel_config, held_file.load()) as kernel, trio.open_nursery() as nursery:
+            daemon = Daemon(config, identity, kernel, store, held_file, config_path=config_path, recorder=recorder)
             await nursery.start(daemon.run)
             yield daemon
             nursery.cancel_scope.cancel()

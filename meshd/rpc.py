@@ -11,6 +11,7 @@ import trio
 from meshd import __version__
 from meshd.config import ConfigError, InterfaceConfig
 from meshd.control import INVALID_PARAMS, NOT_FOUND, REFUSED, TIMEOUT, Method, Param, RpcError
+from meshd.enforcement import State
 from meshd.identity import overlay_address
 from payments import events as pay
 from payments.ports import ChainError, WalletError
@@ -138,6 +139,7 @@ class Methods:
             peer = self._peer(link)
             ledger = None if peer is None else ledger_by_peer.get(peer)
             totals = node.accounting.totals.get(link)
+            state = node.enforcement.state_of(node.enforcement.neighbours.port_by_link.get(link))
             connected = node.sessions.peer_on(*link) is not None
             rows.append(
                 {
@@ -153,11 +155,13 @@ class Methods:
                     "quality": self._quality(link),
                     "routing_refused": neighbour.refused_count,
                     "session": "up" if connected else "down",
-                    "state": "suspended" if node.accounting.is_suspended(link) else "open",
+                    "state": state.value,
+                    "rate_bits_per_second": None if state is State.OPEN else node.enforcement.free_rate,
                     "window_msat": None if ledger is None else ledger.window_msat,
                     "owed_to_us_msat": None if ledger is None else max(ledger.unpaid_msat, 0),
                     "owed_to_them_msat": None if ledger is None else max(-ledger.unpaid_msat, 0),
                     "bytes_in": 0 if totals is None else totals.received,
+                    "bytes_free": 0 if totals is None else totals.free,
                     "bytes_refused": 0 if totals is None else totals.refused,
                     "bytes_out": 0 if totals is None else totals.sent,
                 }

@@ -40,7 +40,9 @@ class Peer:
 
     ledger: Ledger
     channels: list[Channel] = field(default_factory=list)
-    is_suspended: bool = False
+    hold_interval: float = 0.0  # the least time that its last suspension lasts
+    resume_at: float = -math.inf  # when that is over
+    resumed_at: float = -math.inf
     exceeded_at: float | None = None  # since when more than the window is unpaid
     is_defaulted: bool = False
     is_dispute_noted: bool = False

@@ -56,6 +56,8 @@ class PaymentEngine:
         if core.claim_at is not None:
             closing.wait_for_payers(core, now=now)
         for peer in core.peers.values():
+            if peer.ledger.is_suspended:
+                core.emit(ev.Suspend(peer.key))
             core.ledger_changed(peer)  # the allowance for what the crash has lost
         return self._finish(now=now)
 
@@ -255,7 +257,7 @@ def _ledger_view(peer: Peer) -> ev.LedgerView:
         net_owed_msat=ledger.expected_debt_msat,
         unpaid_msat=ledger.unpaid_msat,
         window_msat=ledger.window.size_msat,
-        is_suspended=peer.is_suspended,
+        is_suspended=ledger.is_suspended,
         faults=peer.faults,
     )
 

@@ -42,6 +42,7 @@ class Ledger:
     owed_limit_units: int = 0
     lost_meter_units: int = 0
     unwritten_units: int = 0  # metered since the record was last written
+    is_suspended: bool = False  # as we last told the kernel
     their_seen_units: int = 0  # which of our bills their `acknowledged` answers; told anew in each session
     sent_msat: int = 0
     received_msat: int = 0
@@ -57,6 +58,7 @@ class Ledger:
             accepted_units=record.accepted_units,
             owed_limit_units=record.owed_limit_units,
             lost_meter_units=record.lost_meter_units,
+            is_suspended=record.is_suspended,
         )
 
     def record(self) -> LedgerRecord:
@@ -70,6 +72,7 @@ class Ledger:
             lost_meter_units=self.lost_meter_units,
             window_msat=self.window.size_msat,
             window_progress_msat=self.window.progress_msat,
+            is_suspended=self.is_suspended,
         )
 
     def accounts(self) -> Accounts:

@@ -47,6 +47,7 @@ class LedgerRecord:
     lost_meter_units: int  # the most that crashes of ours can have lost of it
     window_msat: int  # how much they may owe us unpaid
     window_progress_msat: int  # paid on time since the window last grew
+    is_suspended: bool = False  # they owe, or have owed since it was last half of it, more than the window
 
 
 @dataclass(frozen=True, slots=True)

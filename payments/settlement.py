@@ -92,13 +92,11 @@ def _enforce(core: Core, peer: Peer, *, now: float) -> None:
     unpaid_msat = ledger.unpaid_msat
     if not window.is_exceeded(ledger.window.size_msat, unpaid_msat):
         peer.exceeded_at = None
-        if peer.is_suspended and window.is_cleared(ledger.window.size_msat, unpaid_msat):
-            peer.is_suspended = peer.is_defaulted = False
-            core.emit(Resume(peer.key))
+        if ledger.is_suspended and window.is_cleared(ledger.window.size_msat, unpaid_msat):
+            _resume(core, peer, now=now)
         return
-    if not peer.is_suspended:
-        peer.is_suspended = True
-        core.emit(Suspend(peer.key))
+    if not ledger.is_suspended:
+        _suspend(core, peer, now=now)
     if peer.exceeded_at is None:
         peer.exceeded_at = now
     due_at = peer.exceeded_at + core.config.tick_interval
@@ -111,6 +109,29 @@ def _enforce(core: Core, peer: Peer, *, now: float) -> None:
     ledger.window = window.Window(core.config.start_window_msat, 0)
     core.ledger_changed(peer, hard=True)
     core.emit(Defaulted(peer.key, unpaid_msat, ledger.window.size_msat))
+
+
+def _suspend(core: Core, peer: Peer, *, now: float) -> None:
+    """At once: what is at risk has a bound."""
+    open_interval = now - peer.resumed_at
+    peer.hold_interval = window.hold_interval(
+        peer.hold_interval, open_interval, tick_interval=core.config.tick_interval
+    )
+    peer.resume_at = now + peer.hold_interval
+    peer.ledger.is_suspended = True
+    core.ledger_changed(peer, hard=True)
+    core.emit(Suspend(peer.key))
+
+
+def _resume(core: Core, peer: Peer, *, now: float) -> None:
+    """Not before its time: who is at the border is not switched with each payment."""
+    if now < peer.resume_at:
+        peer.wake(peer.resume_at)
+        return
+    peer.resumed_at = now
+    peer.ledger.is_suspended = peer.is_defaulted = False
+    core.ledger_changed(peer, hard=True)
+    core.emit(Resume(peer.key))
 
 
 def pay(core: Core, peer: Peer, *, now: float) -> None:

@@ -34,6 +34,21 @@ def is_cleared(window_msat: int, unpaid_msat: int) -> bool:
     return unpaid_msat <= window_msat // 2
 
 
+CALM_TICKS = 12  # after so long in good standing, a suspension is taken for an accident
+_FIRST_HOLD_TICKS = 1 / 8
+
+
+def hold_interval(previous: float, open_interval: float, *, tick_interval: float) -> float:
+    """The least time that a suspension lasts, however soon it is paid: none for the first, then twice as long each.
+
+    A buyer at the border would else be switched with every payment. At most a tick, so that who pays is never out for
+    two. `previous`: that of the suspension before; `open_interval`: since that one ended.
+    """
+    if open_interval > CALM_TICKS * tick_interval:
+        return 0.0
+    return min(max(2 * previous, _FIRST_HOLD_TICKS * tick_interval), tick_interval)
+
+
 def is_due(window_msat: int, unpaid_msat: int) -> bool:
     """Settle at W/2: the payment is back before the other half is used up."""
     return unpaid_msat >= max(1, window_msat // 2)

@@ -65,6 +65,13 @@ def size(count: int) -> str:
     return f"{value:.1f} TB"
 
 
+def rate(bits_per_second: int) -> str:
+    for unit, factor in (("Gbit/s", 10**9), ("Mbit/s", 10**6), ("kbit/s", 10**3)):
+        if bits_per_second >= factor:
+            return f"{bits_per_second / factor:g} {unit}"
+    return f"{bits_per_second} bit/s"
+
+
 def price(msat_per_gb: int | None) -> str:
     """msat/GB as sat/MB, without trailing zeroes; exact."""
     if msat_per_gb is None:
@@ -115,11 +122,17 @@ def _interface(row: Record) -> str:
     return row["interface"] if under in (None, row["interface"]) else f"{under} (tunnel)"
 
 
-_STATE_COLOURS = {"up": "green", "open": "green", "down": "red", "suspended": "red"}
+_STATE_COLOURS = {"up": "green", "open": "green", "free": "yellow", "down": "red", "suspended": "red"}
 
 
 def _state(word: str) -> Cell:
     return word, _STATE_COLOURS.get(word)
+
+
+def _carrying(item: Record) -> Cell:
+    """With the rate of the free tier, for one that is held to it."""
+    word, bits = item["state"], item["rate_bits_per_second"]
+    return word if bits is None else f"{word} ({rate(bits)})", _STATE_COLOURS.get(word)
 
 
 def status(result: Record, style: Style) -> str:
@@ -152,7 +165,7 @@ def neighbours(result: list[Record], style: Style) -> str:
         return "No neighbours."
     headers = (
         "INTERFACE", "LINK-LOCAL", "ADDRESS", ">COST", ">RTT", "QUALITY", "SESSION", "STATE",
-        ">WINDOW", ">OWED TO US", ">OWED TO THEM", ">IN", ">OUT",
+        ">WINDOW", ">OWED TO US", ">OWED TO THEM", ">IN", ">FREE", ">REFUSED", ">OUT",
     )  # fmt: skip
     rows = [
         (
@@ -163,11 +176,13 @@ def neighbours(result: list[Record], style: Style) -> str:
             "-" if item["rtt_ms"] is None else f"{item['rtt_ms']:.1f} ms",
             _quality(item["quality"]),
             _state(item["session"]),
-            _state(item["state"]),
+            _carrying(item),
             money(item["window_msat"]),
             money(item["owed_to_us_msat"]),
             money(item["owed_to_them_msat"]),
             size(item["bytes_in"]),
+            size(item["bytes_free"]),
+            size(item["bytes_refused"]),
             size(item["bytes_out"]),
         )
         for item in result

@@ -5,6 +5,7 @@ daemon was killed. All of it acts on the network namespace that the process is i
 blocks.
 """
 
+from meshd.kernel.gate import Port
 from meshd.kernel.kernel import Kernel, KernelConfig, KernelInUseError, clean
 from meshd.kernel.layout import Blocked, Route
 from meshd.kernel.links import Link, Links
@@ -28,6 +29,7 @@ __all__ = [
     "Meter",
     "NetlinkError",
     "NftError",
+    "Port",
     "Route",
     "RouteTable",
     "RouteWatch",

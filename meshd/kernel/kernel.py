@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 
 import trio
 
 from meshd.kernel.changes import Changes
+from meshd.kernel.gate import Port, Tier
 from meshd.kernel.links import Links
 from meshd.kernel.meter import FlowCount, Meter
 from meshd.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
@@ -35,13 +37,15 @@ class KernelConfig:
     `record_path` is a file in the daemon's state or run directory: what was there before what we changed, so that it
     can be put back after a crash. `table`: number of the routing table. `protocol`: rtnetlink protocol of our routes
     and rules (babeld and FRR use 42). `rule_priority`: the first of those that our rules take (see
-    `layout`); it must be less than 32000.
+    `layout`); it must be less than 32000. `free_rate`: bits per second that are carried for each neighbour that has not
+    paid; 0: nothing.
     """
 
     record_path: Path
     table: int = 6696
     protocol: int = 66
     rule_priority: int = 1000
+    free_rate: int = 0
 
 
 class Kernel:
@@ -52,7 +56,7 @@ class Kernel:
         self.routes = RouteTable(rtnetlink, config.table, config.protocol, config.rule_priority)
         self.route_watch = RouteWatch(rtnetlink, config.table, config.protocol)
         self.links = Links(rtnetlink)
-        self._nft = Nft()
+        self._nft = Nft(Tier(config.free_rate // 8))
         self.meter = Meter(netfilter, self._nft)
         self.gate = Gate(self._nft)
         self.leftover: list[FlowCount] = []  # what a killed daemon's counters held: the kernel forwards and counts on
@@ -60,8 +64,10 @@ class Kernel:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, config: KernelConfig) -> AsyncIterator[Self]:
+    async def open(cls, config: KernelConfig, held: Mapping[Port, bool] = MappingProxyType({})) -> AsyncIterator[Self]:
         """Remove what a killed daemon left, set up rules, forwarding and metering; undo all of it at the end.
+
+        `held`: who is held to the free tier from the first packet on, and whether in the shared one (`Gate.suspend`).
 
         The removal at the end is shielded from cancellation, and bounded by ten seconds.
         Raises KernelInUseError, NetlinkError, NftError or OSError.
@@ -73,6 +79,7 @@ class Kernel:
             kernel = cls(config, rtnetlink, netfilter)
             kernel.leftover = await kernel.meter.leftover()
             await kernel._remove_all()
+            kernel._nft.hold_before_load(held)
             try:
                 await kernel._set_up()
                 yield kernel
@@ -125,8 +132,8 @@ class Kernel:
         await self._changes.remove_address(interface, address)
 
     async def _set_up(self) -> None:
+        await self._nft.load()  # first: nothing is carried that is not counted and policed
         await self._changes.enable_forwarding()
-        await self._nft.load()
         await self.routes.add_rules()
 
     async def _remove_all(self) -> None:

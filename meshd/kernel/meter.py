@@ -20,7 +20,7 @@ from meshd.kernel.nft import COUNTER_SETS, TABLE, CounterSet, Direction, Nft
 
 _NFT_MSG_GETSETELEM = (10 << 8) | 13  # NFNL_SUBSYS_NFTABLES
 _NFGENMSG = struct.Struct(">BBH")
-_NFPROTO = {"ip": 2, "netdev": 5, "ip6": 10}
+_NFPROTO = {"inet": 1, "ip": 2, "netdev": 5, "ip6": 10}
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _ELEM_KEY, _ELEM_EXPR = 1, 7
 _EXPR_DATA = 2

@@ -1,8 +1,9 @@
 """The nftables rules that count and police mesh traffic, loaded by `nft` (rare; the counters are read by `meter`).
 
-Three tables, all named meshd. `ip` and `ip6`: what neighbours send us, apart for ourselves (hook input) and to be
+Four tables, all named meshd. `ip` and `ip6`: what neighbours send us, apart for ourselves (hook input) and to be
 carried on (hook forward, after the operator's own filters, so that only what is carried is billed). `netdev`: what we
 send to neighbours, seen at egress, where the neighbour's MAC address is known whatever family its next hop was.
+`inet`: what holds those who have not paid to the free tier (`gate`).
 
 Each dynamic set exists in two generations, 0 and 1: packets are counted in one while the other is read for the last
 time and emptied. That is how elements are got rid of without losing the bytes that arrive meanwhile.
@@ -11,7 +12,7 @@ time and emptied. That is how elements are got rid of without losing the bytes t
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -19,17 +20,17 @@ from subprocess import CompletedProcess
 
 import trio
 
+from meshd.kernel import gate
+from meshd.kernel.gate import Held, Port, Tier
+
 TABLE = "meshd"
 _SET_SIZE = 16384  # also its number of hash buckets, which each reading walks through
 _REST_SIZE = 1024
 _NFT_TIMEOUT = 20.0  # it takes 10 ms; on a small machine that is busy, seconds
 _FEW = 4  # comparisons that are faster than one look-up in a set
 
-_Neighbours = frozenset[tuple[str, bytes]]
-
-
-# Of `Nft`: immutable values, replaced as a whole.
-_STATE = ("generation", "counter_sets", "_index_by_interface", "_suspended", "_tunnels", "_guarded")
+# Of `Nft`: values that are replaced as a whole, never changed.
+_STATE = ("generation", "counter_sets", "_index_by_interface", "_shared_by_port", "_held", "_tunnels", "_guarded")
 
 
 class NftError(Exception):
@@ -39,7 +40,8 @@ class NftError(Exception):
 class Direction(Enum):
     IN = "in"  # from that neighbour, for ourselves
     FORWARD_IN = "forward_in"  # from that neighbour, to be carried on
-    REFUSED = "refused"  # from that neighbour, to be carried on, but it is suspended: dropped
+    FREE = "free"  # from that neighbour, to be carried on within the free tier: it has not paid
+    REFUSED = "refused"  # from that neighbour, to be carried on, but beyond the free tier: dropped
     OUT = "out"  # to that neighbour, our own or carried
 
 
@@ -81,8 +83,9 @@ _ARPHRD_NONE = 65534
 LINK_SETS = (
     *_ingress_sets(Direction.IN, _NOT_LINK_LOCAL),
     *_ingress_sets(Direction.FORWARD_IN, ""),  # what is link-local is never forwarded
-    CounterSet("ip6", "refused_ip6", Direction.REFUSED, 0),
-    CounterSet("ip", "refused_ip4", Direction.REFUSED, 0),
+    CounterSet("ip6", "free_ip6", Direction.FREE, 0),
+    CounterSet("ip", "free_ip4", Direction.FREE, 0),
+    CounterSet(gate.FAMILY, "refused", Direction.REFUSED, 0),
     CounterSet("netdev", "out_ip6", Direction.OUT, 16, "meta protocol ip6 "),
     CounterSet("netdev", "out_ip4", Direction.OUT, 4, "meta protocol ip "),
     CounterSet("netdev", "out_ip6_rest", Direction.OUT, 0, f"meta protocol ip6 {_NOT_LINK_LOCAL}"),
@@ -91,7 +94,8 @@ LINK_SETS = (
 # Only there once there is a tunnel: each reading walks through all sets, empty ones too.
 TUNNEL_SETS = tuple(_for_tunnels(counters) for counters in LINK_SETS)
 COUNTER_SETS = LINK_SETS + TUNNEL_SETS
-_FAMILIES = ("ip", "ip6", "netdev")
+_FAMILIES = ("ip", "ip6", "netdev", gate.FAMILY)
+_COUNTING_FAMILIES = ("ip", "ip6", "netdev")
 
 # The rules are as short as they can be, for they cost throughput (tools/bench/forwarding): a table per family, and keys
 # in raw payload expressions. To `ether saddr . ip6 saddr . ip6 daddr`, nft adds three checks of what is known here, and
@@ -100,27 +104,32 @@ _LINK_SOURCE = "@ll,48,48"
 _LINK_DESTINATION = "@ll,0,48"
 # Source and destination of the IP header. The kernel loads four bytes quickly, and more at the same price as 32.
 _FLOW = {4: " . @nh,96,32 . @nh,128,32", 16: " . @nh,64,256", 0: ""}
-# Who is kept out, by what tells the neighbour on a link and in a tunnel.
+# Who is held to the free tier, by what tells the neighbour on a link and in a tunnel.
 _GATES = {"suspended": f"iif . {_LINK_SOURCE}", "suspended_tunnels": "iif"}
+_GATE_KINDS = {"suspended": "", "suspended_tunnels": "_tunnels"}
 
 
 class Nft:
     """What the rules are for: it can always be loaded from scratch."""
 
-    def __init__(self) -> None:
+    def __init__(self, tier: Tier = Tier(0)) -> None:  # noqa: B008  immutable
+        self._tier = tier
         self.generation = 0
         self.counter_sets: tuple[CounterSet, ...] = LINK_SETS
         self._index_by_interface: dict[str, int] = {}
         self._tunnels: frozenset[str] = frozenset()
         self._guarded: dict[str, int] = {}
-        self._suspended: _Neighbours = frozenset()
+        self._shared_by_port: dict[Port, bool] = {}  # those that are held
+        self._held: frozenset[Held] = frozenset()  # what the kernel knows of them
         self._lock = trio.Lock()
 
     async def load(self) -> None:
         """All of it, anew, in one transaction; counters start at zero. Raises NftError."""
-        async with self._lock:
-            lines = [*_delete_tables(), *_definitions(), *_set_definitions(self.counter_sets)]
-            lines += [*self._ingress_lines(), *self._suspension_lines()]
+        async with self._lock, self._rollback():
+            lines = [*_delete_tables(), *_definitions(), *gate.definitions(self._tier)]
+            lines += _set_definitions(self.counter_sets)
+            self._held = frozenset()
+            lines += [*self._ingress_lines(), *self._gate_lines()]
             for interface in self._present():
                 lines += self._interface_lines(interface)
             await _run(lines)
@@ -130,7 +139,8 @@ class Nft:
         async with self._lock:
             await _run(_delete_tables())
             self._index_by_interface = {}
-            self._suspended = frozenset()
+            self._shared_by_port = {}
+            self._held = frozenset()
             self._tunnels = frozenset()
             self._guarded = {}
 
@@ -146,7 +156,7 @@ class Nft:
                     self.counter_sets = COUNTER_SETS
                     lines += _set_definitions(TUNNEL_SETS)
             lines += self._interface_lines(interface)
-            await _run([*lines, *self._ingress_lines(), *self._suspension_lines()])
+            await _run([*lines, *self._ingress_lines(), *self._gate_lines()])
 
     async def guard_interface(self, interface: str, index: int) -> None:
         """Carry nothing that comes in there: it is under tunnels, and what is outside of them is nobody's to bill.
@@ -164,14 +174,14 @@ class Nft:
             if index is not None:
                 self._index_by_interface = {n: i for n, i in self._index_by_interface.items() if n != interface}
                 self._tunnels -= {interface}
-                await _run([*_remove_interface_lines(index), *self._ingress_lines(), *self._suspension_lines()])
+                await _run([*_remove_interface_lines(index), *self._ingress_lines(), *self._gate_lines()])
             return index
 
     async def switch_generation(self) -> None:
         """From now on count in the sets of the other generation."""
         async with self._lock, self._rollback():
             self.generation = 1 - self.generation
-            lines = self._ingress_lines()
+            lines = [*self._ingress_lines(), *self._gate_lines()]
             for interface, index in self._present().items():
                 lines += [f"flush chain netdev {TABLE} out_{index}", *self._egress_rules(interface)]
             await _run(lines)
@@ -180,19 +190,20 @@ class Nft:
         async with self._lock:
             await _run([f"flush set {s.family} {TABLE} {s.name}_{generation}" for s in self.counter_sets])
 
-    async def suspend(self, interface: str, mac: bytes) -> None:
-        await self._set_suspended(add=frozenset({(interface, mac)}))
+    async def hold(self, interface: str, mac: bytes, *, is_shared: bool) -> None:
+        await self._set_held(self._shared_by_port | {(interface, mac): is_shared})
 
-    async def resume(self, interface: str, mac: bytes) -> None:
-        await self._set_suspended(remove=frozenset({(interface, mac)}))
+    async def release(self, interface: str, mac: bytes) -> None:
+        await self._set_held(
+            {port: shared for port, shared in self._shared_by_port.items() if port != (interface, mac)}
+        )
 
-    async def _set_suspended(self, add: _Neighbours = frozenset(), remove: _Neighbours = frozenset()) -> None:
+    async def _set_held(self, shared_by_port: dict[Port, bool]) -> None:
         async with self._lock, self._rollback():
-            before = self._suspended
-            self._suspended = (before | add) - remove
+            before, self._shared_by_port = self._shared_by_port, shared_by_port
             # The rules that look them up are only there when there is somebody to look up.
-            if before != self._suspended:
-                await _run([*self._ingress_lines(), *self._suspension_lines()])
+            if before != shared_by_port:
+                await _run([*self._ingress_lines(), *self._gate_lines()])
 
     @asynccontextmanager
     async def _rollback(self) -> AsyncIterator[None]:
@@ -212,7 +223,7 @@ class Nft:
     def _ingress_lines(self) -> list[str]:
         indices = list(self._index_by_interface.values())
         # As many sets as there are kinds of neighbours to be kept out.
-        gates = tuple(name for name, elements in self._suspension_elements().items() if elements)
+        gates = tuple(name for name, elements in self._suspended().items() if elements)
         lines = _ingress_rules(indices, self.generation, self.counter_sets, gates)
         for family in ("ip", "ip6"):
             lines += [
@@ -220,23 +231,25 @@ class Nft:
             ]
         return lines
 
-    def _suspension_elements(self) -> dict[str, list[str]]:
-        elements: dict[str, list[str]] = {name: [] for name in _GATES}
-        for interface, mac in self._suspended:
-            index = self._index_by_interface.get(interface)
-            if index is not None and mac:
-                elements["suspended"].append(f"{index} . 0x{mac.hex()}")
-            elif index is not None:
-                elements["suspended_tunnels"].append(str(index))
-        return elements
+    def _wanted(self) -> frozenset[Held]:
+        indices = self._index_by_interface
+        ports = self._shared_by_port.items()
+        return frozenset(Held(indices[name], mac, shared) for (name, mac), shared in ports if name in indices)
 
-    def _suspension_lines(self) -> list[str]:
-        lines: list[str] = []
+    def _gate_lines(self) -> list[str]:
+        """Brings those that are held in line; for what counts them, too."""
+        before, self._held = self._held, self._wanted()
+        refused = _counting(self.counter_sets, gate.FAMILY, Direction.REFUSED, self.generation, verdict="")
+        lines = [*gate.refusing(refused), *gate.changes(before, self._held)]
         for family in ("ip", "ip6"):
-            for name, elements in self._suspension_elements().items():
+            for name, elements in self._suspended().items():
                 lines.append(f"flush set {family} {TABLE} {name}")
                 lines += [f"add element {family} {TABLE} {name} {{ {', '.join(elements)} }}"] if elements else []
         return lines
+
+    def _suspended(self) -> dict[str, list[str]]:
+        held = sorted(self._wanted())
+        return {name: [h.key for h in held if h.kind == kind] for name, kind in _GATE_KINDS.items()}
 
     def _interface_lines(self, interface: str) -> list[str]:
         index = self._index_by_interface[interface]
@@ -253,29 +266,34 @@ class Nft:
         rules = _counting(sets, "netdev", Direction.OUT, self.generation)
         return [f"add rule netdev {TABLE} out_{index} {rule}" for rule in rules]
 
+    def hold_before_load(self, shared_by_port: Mapping[Port, bool]) -> None:
+        """Whom the rules hold from the first moment that they are there."""
+        self._shared_by_port = dict(shared_by_port)
+
     @property
-    def suspended(self) -> frozenset[tuple[str, bytes]]:
-        return self._suspended
+    def held(self) -> frozenset[Port]:
+        return frozenset(self._shared_by_port)
 
 
 class Gate:
-    """Who may have traffic carried by us. Packets to ourselves (routing, payments) always pass."""
+    """Who is held to the free tier in what it wants carried by us. What is for ourselves (routing, payments) passes."""
 
     def __init__(self, nft: Nft) -> None:
         self._nft = nft
 
-    async def suspend(self, interface: str, mac: bytes) -> None:
-        """Carry nothing more for that neighbour; what is dropped is counted apart. Idempotent. Raises NftError."""
-        await self._nft.suspend(interface, mac)
+    async def suspend(self, interface: str, mac: bytes, *, is_shared: bool = False) -> None:
+        """From now on carry no more for that neighbour than the free tier, and count what is carried (FREE) and what is
+        dropped (REFUSED) apart. `is_shared`: of one tier for all who are so held. Idempotent. Raises NftError."""
+        await self._nft.hold(interface, mac, is_shared=is_shared)
 
     async def resume(self, interface: str, mac: bytes) -> None:
-        """Carry again. Idempotent. Raises NftError."""
-        await self._nft.resume(interface, mac)
+        """Carry everything again. Idempotent. Raises NftError."""
+        await self._nft.release(interface, mac)
 
     @property
-    def suspended(self) -> frozenset[tuple[str, bytes]]:
-        """(interface, MAC address) of all that are suspended."""
-        return self._nft.suspended
+    def suspended(self) -> frozenset[Port]:
+        """(interface, MAC address) of all that are held."""
+        return self._nft.held
 
 
 def _delete_tables() -> list[str]:
@@ -284,7 +302,7 @@ def _delete_tables() -> list[str]:
 
 
 def _definitions() -> list[str]:
-    lines = [f"add table {family} {TABLE}" for family in _FAMILIES]
+    lines = [f"add table {family} {TABLE}" for family in _COUNTING_FAMILIES]
     for family in ("ip", "ip6"):
         # With a size the kernel takes the faster kind of hash table.
         for name, key in _GATES.items():
@@ -307,18 +325,18 @@ def _set_definitions(sets: Sequence[CounterSet]) -> list[str]:
 def _ingress_rules(
     indices: Sequence[int], generation: int, sets: Sequence[CounterSet], gates: Sequence[str]
 ) -> list[str]:
-    """`gates`: the sets of neighbours that are kept out, those that are not empty."""
+    """`gates`: the sets of neighbours that are held, those that are not empty. What comes by here of theirs is free."""
     # In place of the kernel's own check, see accept_local in `changes`. IPv6 has none, and needs none of ours.
     no_spoofing = ["fib saddr type local drop"]
     first = {("ip", "input"): no_spoofing, ("ip", "forward"): [], ("ip6", "input"): [], ("ip6", "forward"): []}
     lines: list[str] = []
     for family in ("ip", "ip6"):
-        for gate in gates:
-            suspended = f"{_GATES[gate]} @{gate}"
-            # Two rules: where the set is full, the first fails, and the packet must be dropped all the same.
-            refused = [s for s in sets if s.has_mac is (gate == "suspended")]
-            counting = _counting(refused, family, Direction.REFUSED, generation, verdict="")
-            first[family, "forward"] += [*(f"{suspended} {rule}" for rule in counting), f"{suspended} drop"]
+        for name in gates:
+            suspended = f"{_GATES[name]} @{name}"
+            # Two rules: where the set is full, the first fails, and the packet must not be billed all the same.
+            free = [s for s in sets if s.has_mac is (name == "suspended")]
+            counting = _counting(free, family, Direction.FREE, generation, verdict="accept")
+            first[family, "forward"] += [*(f"{suspended} {rule}" for rule in counting), f"{suspended} accept"]
         for hook, direction in (("input", Direction.IN), ("forward", Direction.FORWARD_IN)):
             lines.append(f"flush chain {family} {TABLE} {hook}")
             counting = _counting(sets, family, direction, generation)

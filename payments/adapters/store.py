@@ -27,7 +27,7 @@ from payments.records import (
     Reading,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MAX_READINGS = 100_000  # flows come and go; many times what the kernel keeps counters for
 UNITS_BYTES = 16  # debts outgrow SQLite's 64-bit integers
 
@@ -42,7 +42,8 @@ CREATE TABLE ledger (
   owed_limit_units BLOB NOT NULL,
   lost_meter_units BLOB NOT NULL,
   window_msat INTEGER NOT NULL,
-  window_progress_msat INTEGER NOT NULL
+  window_progress_msat INTEGER NOT NULL,
+  is_suspended INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE channel (
   channel_id BLOB PRIMARY KEY,
@@ -81,6 +82,7 @@ CREATE TABLE reading (
 _MIGRATIONS = {
     # What was billed at which price is not known of old readings; a free one bills nobody too much.
     1: "ALTER TABLE reading ADD COLUMN price_msat_per_gb INTEGER NOT NULL DEFAULT 0;",
+    2: "ALTER TABLE ledger ADD COLUMN is_suspended INTEGER NOT NULL DEFAULT 0;",
 }
 
 _CHANNEL_COLUMNS = (
@@ -90,10 +92,10 @@ _CHANNEL_COLUMNS = (
 )
 _LEDGER_COLUMNS = (
     "peer, billed_units, acknowledged_units, their_billed_units, accepted_units, owed_limit_units, lost_meter_units,"
-    " window_msat, window_progress_msat"
+    " window_msat, window_progress_msat, is_suspended"
 )
 _PUT_CHANNEL = f"INSERT OR REPLACE INTO channel ({_CHANNEL_COLUMNS}) VALUES ({', '.join('?' * 19)})"  # noqa: S608
-_PUT_LEDGER = f"INSERT OR REPLACE INTO ledger ({_LEDGER_COLUMNS}) VALUES ({', '.join('?' * 9)})"  # noqa: S608
+_PUT_LEDGER = f"INSERT OR REPLACE INTO ledger ({_LEDGER_COLUMNS}) VALUES ({', '.join('?' * 10)})"  # noqa: S608
 
 _PRUNE_READINGS = "DELETE FROM reading WHERE rowid <= (SELECT rowid FROM reading ORDER BY rowid DESC LIMIT 1 OFFSET ?)"
 
@@ -233,11 +235,13 @@ def _ledger_row(record: LedgerRecord) -> tuple[Value, ...]:
         _pack(record.lost_meter_units),
         record.window_msat,
         record.window_progress_msat,
+        int(record.is_suspended),
     )
 
 
-def _ledger_of(row: tuple[bytes, bytes, bytes, bytes, bytes, bytes, bytes, int, int]) -> LedgerRecord:
-    peer, billed, acknowledged, their_billed, accepted, owed_limit, lost_meter, window_msat, window_progress_msat = row
+def _ledger_of(row: tuple[bytes, bytes, bytes, bytes, bytes, bytes, bytes, int, int, int]) -> LedgerRecord:
+    peer, billed, acknowledged, their_billed, accepted, owed_limit, lost_meter, *rest = row
+    window_msat, window_progress_msat, is_suspended = rest
     return LedgerRecord(
         peer=peer,
         billed_units=_unpack(billed),
@@ -248,6 +252,7 @@ def _ledger_of(row: tuple[bytes, bytes, bytes, bytes, bytes, bytes, bytes, int, 
         lost_meter_units=_unpack(lost_meter),
         window_msat=window_msat,
         window_progress_msat=window_progress_msat,
+        is_suspended=bool(is_suspended),
     )
 
 

@@ -22,8 +22,8 @@ FIELDS = {
     ),
     "neighbours": (
         "interface under link_local identity address cost rxcost txcost rtt_ms quality routing_refused session state"
-        " window_msat"
-        " owed_to_us_msat owed_to_them_msat bytes_in bytes_refused bytes_out"
+        " rate_bits_per_second window_msat"
+        " owed_to_us_msat owed_to_them_msat bytes_in bytes_free bytes_refused bytes_out"
     ),
     "routes": (
         "prefix source_prefix interface under next_hop neighbour advertised_metric metric price_msat_per_gb"

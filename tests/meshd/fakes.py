@@ -46,16 +46,19 @@ class FakeMeter:
 @dataclass
 class FakeGate:
     shut: set[tuple[str, bytes]] = field(default_factory=set)
+    shared: set[tuple[str, bytes]] = field(default_factory=set)  # of these, those in the shared tier
     failures: int = 0
     takes: float = 0.0
 
-    async def suspend(self, interface: str, mac: bytes) -> None:
+    async def suspend(self, interface: str, mac: bytes, *, is_shared: bool = False) -> None:
         await self._work()
         self.shut.add((interface, mac))
+        (self.shared.add if is_shared else self.shared.discard)((interface, mac))
 
     async def resume(self, interface: str, mac: bytes) -> None:
         await self._work()
         self.shut.discard((interface, mac))
+        self.shared.discard((interface, mac))
 
     async def _work(self) -> None:
         await trio.sleep(self.takes)

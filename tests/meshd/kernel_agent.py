@@ -20,6 +20,7 @@ import trio
 from meshd.kernel import Blocked, FlowCount, Kernel, KernelConfig, Link, NetlinkError, Route, clean
 from meshd.kernel import meter as meter_module
 from meshd.kernel import nft as nft_module
+from meshd.kernel.gate import Tier
 
 _PORT = 7000
 _UDP_SIZE = 1200
@@ -89,8 +90,14 @@ class Agent:
     async def flush(self) -> None:
         await self.kernel.routes.flush()
 
-    async def suspend(self, interface: str, mac: str) -> None:
-        await self.kernel.gate.suspend(interface, bytes.fromhex(mac))
+    async def free_rate(self, bits_per_second: int) -> None:
+        """As if it had been configured; the rules are loaded anew, and all counters with them."""
+        self.kernel._nft._tier = Tier(bits_per_second // 8)
+        await self.kernel._nft.load()
+        self.kernel.meter._counters.clear()
+
+    async def suspend(self, interface: str, mac: str, is_shared: bool = False) -> None:
+        await self.kernel.gate.suspend(interface, bytes.fromhex(mac), is_shared=is_shared)
 
     async def resume(self, interface: str, mac: str) -> None:
         await self.kernel.gate.resume(interface, bytes.fromhex(mac))
@@ -201,6 +208,12 @@ class Agent:
         with trio.socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as udp:
             await udp.bind((source, 0))
             await udp.sendto(bytes(100), (address, _PORT))
+
+    async def send_datagrams(self, address: str, port: int, size: int, count: int) -> None:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with trio.socket.socket(family, socket.SOCK_DGRAM) as udp:
+            for _ in range(count):
+                await udp.sendto(bytes(size), (address, port))
 
     async def send(self, protocol: str, address: str, size: int) -> None:
         if protocol == "tcp":

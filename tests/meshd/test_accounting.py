@@ -11,10 +11,12 @@ from ipaddress import ip_address, ip_network
 import pytest
 import trio
 
-from meshd import accounting
-from meshd.accounting import Accounting, Neighbours
+from meshd import accounting, enforcement
+from meshd.accounting import Accounting
 from meshd.billing import Billing, LinkKey
+from meshd.enforcement import Enforcement, HeldFile, State
 from meshd.kernel import Direction, NetlinkError, NftError
+from meshd.neighbours import Neighbours
 from meshd.recovery import Unbilled, flow_name, unbilled
 from payments.events import MeteredTraffic
 from payments.records import Reading
@@ -41,9 +43,13 @@ class Books:
         self.owed: Counter[bytes] = Counter()
         self.readings: dict[bytes, Reading] = {}
         self.report_takes = 0.0
+        self.enforcement = Enforcement(
+            self.kernel.as_kernel(), Neighbours(), file=HeldFile(None), held={}, free_rate=64_000
+        )
         self.under_test = Accounting(
             self.kernel.as_kernel(),
             self.billing,
+            self.enforcement,
             report=self._report if paid else None,
             recovered=recovered,
             strangers_window_msat=WINDOW_MSAT,
@@ -324,7 +330,7 @@ def test_a_stranger_is_shut_out_above_the_window_and_let_in_and_billed_when_it_h
             books.carry(1)
             await accounts.read()
             assert books.kernel.gate.shut == {PORT}
-            assert accounts.is_suspended(LINK)
+            assert books.enforcement.state_of(PORT) is State.FREE
             await accounts.peer_connected(PEER, LINK)
             assert not books.kernel.gate.shut
             await accounts.read()
@@ -351,7 +357,7 @@ def test_a_debtor_known_from_before_the_start_is_shut_out_when_it_appears_on_eac
     async def scenario() -> None:
         books = Books()
         async with books.running() as accounts:
-            await accounts.set_carrying(PEER, False)
+            await books.enforcement.set_carrying(PEER, False)
             assert not books.kernel.gate.shut
             await books.meet()
             assert books.kernel.gate.shut == {PORT}
@@ -359,7 +365,7 @@ def test_a_debtor_known_from_before_the_start_is_shut_out_when_it_appears_on_eac
             await accounts.peer_connected(PEER, LINK_OTHER)
             await trio.sleep(0.1)
             assert books.kernel.gate.shut == {PORT, PORT_OTHER}
-            await accounts.set_carrying(PEER, True)
+            await books.enforcement.set_carrying(PEER, True)
             assert not books.kernel.gate.shut
 
     run(scenario)
@@ -370,12 +376,12 @@ def test_a_debtor_cannot_open_its_gate_by_going_and_is_let_in_if_it_paid_meanwhi
         books = Books()
         async with books.running() as accounts:
             await books.meet()
-            await accounts.set_carrying(PEER, False)
+            await books.enforcement.set_carrying(PEER, False)
             accounts.neighbour_down(*LINK)
             accounts.peer_disconnected(LINK)
             await trio.sleep(2)
             assert books.kernel.gate.shut == {PORT}
-            await accounts.set_carrying(PEER, True)  # it paid over another link
+            await books.enforcement.set_carrying(PEER, True)  # it paid over another link
             await books.meet()
             assert not books.kernel.gate.shut
 
@@ -386,14 +392,14 @@ def test_a_resume_that_comes_while_the_gate_is_being_shut_wins() -> None:
     async def scenario() -> None:
         books = Books()
         books.kernel.gate.takes = 0.01
-        async with books.running() as accounts:
+        async with books.running():
             await books.meet()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(accounts.set_carrying, PEER, False)
+                nursery.start_soon(books.enforcement.set_carrying, PEER, False)
                 await trio.sleep(0.005)
-                nursery.start_soon(accounts.set_carrying, PEER, True)
+                nursery.start_soon(books.enforcement.set_carrying, PEER, True)
             assert not books.kernel.gate.shut
-            assert not accounts.is_suspended(LINK)
+            assert books.enforcement.state_of(PORT) is State.OPEN
 
     run(scenario)
 
@@ -401,10 +407,10 @@ def test_a_resume_that_comes_while_the_gate_is_being_shut_wins() -> None:
 def test_a_gate_that_the_kernel_did_not_set_is_set_later() -> None:
     async def scenario() -> None:
         books = Books()
-        async with books.running() as accounts:
+        async with books.running():
             await books.meet()
             books.kernel.gate.failures = 1
-            await accounts.set_carrying(PEER, False)
+            await books.enforcement.set_carrying(PEER, False)
             assert not books.kernel.gate.shut
             await trio.sleep(accounting.IDLE_INTERVAL * 2)
             assert books.kernel.gate.shut == {PORT}
@@ -414,7 +420,7 @@ def test_a_gate_that_the_kernel_did_not_set_is_set_later() -> None:
 
 def test_ever_new_mac_addresses_fill_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accounting, "MAX_STRANGERS", 50)
-    monkeypatch.setattr(accounting, "MAX_STRANGER_GATES", 10)
+    monkeypatch.setattr(enforcement, "MAX_STRANGERS_HELD", 10)
 
     async def scenario() -> None:
         books = Books()

@@ -46,6 +46,7 @@ NEIGHBOURS = [
         "interface": "eth0", "link_local": "fe80::2", "identity": "ab" * 32, "address": BOB, "cost": 96, "rxcost": 96,
         "txcost": 96, "rtt_ms": 12.345, "quality": None, "session": "up", "state": "open", "window_msat": 10_000,
         "owed_to_us_msat": 512, "owed_to_them_msat": 0, "bytes_in": 5_120_000, "bytes_out": 999,
+        "bytes_free": 0, "bytes_refused": 0, "rate_bits_per_second": None,
     },
     {
         "interface": "wlan0", "link_local": "fe80::3", "identity": None, "address": None, "cost": 65535,
@@ -55,6 +56,7 @@ NEIGHBOURS = [
         },
         "session": "down", "state": "suspended", "window_msat": None,
         "owed_to_us_msat": None, "owed_to_them_msat": None, "bytes_in": 0, "bytes_out": 0,
+        "bytes_free": 1234, "bytes_refused": 65_000, "rate_bits_per_second": 64_000,
     },
 ]  # fmt: skip
 OWN = {
@@ -125,9 +127,9 @@ INTERFACE  KIND      STATE  ADDRESS
 eth0       wired     up     fe80::1
 wlan0      wireless  down   -""",
     "neighbours": """\
-INTERFACE  LINK-LOCAL  ADDRESS                                   COST      RTT  QUALITY                                   SESSION  STATE      WINDOW  OWED TO US  OWED TO THEM      IN    OUT
-eth0       fe80::2     fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f     96  12.3 ms  -                                         up       open       10 sat    512 msat        0 msat  5.1 MB  999 B
-wlan0      fe80::3     -                                        65535        -  25 % (9.9 Mbit/s by expected throughput)  down     suspended       -           -             -     0 B    0 B""",  # noqa: E501
+INTERFACE  LINK-LOCAL  ADDRESS                                   COST      RTT  QUALITY                                   SESSION  STATE                  WINDOW  OWED TO US  OWED TO THEM      IN    FREE  REFUSED    OUT
+eth0       fe80::2     fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f     96  12.3 ms  -                                         up       open                   10 sat    512 msat        0 msat  5.1 MB     0 B      0 B  999 B
+wlan0      fe80::3     -                                        65535        -  25 % (9.9 Mbit/s by expected throughput)  down     suspended (64 kbit/s)       -           -             -     0 B  1.2 kB  65.0 kB    0 B""",  # noqa: E501
     "routes": """\
    PREFIX                                       VIA      INTERFACE  METRIC         PRICE    ANNOUNCED  NOTE
 *  fd3c:8aa9:32ea:37ba:4f1a:bd0c:2ad6:a6f1/128  -        -               0             -     0 sat/MB  own

@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from meshd.kernel import nft as nft_module
+from meshd.kernel.gate import Tier
 from meshd.kernel.nft import Nft
 
 
@@ -52,3 +53,35 @@ def test_an_interface_that_was_unplugged_does_not_spoil_the_rules_of_the_others(
     for lines in given[-2:]:
         text = " ".join(lines)
         assert " out_3 " in text and " out_4 " not in text and " out_5 " not in text
+
+
+def test_who_was_held_before_is_held_by_the_rules_that_begin_to_carry_for_its_interface(given: list[list[str]]) -> None:
+    async def scenario() -> None:
+        nft = Nft(Tier(1000))
+        nft.hold_before_load({("eth0", b"\x02\0\0\0\0\x07"): False, ("mw1", b""): True})
+        await nft.load()
+        await nft.add_interface("eth0", 3)
+        await nft.add_interface("mw1", 4, is_tunnel=True)
+
+    trio.run(scenario)
+    _, link, tunnel = given
+    assert "add element inet meshd held { 3 . 0x020000000007 }" in link
+    assert "add rule inet meshd forward iif . @ll,48,48 @who goto tier" in link
+    assert "add element inet meshd shared_tunnels { 4 }" in tunnel
+    assert "add rule inet meshd forward iif @who_tunnels goto tier_tunnels" in tunnel
+    assert not any(" element inet meshd held " in line for line in tunnel)  # its bucket stays as it is
+
+
+def test_nobody_pays_for_a_gate_that_holds_nobody(given: list[list[str]]) -> None:
+    async def scenario() -> None:
+        nft = Nft(Tier(1000))
+        await nft.load()
+        await nft.add_interface("eth0", 3)
+        await nft.hold("eth0", b"\x02\0\0\0\0\x07", is_shared=False)
+        await nft.release("eth0", b"\x02\0\0\0\0\x07")
+
+    trio.run(scenario)
+    for lines in (given[0], given[1], given[3]):
+        assert "delete chain inet meshd forward" in lines
+        assert not any("@suspended" in line for line in lines)
+    assert "delete chain inet meshd forward" not in given[2]

@@ -17,7 +17,9 @@ from meshd.billing import Billing
 from meshd.config import Config, ConfigError, InterfaceConfig
 from meshd.control import INVALID_PARAMS, NOT_FOUND, REFUSED, RpcError
 from meshd.daemon import Daemon
+from meshd.enforcement import Enforcement, HeldFile
 from meshd.identity import overlay_address
+from meshd.neighbours import Neighbours
 from meshd.radio import Sample, Source
 from meshd.rpc import BALANCE_AGE, Methods, methods
 from payments import events as pay
@@ -57,6 +59,8 @@ class Node:
             announced_price=lambda *_: 12,
         )
         engine = SimpleNamespace(ledgers=lambda: [LEDGER], channels=lambda: [CHANNEL])
+        kernel = FakeKernel().as_kernel()
+        enforcement = Enforcement(kernel, Neighbours(), file=HeldFile(None), held={}, free_rate=64_000)
         self.daemon = SimpleNamespace(
             config=Config(interfaces=(InterfaceConfig(name="eth0"),)),
             identity=SimpleNamespace(public_key=KEY, address=overlay_address(KEY)),
@@ -67,9 +71,8 @@ class Node:
             redistribution=SimpleNamespace(announced={ip_network("::/0"): 7}),
             set_cost=self._set_cost,
             reload=self._reload,
-            accounting=Accounting(
-                FakeKernel().as_kernel(), Billing(price_notice=1), report=None, strangers_window_msat=1
-            ),
+            accounting=Accounting(kernel, Billing(price_notice=1), enforcement, report=None, strangers_window_msat=1),
+            enforcement=enforcement,
             router=SimpleNamespace(speaker=speaker, attached={}, counters={}, put=self._put),
             sessions=SimpleNamespace(counters={}, peer_on=lambda *_: None),
             tunnels=None,

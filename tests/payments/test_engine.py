@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from payments import events as ev
@@ -102,6 +104,57 @@ def test_unpaid_beyond_the_window_is_suspended_and_resumed_when_paid() -> None:
     world.pump()
     assert_settled(world, W + 1)
     assert not world.b.notices(ev.Defaulted)
+
+
+def test_a_debtor_at_the_border_is_switched_ever_more_rarely_and_never_held_for_more_than_a_tick() -> None:
+    """It pays each time, right after it was suspended."""
+    world = World(max_window_msat=W).with_channel()
+    held = []
+    for _ in range(8):
+        world.a.give(ev.OperatorHoldPayments(hold=True))
+        world.meter(world.b, world.a, W + 1 - world.b.ledger(world.a).unpaid_msat)
+        world.pump()
+        assert world.b.suspended
+        world.advance(0.1)
+        world.a.give(ev.OperatorHoldPayments(hold=False))
+        world.pump()
+        since = world.time - 0.1
+        while world.b.suspended:
+            world.advance(0.05)
+        held.append(world.time - since)
+    tick = world.b.config.tick_interval
+    wanted = [0.1, tick / 8, tick / 4, tick / 2, tick, tick, tick, tick]
+    assert held == pytest.approx(wanted, abs=0.06)
+    world.advance(13 * tick)  # in good standing
+    world.a.give(ev.OperatorHoldPayments(hold=True))
+    world.meter(world.b, world.a, W + 1)
+    world.pump()
+    world.advance(0.1)
+    world.a.give(ev.OperatorHoldPayments(hold=False))
+    world.pump()
+    assert not world.b.suspended
+
+
+@pytest.mark.parametrize("is_suspended", [True, False])
+def test_who_owes_three_quarters_of_the_window_is_after_a_restart_what_it_was_before(is_suspended: bool) -> None:
+    world = World().with_channel()
+    world.a.give(ev.OperatorHoldPayments(hold=True))
+    world.meter(world.b, world.a, W * 3 // 4)
+    world.advance(10.0)
+    # As it is when it has paid a part of more than the window.
+    ledgers = world.b.store.ledgers
+    ledgers[world.a.key] = replace(ledgers[world.a.key], is_suspended=is_suspended)
+    for _ in range(2):
+        world.crash(world.b)
+        assert bool(world.b.suspended) is is_suspended
+        assert world.b.ledger(world.a).is_suspended is is_suspended
+        world.connect()
+        world.advance(10.0)
+    world.a.give(ev.OperatorHoldPayments(hold=False))
+    world.advance(10.0)
+    assert not world.b.suspended
+    world.crash(world.b)
+    assert not world.b.suspended
 
 
 def test_a_default_takes_the_window_back_to_the_start() -> None:

@@ -35,7 +35,8 @@ NODE_CONFIG: dict[str, dict[str, Any]] = {
     # Prices as high as these make a short transfer worth its on-chain fees; the metric is scaled down to match.
     "routing": {"price_weight": 16, "max_price_msat_per_gb": 1_000 * SAT_PER_MB},
     "price": {"price_notice": 3.0},
-    "payments": {"tick": 1.0, "min_confirmations": 1},
+    # No free tier: the books are to show that all that was carried is paid.
+    "payments": {"tick": 1.0, "min_confirmations": 1, "free_rate": 0},
 }
 CLAIM_PATIENCE = 7.0  # a payee waits 5 s for the payers' last words before it claims
 QUIET = 2.5  # more than two ticks
