@@ -1,0 +1,5 @@
+import sys
+
+from tools.vm.main import main
+
+sys.exit(main())
