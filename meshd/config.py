@@ -25,7 +25,9 @@ from meshd.config_kinds import (
     absolute_path,
     boolean,
     choice,
+    endpoint,
     fee,
+    identity,
     integer,
     key,
     link_local,
@@ -159,6 +161,41 @@ class DiscoveryConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PeerConfig:
+    """A neighbour across the Internet, where no beacon goes: a tunnel with it by address. One table for each."""
+
+    name: str = key(
+        _LINUX_NAME,
+        "What it is called here; filters and costs ask for it as for an interface.",
+        example="gateway",
+    )
+    identity: bytes = key(
+        identity(),
+        "Its public key: `meshctl status` shows it there.",
+        example="d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
+    )
+    endpoint: tuple[str, int] | None = key(
+        endpoint(),
+        "Where it waits for us. Its name is looked up again when nothing comes from it. Left out: it looks for us.",
+        None,
+        "gateway.example.org:51820",
+    )
+    listen_port: int = key(
+        integer(0, 65535),
+        "UDP port on which we wait for it; each peer has one of its own. 0, any: where we look for it.",
+        0,
+    )
+    keepalive: int = key(
+        integer(0, 3600),
+        "Seconds between packets that keep a NAT between us open for the peer's; 0: none are sent.",
+        25,
+    )
+    cost: int = key(
+        integer(1, 65534), "The cost of the tunnel, to which the round-trip time is added; lower is preferred.", 96
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingConfig:
     """The routing protocol (Babel, RFC 8966)."""
 
@@ -188,7 +225,7 @@ class RoutingConfig:
         6696,
     )
     rule_priority: int = key(
-        integer(1, 32000), "Priority of the first of our rules; they take 515 from there, and 129 from 32768.", 6696
+        integer(1, 32000), "Priority of the first of our rules; they take 517 from there, and 129 from 32768.", 6696
     )
     max_price_msat_per_gb: int = key(
         integer(0, _MAX_PRICE), "Dearer routes are not taken (1 sat/MB is 1000000).", 100_000_000
@@ -318,6 +355,7 @@ class Config:
     node: NodeConfig = NodeConfig()
     interfaces: tuple[InterfaceConfig, ...] = ()
     discovery: DiscoveryConfig = DiscoveryConfig()
+    peers: tuple[PeerConfig, ...] = ()
     routing: RoutingConfig = RoutingConfig()
     filters: tuple[FilterConfig, ...] = ()
     redistributions: tuple[RedistributeConfig, ...] = ()
@@ -330,6 +368,7 @@ _TABLES: dict[str, type[Any]] = {
     "node": NodeConfig,
     "interface": InterfaceConfig,
     "discovery": DiscoveryConfig,
+    "peer": PeerConfig,
     "routing": RoutingConfig,
     "filter": FilterConfig,
     "redistribute": RedistributeConfig,
@@ -338,7 +377,7 @@ _TABLES: dict[str, type[Any]] = {
     "chain": ChainConfig,
 }
 # Those that may be there more than once, and what they are called together.
-_ARRAYS = {"interface": "interfaces", "filter": "filters", "redistribute": "redistributions"}
+_ARRAYS = {"interface": "interfaces", "peer": "peers", "filter": "filters", "redistribute": "redistributions"}
 
 
 def load(path: Path) -> Config:
@@ -425,6 +464,8 @@ def _check_together(config: Config) -> None:
                 f'[[interface]] "{interface.name}": mac_keys: expected security = "none"; '
                 "WireGuard authenticates by itself"
             )
+    _check_peers(config, names)
+    names += [peer.name for peer in config.peers]
     for name, matches in (("filter", config.filters), ("redistribute", config.redistributions)):
         for number, match in enumerate(matches, start=1):
             _check_lengths(f"[[{name}]] number {number}", match)
@@ -451,6 +492,23 @@ def _check_together(config: Config) -> None:
             f"[routing]: update_interval = {config.routing.update_interval:g}: expected at least hello_interval "
             f"({config.routing.hello_interval:g})"
         )
+
+
+def _check_peers(config: Config, interfaces: list[str]) -> None:
+    seen: dict[tuple[str, object], str] = {("name", name): f'[[interface]] "{name}"' for name in interfaces}
+    seen |= {
+        ("listen_port", port): f"port = {port} in [{table}]"
+        for table, port in (("discovery", config.discovery.port), ("routing", config.routing.port))
+    }
+    for number, peer in enumerate(config.peers, start=1):
+        where = f'[[peer]] "{peer.name}"'
+        for name in ("name", "identity", "listen_port"):
+            value = getattr(peer, name)
+            if value and seen.setdefault((name, value), f"[[peer]] number {number}") != f"[[peer]] number {number}":
+                shown = value.hex() if isinstance(value, bytes) else value
+                raise ConfigError(f"{where}: {name} = {shown}: taken by {seen[name, value]}")
+        if peer.endpoint is None and not peer.listen_port:
+            raise ConfigError(f"{where}: expected an endpoint, where it waits, or a listen_port, where we wait for it")
 
 
 def _check_lengths(where: str, match: _PrefixMatch) -> None:
@@ -497,8 +555,8 @@ def reference() -> Iterator[KeyReference]:
 def example_config() -> str:
     """A configuration file with every key at its default, commented, and one interface."""
     lines = [
-        "# meshd configuration. Keys that are commented out have the value shown; those of [[filter]] and",
-        "# [[redistribute]] are examples.",
+        "# meshd configuration. Keys that are commented out have the value shown; those of [[peer]],",
+        "# [[filter]] and [[redistribute]] are examples.",
     ]
     for table, kind in _TABLES.items():
         header = f"[[{table}]]" if table in _ARRAYS else f"[{table}]"

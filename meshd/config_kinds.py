@@ -7,10 +7,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
+from meshd.identity import x25519_public_key
 from routing.authentication import MAX_KEYS, MacAlgorithm, MacKey
 
 Prefix = IPv4Network | IPv6Network
@@ -158,6 +159,44 @@ def link_local() -> Kind:
         return address
 
     return Kind('a link-local address, such as "fe80::1"', parse)
+
+
+def identity() -> Kind:
+    """An Ed25519 public key with which a tunnel can be had."""
+    digits = text(pattern=r"[0-9a-fA-F]{64}")
+
+    def parse(raw: Any) -> bytes:
+        found = bytes.fromhex(digits.parse(raw))
+        try:
+            x25519_public_key(found)
+        except ValueError as error:
+            raise InvalidError(f"an identity: {error}") from error
+        return found
+
+    return Kind("an identity: 64 hexadecimal digits, as meshctl status shows it", parse)
+
+
+def endpoint() -> Kind:
+    """(name or address, port); None: there is none."""
+
+    def parse(raw: Any) -> tuple[str, int] | None:
+        if raw == "":
+            return None
+        found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]{2,45})\]|([A-Za-z0-9._-]{1,253})):([0-9]{1,5})", str(raw))
+        if not isinstance(raw, str) or found is None or not 1 <= int(found[3]) <= 65535:
+            raise InvalidError
+        host = found[1] or found[2]
+        try:
+            address = ip_address(host)
+        except ValueError:
+            if found[1] or re.fullmatch(r"[0-9.]+", host):  # an address that is none
+                raise InvalidError from None
+            return host, int(found[3])
+        if address.is_link_local or address.is_multicast or address.is_unspecified:
+            raise InvalidError("an address that can be reached from afar; those on the same link are found by beacons")
+        return host, int(found[3])
+
+    return Kind('a name or an address with a port, such as "gw.example.org:51820" or "[2001:db8::1]:51820"', parse)
 
 
 def router_id() -> Kind:

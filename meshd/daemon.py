@@ -40,7 +40,8 @@ from meshd.recovery import unbilled
 from meshd.redistribution import Redistribution
 from meshd.router import Router
 from meshd.rpc import methods
-from meshd.tunnels import Tunnel, Tunnels, next_incarnation
+from meshd.tunnel import Tunnel
+from meshd.tunnels import SILENCE, Tunnels, next_incarnation
 from payments import events as pay
 from payments.adapters.chain_client import KernelChainClient
 from payments.adapters.store import Store
@@ -56,6 +57,7 @@ from routing.speaker import Speaker
 log = Logger("meshd")
 LAST_READING_TIMEOUT = 2.0
 SMALL_CHANGE_TIMEOUT = 2.0
+SILENCE_HELLOS = 3.5
 MEGABYTE = 1_000_000
 NETWORK = "regtest"  # the only one that the embedded chain has
 
@@ -132,7 +134,7 @@ class Daemon:
         tunnel = None if self.tunnels is None else self.tunnels.on(interface)
         if tunnel is None:
             return interface, address
-        return (tunnel.under.name, tunnel.found.address) if tunnel.found.address.is_link_local else None
+        return None if tunnel.found is None else (tunnel.under.name, tunnel.found.address)
 
     def _speaker(self, recorder: Recorder | None) -> Speaker:
         routing = self.config.routing
@@ -160,15 +162,17 @@ class Daemon:
 
     def _make_tunnels(self) -> Tunnels | None:
         secured = [interface for interface in self.config.interfaces if interface.security == "wireguard"]
-        if not secured:
+        if not secured and not self.config.peers:
             return None
         return Tunnels(
             self.identity,
             self._kernel,
             secured,
             self.config.discovery,
+            peers=self.config.peers,
             chain=NETWORK,
             incarnation=next_incarnation(self.config.node.state_dir / "incarnation"),
+            silence=max(SILENCE, SILENCE_HELLOS * self.config.routing.hello_interval),
             on_up=self._tunnel_up,
             on_down=self._tunnel_down,
         )
@@ -265,6 +269,8 @@ class Daemon:
             redistributions=new.redistributions,
         )
         await self.router.put(SetPolicy(self._policy()))
+        for peer in self.config.peers:
+            await self.set_cost(peer.name, {other.name: other.cost for other in new.peers}.get(peer.name, peer.cost))
         for interface in self.config.interfaces:
             wanted = new_by_name.get(interface.name, interface)
             await self.set_cost(interface.name, wanted.cost)
@@ -275,10 +281,11 @@ class Daemon:
 
     async def set_cost(self, interface: str, cost: int) -> None:
         """Until the next start or `reload`. Raises KeyError if none of that name is configured."""
-        configured = next((known for known in self.config.interfaces if known.name == interface), None)
-        if configured is None:
+        interfaces, peers = self.config.interfaces, self.config.peers
+        if interface not in {i.name for i in interfaces} | {p.name for p in peers}:
             raise KeyError(interface)
-        if configured.security == "none" or self.tunnels is None:
+        is_bare = any(known.name == interface and known.security == "none" for known in interfaces)
+        if is_bare or self.tunnels is None:
             await self.router.set_cost(interface, cost)
         else:
             for name in self.tunnels.set_cost(interface, cost):
@@ -286,7 +293,8 @@ class Daemon:
                     await self.router.set_cost(name, cost)
         self.config = replace(
             self.config,
-            interfaces=tuple(replace(i, cost=cost) if i.name == interface else i for i in self.config.interfaces),
+            interfaces=tuple(replace(i, cost=cost) if i.name == interface else i for i in interfaces),
+            peers=tuple(replace(p, cost=cost) if p.name == interface else p for p in peers),
         )
 
     async def _read_last(self) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 import trio
 
 from meshd.config import RedistributeConfig
-from meshd.kernel import KernelRoute, NetlinkError, RouteWatch
+from meshd.following import follow
+from meshd.kernel import KernelRoute, RouteWatch
 from meshd.logs import Logger
 from routing.events import Input, OriginateRoute, Prefix, WithdrawRoute
 
@@ -43,19 +44,9 @@ class Redistribution:
             self._scope = trio.CancelScope()
             with self._scope:
                 if self._rules:
-                    await self._follow()
+                    await follow("routes", self._watch.watch, self._announce, retry=RETRY_INTERVAL)
                 await self._announce([])
                 await trio.sleep_forever()
-
-    async def _follow(self) -> None:
-        while True:
-            try:
-                async with self._watch.watch() as changes:
-                    async for routes in changes:
-                        await self._announce(routes)
-            except NetlinkError as error:
-                log.warning("routes not read", reason=error)
-                await trio.sleep(RETRY_INTERVAL)
 
     async def _announce(self, routes: Iterable[KernelRoute]) -> None:
         wanted = wanted_metrics(self._rules, routes, self._own)

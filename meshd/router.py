@@ -17,6 +17,7 @@ import trio
 from meshd.babel_socket import BABEL_GROUP, BabelSocket, Datagram
 from meshd.billing import Billing
 from meshd.config import InterfaceConfig
+from meshd.following import follow, follow_links
 from meshd.kernel import Blocked, Kernel, Link, NetlinkError, NftError, Route
 from meshd.logs import Logger
 from routing import codec, events
@@ -28,7 +29,6 @@ log = Logger("meshd.routing")
 QUEUE = 4096
 MAX_ROUND = 256
 FAREWELL_TIMEOUT = 1.0
-RETRY_INTERVAL = 5.0
 REPORT_INTERVAL = 60.0
 SAFE_KEY_LENGTH = 16  # octets
 SEND_TIMEOUT = 0.1  # one congested interface must not hold up what the others have to hear
@@ -127,9 +127,8 @@ class Router:
             await self._socket.bind()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._receive_packets)
-                nursery.start_soon(self._watch_links)
-                nursery.start_soon(self._watch_neighbours)
-                nursery.start_soon(self._try_again)
+                nursery.start_soon(self._follow_links)
+                nursery.start_soon(follow, "neighbours", self._kernel.links.watch_unreachable, self._take_unreachable)
                 nursery.start_soon(self._watch_budgets)
                 task_status.started()
                 try:
@@ -307,15 +306,10 @@ class Router:
         log.debug("packet dropped", interface=interface, source=source, reason=verdict.drop.value)
         return False
 
-    async def _watch_links(self) -> None:
-        while True:
-            try:
-                async with self._kernel.links.watch() as changes:
-                    async for link in changes:
-                        await self._take_link(link)
-            except NetlinkError as error:
-                log.warning("interfaces not read", reason=error)
-                await trio.sleep(RETRY_INTERVAL)
+    async def _follow_links(self) -> None:
+        await follow_links(
+            self._kernel.links, self._take_link, missing=lambda: self._configured.keys() - self.attached.keys()
+        )
 
     async def _take_link(self, link: Link) -> None:
         if link.name in self._configured:
@@ -323,12 +317,11 @@ class Router:
                 if link.name in self._configured:  # a tunnel may have been taken away meanwhile
                     await self._link_changed(link)
 
-    async def _watch_neighbours(self) -> None:
-        async with self._kernel.links.watch_unreachable() as failures:
-            async for index, address in failures:
-                interface = self._interface(index)
-                if interface is not None:
-                    await self.put(events.NeighbourUnreachable(interface, address))
+    async def _take_unreachable(self, neighbour: tuple[int, IPv6Address]) -> None:
+        index, address = neighbour
+        interface = self._interface(index)
+        if interface is not None:
+            await self.put(events.NeighbourUnreachable(interface, address))
 
     def _interface(self, index: int) -> str | None:
         return next((name for name, attached in self.attached.items() if attached.index == index), None)
@@ -345,22 +338,6 @@ class Router:
                     self.counters["floods reported"] += 1
                     log.warning("neighbour floods us", interface=interface, address=address, ignored_tlvs=more)
             told = refused
-
-    async def _try_again(self) -> None:
-        """What could not be attached will not be told of again as long as it stays as it is."""
-        while True:
-            await trio.sleep(RETRY_INTERVAL)
-            if all(name in self.attached for name in self._configured):
-                continue
-            async with self._links_lock:
-                try:
-                    links = await self._kernel.links.all()
-                except NetlinkError as error:
-                    log.warning("interfaces not read", reason=error)
-                    continue
-                for link in links.values():
-                    if link.name in self._configured and link.name not in self.attached:
-                        await self._link_changed(link)
 
     async def _link_changed(self, link: Link) -> None:
         address = link.link_local if link.is_up else None

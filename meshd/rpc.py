@@ -13,6 +13,7 @@ from meshd.config import ConfigError, InterfaceConfig
 from meshd.control import INVALID_PARAMS, NOT_FOUND, REFUSED, TIMEOUT, Method, Param, RpcError
 from meshd.enforcement import State
 from meshd.identity import overlay_address
+from meshd.tunnel import Tunnel
 from payments import events as pay
 from payments.ports import ChainError, WalletError
 from payments.records import ChannelState, Direction
@@ -83,6 +84,28 @@ class Methods:
             "security": interface.security,
             "up": address is not None,
             "address": None if address is None else str(address),
+        }
+
+    async def tunnels(self, _: dict[str, Any]) -> Any:
+        tunnels = [] if self._node.tunnels is None else self._node.tunnels.all()
+        return [self._tunnel(tunnel) for tunnel in tunnels]
+
+    @staticmethod
+    def _tunnel(tunnel: Tunnel) -> dict[str, Any]:
+        status, now = tunnel.status, trio.current_time()
+        endpoint = (None if status is None else status.endpoint) or tunnel.wanted
+        return {
+            "interface": tunnel.name,
+            "under": tunnel.under.name,
+            "static": tunnel.static is not None,
+            "identity": tunnel.peer.hex(),
+            "address": str(overlay_address(tunnel.peer)),
+            "endpoint": None if endpoint is None else str(endpoint),
+            "port": None if status is None else status.port,
+            "mtu": tunnel.mtu,
+            "state": "up" if tunnel.is_up else "waiting" if endpoint is None else "trying",
+            "heard_seconds_ago": None if math.isinf(tunnel.heard_at) else round(now - tunnel.heard_at, 1),
+            "received_bytes": 0 if status is None else status.received,
         }
 
     def _under(self, interface: str) -> str:
@@ -402,6 +425,7 @@ def methods(daemon: Daemon) -> dict[str, Method]:
     return {
         "status": Method(node.status, "Identity, interfaces, chain, wallet and totals."),
         "neighbours": Method(node.neighbours, "Who is in reach, at what cost, and how the account with each stands."),
+        "tunnels": Method(node.tunnels, "The WireGuard tunnels: whose, over what, to where, when last heard."),
         "routes": Method(node.routes, "All routes that were heard, with price and quality, and which are selected."),
         "path": Method(
             node.path,

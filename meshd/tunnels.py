@@ -1,20 +1,18 @@
-"""One WireGuard tunnel for each neighbour that beacons find (design section 5): drives `discovery` and the devices.
+"""One WireGuard tunnel for each neighbour that beacons find or that the operator names (design section 5).
 
 A tunnel's name, its address and its keys follow from the two identities and the interface under it, so both ends, the
-ledger and the next start of the daemon know it by the same key. What breaks is made anew: a device that is gone, a
-`wireguard-go` that does not answer.
+ledger and the next start of the daemon know it by the same key. `discovery` says who is there, `tunnel` keeps each.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
 import struct
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from ipaddress import IPv6Address
 from pathlib import Path
 
@@ -22,43 +20,26 @@ import trio
 
 from meshd import beacon
 from meshd.babel_socket import IPV6_MULTICAST_ALL
-from meshd.config import DiscoveryConfig, InterfaceConfig
-from meshd.discovery import NEVER, Discovery, Output, PeerFound, PeerLost, SendBeacon
+from meshd.config import DiscoveryConfig, InterfaceConfig, PeerConfig
+from meshd.discovery import Discovery, Output, PeerFound, PeerLost, SendBeacon
+from meshd.following import follow_links
 from meshd.identity import Identity, tunnel_address, x25519_public_key
-from meshd.kernel import Kernel, Link, NetlinkError, NftError
-from meshd.kernel.wireguard import Device, Endpoint, WireGuardError, make, require
+from meshd.kernel import Kernel, Link, NftError
+from meshd.kernel.wireguard import Endpoint, WireGuardError, require
 from meshd.logs import Logger
+from meshd.tunnel import Keeper, Tunnel, interface_name
+from routing.events import LinkKind
 
 log = Logger("meshd.tunnels")
-OVERHEAD = 80  # IPv6 40, UDP 8, WireGuard 32
-MTU_MIN = 1280  # RFC 8200 section 5
-KEEPALIVE = 25  # seconds; so that a path through a NAT stays open
-STATUS_INTERVAL = 1.0
-HANDSHAKE_TIMEOUT = 15.0  # then the operator is told: it takes some milliseconds, or 5 s where a packet is lost
-RETRY_INITIAL, RETRY_MAX = 0.5, 30.0
-LINK_RETRY_INTERVAL = 5.0
-MAX_STARTING = 8  # at a time: each may be a process
-CLEANUP_TIMEOUT = 5.0
 BUFFER = 2048
-
-
-@dataclass(slots=True)
-class Tunnel:
-    """`name`: of its interface. `far_end`: the peer's address in it, which only the holder of its key can use."""
-
-    name: str
-    peer: bytes
-    under: InterfaceConfig
-    found: PeerFound
-    far_end: IPv6Address
-    is_up: bool = False  # it has shaken hands
-    successor: PeerFound | None = None  # the peer was lost, and found again before all of this one was gone
-    changed: trio.Event = field(default_factory=trio.Event)
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+SILENCE = 5.0  # at least; else it follows from the interval of Hellos
+# Of the packets of tunnels to peers across the Internet: the mesh never carries them, or a tunnel could be sent into
+# itself. Any that nobody else uses here: "mesh".
+MARK = 0x6D657368
 
 
 class Tunnels:
-    """`on_up` and `on_down` are told of each tunnel's interface; it is there from the one to the end of the other."""
+    """`peers`: those that beacons do not find. `silence`, `on_up` and `on_down`: see `tunnel.Keeper`."""
 
     def __init__(
         self,
@@ -67,8 +48,10 @@ class Tunnels:
         interfaces: Iterable[InterfaceConfig],
         config: DiscoveryConfig,
         *,
+        peers: Iterable[PeerConfig] = (),
         chain: str,
         incarnation: int,
+        silence: float = SILENCE,
         on_up: Callable[[Tunnel], Awaitable[None]],
         on_down: Callable[[Tunnel], Awaitable[None]],
     ) -> None:
@@ -82,15 +65,27 @@ class Tunnels:
         )
         self._identity = identity
         self._kernel = kernel
+        self._peers = tuple(peers)
         self._configured = {interface.name: interface for interface in interfaces}
+        self._secured = frozenset(self._configured)  # where there are beacons
+        self._configured |= {peer.name: _link_of(peer) for peer in self._peers}
         self._port = config.port
-        self._on_up = on_up
-        self._on_down = on_down
         self._links: dict[str, Link] = {}
         self._links_lock = trio.Lock()
         self._guarded: dict[str, int] = {}  # index by name
         self._tunnels: dict[tuple[str, bytes], Tunnel] = {}
-        self._starting = trio.CapacityLimiter(MAX_STARTING)
+        self._keeper = Keeper(
+            identity,
+            kernel,
+            self.counters,
+            mark=MARK,
+            silence=silence,
+            mtu_under=self._mtu_under,
+            on_port=self._port_known,
+            on_heard=self._heard,
+            on_up=on_up,
+            on_down=on_down,
+        )
         self._wake = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._socket = _beacon_socket()
@@ -104,8 +99,11 @@ class Tunnels:
         """The tunnel whose interface it is."""
         return next((tunnel for tunnel in self._tunnels.values() if tunnel.name == interface), None)
 
+    def all(self) -> list[Tunnel]:
+        return list(self._tunnels.values())
+
     def names(self) -> dict[str, list[str]]:
-        """Of the tunnels' interfaces, by the interface under them."""
+        """Of the tunnels' interfaces, by the interface under them, or the peer that the operator named."""
         return {
             under: [t.name for (name, _), t in self._tunnels.items() if name == under] for under in self._configured
         }
@@ -125,10 +123,13 @@ class Tunnels:
             await self._bind()
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                nursery.start_soon(self._watch_links)
-                nursery.start_soon(self._try_again)
+                nursery.start_soon(self._follow_links)
                 nursery.start_soon(self._receive_beacons)
                 nursery.start_soon(self._keep_time)
+                if self._peers:
+                    await self._kernel.keep_out_of_mesh(MARK)
+                for peer in self._peers:
+                    self._start_static(peer)
                 task_status.started()
         finally:
             self._socket.close()
@@ -139,33 +140,13 @@ class Tunnels:
         except OSError as error:
             raise OSError(error.errno, f"cannot listen on UDP port {self._port}: {error.strerror}") from error
 
-    async def _watch_links(self) -> None:
-        while True:
-            try:
-                async with self._kernel.links.watch() as changes:
-                    async for link in changes:
-                        if link.name in self._configured:
-                            async with self._links_lock:
-                                await self._link_changed(link)
-            except NetlinkError as error:
-                log.warning("interfaces not read", reason=error)
-                await trio.sleep(LINK_RETRY_INTERVAL)
+    async def _follow_links(self) -> None:
+        await follow_links(self._kernel.links, self._take_link, missing=lambda: self._secured - self._links.keys())
 
-    async def _try_again(self) -> None:
-        """What could not be used will not be told of again as long as it stays as it is."""
-        while True:
-            await trio.sleep(LINK_RETRY_INTERVAL)
-            if self._links.keys() == self._configured.keys():
-                continue
+    async def _take_link(self, link: Link) -> None:
+        if link.name in self._secured:
             async with self._links_lock:
-                try:
-                    links = await self._kernel.links.all()
-                except NetlinkError as error:
-                    log.warning("interfaces not read", reason=error)
-                    continue
-                for name in self._configured.keys() - self._links.keys():
-                    if name in links:
-                        await self._link_changed(links[name])
+                await self._link_changed(link)
 
     async def _link_changed(self, link: Link) -> None:
         before = self._links.get(link.name)
@@ -184,6 +165,10 @@ class Tunnels:
                 log.warning("interface not usable", interface=link.name, reason=error)
                 return
         self._links[link.name] = link
+        if before is not None and link.mtu != before.mtu:
+            for tunnel in self._tunnels.values():
+                if tunnel.under.name == link.name:
+                    tunnel.changed.set()
         await self._execute(self.discovery.interface_up(link.name, link.link_local, now=trio.current_time()))
 
     async def _guard(self, link: Link) -> bool:
@@ -246,7 +231,11 @@ class Tunnels:
             tunnel.successor = found
         else:
             tunnel.found = found
-            tunnel.changed.set()
+            tunnel.look_for(self._endpoint(found))
+
+    def _endpoint(self, found: PeerFound) -> Endpoint | None:
+        """None: it does not say on which port it listens for us."""
+        return None if found.port is None else Endpoint(found.address, found.port, self._links[found.interface].index)
 
     def _lost(self, lost: PeerLost) -> None:
         tunnel = self._tunnels.get((lost.interface, lost.peer))
@@ -274,100 +263,46 @@ class Tunnels:
             self.counters["beacon_key"] += 1  # it signs, but nothing can be agreed on with it
             return
         name = interface_name(self._identity.public_key, found.peer, found.interface)
-        tunnel = Tunnel(name, found.peer, under, found, tunnel_address(found.peer))
+        tunnel = Tunnel(name, found.peer, under, tunnel_address(found.peer), found=found)
+        tunnel.look_for(self._endpoint(found))
         log.info("peer found", interface=found.interface, peer=found.peer, tunnel=name)
-        self._tunnels[found.interface, found.peer] = tunnel
+        self._run(tunnel)
+
+    def _start_static(self, peer: PeerConfig) -> None:
+        if peer.identity == self._identity.public_key:
+            log.error("peer is this node itself", peer=peer.name)
+            return
+        name = interface_name(self._identity.public_key, peer.identity, peer.name)
+        self._run(Tunnel(name, peer.identity, self._configured[peer.name], tunnel_address(peer.identity), static=peer))
+
+    def _run(self, tunnel: Tunnel) -> None:
+        self._tunnels[tunnel.key] = tunnel
         if self._nursery is not None:
             self._nursery.start_soon(self._run_tunnel, tunnel)
 
     async def _run_tunnel(self, tunnel: Tunnel) -> None:
-        """Until the peer is lost; made anew as often as it breaks."""
-        retry = RETRY_INITIAL
+        """Until the peer is lost."""
         try:
-            with tunnel.scope:
-                while True:
-                    began = trio.current_time()
-                    try:
-                        await self._serve(tunnel)
-                    except (WireGuardError, NetlinkError, NftError, OSError) as error:
-                        self.counters["tunnels_broken"] += 1
-                        log.warning("tunnel broken", interface=tunnel.name, peer=tunnel.peer, reason=error)
-                    retry = RETRY_INITIAL if trio.current_time() - began > RETRY_MAX else min(2 * retry, RETRY_MAX)
-                    await trio.sleep(retry)
+            await self._keeper.run(tunnel)
         finally:
-            del self._tunnels[tunnel.found.interface, tunnel.peer]
+            del self._tunnels[tunnel.key]
         if tunnel.successor is not None:
             self._start(tunnel.successor)
 
-    async def _serve(self, tunnel: Tunnel) -> None:
-        device: Device | None = None
-        try:
-            self._kernel.record_device(tunnel.name)
-            async with self._starting:
-                await self._kernel.links.delete(tunnel.name)
-                device = await make(tunnel.name, self._kernel.links)
-                await device.configure(self._identity.x25519_private, x25519_public_key(tunnel.peer))
-            # Not a packet before the other end is known: a handshake that cannot be sent is tried again after 5 s.
-            _write_sysctl(tunnel.name, "disable_ipv6", "1")
-            _write_sysctl(tunnel.name, "addr_gen_mode", "1")  # no link-local address but the one that we give it
-            mtu = max(MTU_MIN, self._link(tunnel.found.interface).mtu - OVERHEAD)
-            await self._kernel.links.set_up(tunnel.name, mtu=mtu)
-            port = (await device.status()).port
-            self.discovery.listening(tunnel.found.interface, tunnel.peer, port, now=trio.current_time())
-            self._wake.set()
-            await self._follow(tunnel, device)
-        finally:
-            tunnel.is_up = False
-            with trio.CancelScope(deadline=trio.current_time() + CLEANUP_TIMEOUT, shield=True):
-                try:
-                    await self._on_down(tunnel)
-                    await self._kernel.delete_device(tunnel.name)
-                finally:
-                    if device is not None:
-                        await device.close()
-
-    def _link(self, interface: str) -> Link:
-        """Raises WireGuardError where it went away while the tunnel over it was waiting for something else."""
-        link = self._links.get(interface)
+    def _mtu_under(self, tunnel: Tunnel) -> int:
+        link = self._links.get(tunnel.under.name)
         if link is None:
-            raise WireGuardError(f"{interface} is down")
-        return link
+            raise WireGuardError(f"{tunnel.under.name} is down")
+        return link.mtu
 
-    async def _follow(self, tunnel: Tunnel, device: Device) -> None:
-        key = x25519_public_key(tunnel.peer)
-        told: PeerFound | None = None
-        doubt_at = NEVER
-        while True:
-            tunnel.changed = trio.Event()
-            found = tunnel.found
-            if found.port is not None and found != told:
-                link = self._link(found.interface)
-                await device.set_endpoint(key, Endpoint(found.address, found.port, link.index), keepalive=KEEPALIVE)
-                if told is None:
-                    _write_sysctl(tunnel.name, "disable_ipv6", "0")
-                    address = tunnel_address(self._identity.public_key)
-                    await self._kernel.links.add_link_local(tunnel.name, address)
-                    await self._on_up(tunnel)
-                    doubt_at = trio.current_time() + HANDSHAKE_TIMEOUT
-                told = found
-            with trio.move_on_after(STATUS_INTERVAL):
-                await tunnel.changed.wait()
-            if (await device.status()).handshake_at:
-                if not tunnel.is_up:
-                    log.info("tunnel up", interface=tunnel.name, peer=tunnel.peer)
-                tunnel.is_up = True
-                self.discovery.proven(found.interface, tunnel.peer)
-            elif trio.current_time() >= doubt_at:
-                doubt_at = NEVER
-                self.counters["tunnels_without_handshake"] += 1
-                reason = f"no handshake in {HANDSHAKE_TIMEOUT:g} s: is UDP to port {found.port} let through?"
-                log.info("tunnel not up", interface=tunnel.name, peer=tunnel.peer, reason=reason)
+    def _port_known(self, tunnel: Tunnel, port: int) -> None:
+        if tunnel.static is None:
+            self.discovery.listening(*tunnel.key, port, now=trio.current_time())
+            self._wake.set()
 
-
-def interface_name(ours: bytes, theirs: bytes, under: str) -> str:
-    """At most 15 characters. Of this node too: wireguard-go's sockets are shared by all network namespaces."""
-    digest = hashlib.blake2b(under.encode() + b"\0" + ours + theirs, digest_size=6, person=b"meshd wg name")
-    return f"mw{digest.hexdigest()}"
+    def _heard(self, tunnel: Tunnel) -> None:
+        if tunnel.static is None:
+            self.discovery.proven(*tunnel.key)
 
 
 def next_incarnation(path: Path) -> int:
@@ -386,8 +321,9 @@ def next_incarnation(path: Path) -> int:
     return new
 
 
-def _write_sysctl(interface: str, name: str, value: str) -> None:
-    (Path("/proc/sys/net/ipv6/conf") / interface / name).write_text(value)
+def _link_of(peer: PeerConfig) -> InterfaceConfig:
+    """What holds for the tunnel to it."""
+    return InterfaceConfig(name=peer.name, kind=LinkKind.TUNNEL, cost=peer.cost)
 
 
 def _beacon_socket() -> trio.socket.SocketType:

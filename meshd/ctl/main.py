@@ -99,6 +99,8 @@ COMMANDS = (
     Command("status", "This node: identity, interfaces, money.", "meshctl status", "status", render.status),
     Command("neighbours", "Who is in range, and how it stands with them.", "meshctl neighbours", "neighbours",
             render.neighbours),
+    Command("tunnels", "The WireGuard tunnels: whose, over what, to where.", "meshctl tunnels", "tunnels",
+            render.tunnels),
     Command("routes", "Every route, with metric and price; * is in use.", "meshctl routes --json", "routes",
             render.routes),
     Command("path", "Which way packets to an address go, and why not another.", "meshctl path fd00::1", "path",

@@ -200,6 +200,27 @@ def _quality(item: Record | None) -> str:
     return f"{item['share'] * 100:.0f} % ({figure}{by})"
 
 
+def tunnels(result: list[Record], style: Style) -> str:
+    if not result:
+        return "No tunnels."
+    headers = ("INTERFACE", "OVER", "ADDRESS", "ENDPOINT", ">PORT", ">MTU", "STATE", ">HEARD", ">RECEIVED")
+    rows = [
+        (
+            item["interface"],
+            item["under"],
+            item["address"],
+            _text(item["endpoint"]),
+            _text(item["port"]),
+            str(item["mtu"]),
+            (item["state"], "green" if item["state"] == "up" else "yellow"),
+            "-" if item["heard_seconds_ago"] is None else f"{item['heard_seconds_ago']:.0f} s ago",
+            size(item["received_bytes"]),
+        )
+        for item in result
+    ]
+    return table(headers, rows, style)
+
+
 def routes(result: list[Record], style: Style) -> str:
     if not result:
         return "No routes."

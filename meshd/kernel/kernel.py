@@ -131,6 +131,10 @@ class Kernel:
         self.routes.forget_source(address)
         await self._changes.remove_address(interface, address)
 
+    async def keep_out_of_mesh(self, mark: int) -> None:
+        """What carries this mark takes the operator's routes, and never ours. Raises NetlinkError."""
+        await self.routes.keep_out(mark)
+
     async def _set_up(self) -> None:
         await self._nft.load()  # first: nothing is carried that is not counted and policed
         await self._changes.enable_forwarding()

@@ -8,6 +8,8 @@ were compared. The price is a copy of the routes for each source prefix; it work
 
 Order of look-up. The table `local` comes before all of it, so no neighbour can take over the operator's own addresses.
 
+0. what tunnels to peers across the Internet send, known by a mark: the table main, and never ours, or a neighbour could
+   draw a tunnel into itself. Only there where there are such tunnels, for each rule costs every packet a little.
 1. IPv6 to fd00::/8: our tables. Overlay addresses always win.
 2. the table main, default routes left out: networks that the operator configured.
 3. our tables, default routes left out; by source prefix, then the plain one.
@@ -31,10 +33,11 @@ from meshd.kernel.netlink import NetlinkError
 Prefix = IPv4Network | IPv6Network
 OVERLAY = IPv6Network("fd00::/8")
 TABLE_MAIN = 254
+UNREACHABLE = 0  # in place of a table
 SOURCE_TABLES = 64  # of each family; the speaker takes fewer source prefixes from its neighbours
 _TAKEN_TABLES = (253, 254, 255)
 # Offsets of our rules from the first. Where there is one for each length of a source prefix, the longest comes first.
-_OVERLAY_FROM, _OVERLAY_PLAIN, _MAIN, _FROM = 0, 128, 129, 130
+_MARKED, _MARKED_END, _OVERLAY_FROM, _OVERLAY_PLAIN, _MAIN, _FROM = 0, 1, 2, 130, 131, 132
 _PLAIN = _FROM + 3 * 128
 RULE_PRIORITIES = _PLAIN + 1
 _AFTER_MAIN = 32768  # main is at 32766, default at 32767
@@ -71,7 +74,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Look into `table` for what comes from and goes to there."""
+    """Look into `table` for what comes from and goes to there. `mark`: for packets that carry it only; 0: for all."""
 
     version: int
     priority: int
@@ -79,6 +82,7 @@ class Rule:
     source_prefix: Prefix | None = None
     destination: Prefix | None = None
     suppress_default: bool = False
+    mark: int = 0
 
 
 class Layout:
@@ -93,6 +97,7 @@ class Layout:
         self._uses: Counter[Prefix] = Counter()  # of each source prefix
         self._own_defaults: set[Prefix] = set()  # source prefixes that the operator's default route serves
         self._table_by_source: dict[Prefix, int] = {}
+        self.outside_mark = 0  # of packets that never take our routes; 0: there are none
 
     def put(self, entry: Route | Blocked) -> list[Cell]:
         """In place of what there was for this pair. Raises NetlinkError: ENOSPC, too many source prefixes."""
@@ -140,6 +145,10 @@ class Layout:
 
     def _rules(self) -> Iterator[Rule]:
         first = self._rule_priority
+        if self.outside_mark:
+            for version in (4, 6):
+                yield Rule(version, first + _MARKED, TABLE_MAIN, mark=self.outside_mark)
+                yield Rule(version, first + _MARKED_END, UNREACHABLE, mark=self.outside_mark)
         yield Rule(6, first + _OVERLAY_PLAIN, self.table, destination=OVERLAY)
         for version in (4, 6):
             yield Rule(version, first + _MAIN, TABLE_MAIN, suppress_default=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
 
-from meshd.kernel.layout import Blocked, Cell, Layout, Prefix, Route, Rule
+from meshd.kernel.layout import UNREACHABLE, Blocked, Cell, Layout, Prefix, Route, Rule
 from meshd.kernel.netlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -41,7 +41,7 @@ _RTNH_F_ONLINK = 4
 _RT_TABLE_UNSPEC = 0
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_VIA = 1, 4, 5, 6, 7, 18
 _RTA_TABLE = _FRA_TABLE = 15
-_FR_ACT_TO_TBL = 1
+_FR_ACT_TO_TBL, _FR_ACT_UNREACHABLE = 1, 7
 _FIB_RULE_FIND_SADDR = 0x10000
 _RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _FRA_PROTOCOL = 21
@@ -148,6 +148,11 @@ class RouteTable:
     async def add_rules(self) -> None:
         await self._follow_rules()
 
+    async def keep_out(self, mark: int) -> None:
+        """Packets with this mark never take our routes."""
+        self._layout.outside_mark = mark
+        await self._follow_rules()
+
     async def _follow_rules(self) -> None:
         wanted = self._layout.rules()
         if wanted == self._rules:
@@ -219,9 +224,11 @@ class RouteTable:
     def _rule_message(self, rule: Rule) -> Any:
         message = fibmsg()
         message["family"] = socket.AF_INET if rule.version == 4 else socket.AF_INET6
-        message["action"] = _FR_ACT_TO_TBL
+        message["action"] = _FR_ACT_UNREACHABLE if rule.table == UNREACHABLE else _FR_ACT_TO_TBL
         attributes: list[tuple[str, int | str]]
         attributes = [("FRA_PRIORITY", rule.priority), ("FRA_TABLE", rule.table), ("FRA_PROTOCOL", self._protocol)]
+        if rule.mark:
+            attributes.append(("FRA_FWMARK", rule.mark))
         if rule.source_prefix is not None:
             message["src_len"] = rule.source_prefix.prefixlen
             attributes.append(("FRA_SRC", str(rule.source_prefix.network_address)))

@@ -13,8 +13,9 @@ import shutil
 import socket
 import struct
 import subprocess
+import sys
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Protocol
 
@@ -35,8 +36,9 @@ EVERYTHING = ("::/0", "0.0.0.0/0")
 
 _FAMILY = "wireguard"
 _GET_DEVICE, _SET_DEVICE = 0, 1
-_DEVICE_NAME, _DEVICE_KEY, _DEVICE_FLAGS, _DEVICE_PORT, _DEVICE_PEERS = 2, 3, 5, 6, 8
-_PEER_KEY, _PEER_FLAGS, _PEER_ENDPOINT, _PEER_KEEPALIVE, _PEER_HANDSHAKE, _PEER_ALLOWED = 1, 3, 4, 5, 6, 9
+_DEVICE_NAME, _DEVICE_KEY, _DEVICE_FLAGS, _DEVICE_PORT, _DEVICE_MARK, _DEVICE_PEERS = 2, 3, 5, 6, 7, 8
+_PEER_KEY, _PEER_FLAGS, _PEER_ENDPOINT, _PEER_KEEPALIVE, _PEER_HANDSHAKE = 1, 3, 4, 5, 6
+_PEER_RECEIVED, _PEER_ALLOWED = 7, 9
 _ALLOWED_FAMILY, _ALLOWED_ADDRESS, _ALLOWED_LENGTH = 1, 2, 3
 _REPLACE_PEERS = 1
 _REPLACE_ALLOWED, _UPDATE_ONLY = 2, 4
@@ -65,10 +67,15 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """`handshake_at`: seconds since 1970 of the last handshake, 0 if there was none yet."""
+    """`port`: ours. `handshake_at`: seconds since 1970 of the last handshake, 0 if there was none yet.
+
+    `received`: bytes that the peer, and nobody else, has sent. `endpoint`: where it was heard last, or is looked for.
+    """
 
     port: int
     handshake_at: int
+    received: int = 0
+    endpoint: Endpoint | None = None
 
 
 class Device(Protocol):
@@ -76,8 +83,8 @@ class Device(Protocol):
 
     name: str
 
-    async def configure(self, private_key: bytes, peer_key: bytes) -> None:
-        """Replaces all that was configured; listens on a port that is free."""
+    async def configure(self, private_key: bytes, peer_key: bytes, *, port: int = 0, mark: int = 0) -> None:
+        """Replaces all that was configured. `port`: where to listen; 0: any that is free. `mark`: of what it sends."""
 
     async def set_endpoint(self, peer_key: bytes, endpoint: Endpoint, *, keepalive: int) -> None: ...
 
@@ -122,10 +129,11 @@ class GoDevice:
         self.name = name
         self._process = process
 
-    async def configure(self, private_key: bytes, peer_key: bytes) -> None:
+    async def configure(self, private_key: bytes, peer_key: bytes, *, port: int = 0, mark: int = 0) -> None:
         await self._set(
             ("private_key", private_key.hex()),
-            ("listen_port", "0"),
+            ("listen_port", str(port)),
+            ("fwmark", str(mark)),
             ("replace_peers", "true"),
             ("public_key", peer_key.hex()),
             ("replace_allowed_ips", "true"),
@@ -143,7 +151,12 @@ class GoDevice:
     async def status(self) -> Status:
         values = dict(line.partition("=")[::2] for line in (await self._call("get=1\n\n")).splitlines())
         try:
-            return Status(int(values.get("listen_port", 0)), int(values.get("last_handshake_time_sec", 0)))
+            return Status(
+                int(values.get("listen_port", 0)),
+                int(values.get("last_handshake_time_sec", 0)),
+                int(values.get("rx_bytes", 0)),
+                _read_endpoint(values["endpoint"]) if "endpoint" in values else None,
+            )
         except ValueError as error:
             raise WireGuardError(f"{self.name}: {PROGRAM} does not make sense: {error}") from error
 
@@ -186,8 +199,8 @@ class KernelDevice:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    async def configure(self, private_key: bytes, peer_key: bytes) -> None:
-        await self._ask(_SET_DEVICE, configuration(self.name, private_key, peer_key))
+    async def configure(self, private_key: bytes, peer_key: bytes, *, port: int = 0, mark: int = 0) -> None:
+        await self._ask(_SET_DEVICE, configuration(self.name, private_key, peer_key, port=port, mark=mark))
 
     async def set_endpoint(self, peer_key: bytes, endpoint: Endpoint, *, keepalive: int) -> None:
         await self._ask(_SET_DEVICE, peer_endpoint(self.name, peer_key, endpoint, keepalive=keepalive))
@@ -209,7 +222,7 @@ class KernelDevice:
             raise WireGuardError(f"{self.name}: {error}") from error
 
 
-def configuration(name: str, private_key: bytes, peer_key: bytes) -> bytes:
+def configuration(name: str, private_key: bytes, peer_key: bytes, *, port: int = 0, mark: int = 0) -> bytes:
     """The attributes that replace all, with one peer for everything."""
     allowed = b""
     for family, size in ((socket.AF_INET6, 16), (socket.AF_INET, 4)):
@@ -224,7 +237,8 @@ def configuration(name: str, private_key: bytes, peer_key: bytes) -> bytes:
         attribute(_DEVICE_NAME, name.encode() + b"\0")
         + attribute(_DEVICE_FLAGS, struct.pack("=I", _REPLACE_PEERS))
         + attribute(_DEVICE_KEY, private_key)
-        + attribute(_DEVICE_PORT, struct.pack("=H", 0))
+        + attribute(_DEVICE_PORT, struct.pack("=H", port))
+        + attribute(_DEVICE_MARK, struct.pack("=I", mark))
         + nested(_DEVICE_PEERS, nested(0, peer + nested(_PEER_ALLOWED, allowed)))
     )
 
@@ -247,7 +261,8 @@ def peer_endpoint(name: str, peer_key: bytes, endpoint: Endpoint, *, keepalive: 
 
 
 def read_status(answers: list[bytes]) -> Status:
-    port = handshake_at = 0
+    port = handshake_at = received = 0
+    endpoint = None
     for data in answers:
         for kind, start, end in attributes(data, 0, len(data)):
             if kind == _DEVICE_PORT and end - start == 2:
@@ -257,7 +272,33 @@ def read_status(answers: list[bytes]) -> Status:
                     for what, value, value_end in attributes(data, peer, peer_end):
                         if what == _PEER_HANDSHAKE and value_end - value >= 8:  # struct __kernel_timespec
                             (handshake_at,) = struct.unpack_from("=q", data, value)
-    return Status(port, handshake_at)
+                        elif what == _PEER_RECEIVED and value_end - value == 8:
+                            (received,) = struct.unpack_from("=Q", data, value)
+                        elif what == _PEER_ENDPOINT:
+                            endpoint = _socket_address(data[value:value_end])
+    return Status(port, handshake_at, received, endpoint)
+
+
+def _socket_address(data: bytes) -> Endpoint | None:
+    """struct sockaddr_in or sockaddr_in6; None: neither."""
+    family = int.from_bytes(data[:2], sys.byteorder)
+    port = int.from_bytes(data[2:4], "big")
+    if family == socket.AF_INET and len(data) >= 8:
+        return Endpoint(IPv4Address(data[4:8]), port)
+    if family == socket.AF_INET6 and len(data) >= 28:
+        return Endpoint(IPv6Address(data[8:24]), port, int.from_bytes(data[24:28], sys.byteorder))
+    return None
+
+
+def _read_endpoint(text: str) -> Endpoint:
+    """As `Endpoint.__str__` writes it; wireguard-go may name the interface of the scope. Raises ValueError."""
+    host, _, port = text.rpartition(":")
+    address, _, scope = host.strip("[]").partition("%")
+    try:
+        index = int(scope or 0) if scope.isdecimal() or not scope else socket.if_nametoindex(scope)
+    except OSError:
+        index = 0
+    return Endpoint(ip_address(address), int(port), index)
 
 
 async def _start_program(name: str) -> GoDevice:

@@ -168,6 +168,7 @@ class FakeKernel:
         self.guard_failures = 0
         self.devices: list[str] = []
         self.delete_takes = 0.0
+        self.kept_out = 0
 
     async def guard(self, interface: str, index: int) -> None:
         await trio.lowlevel.checkpoint()
@@ -175,6 +176,10 @@ class FakeKernel:
             self.guard_failures -= 1
             raise NftError("busy")
         self.guarded[interface] = index
+
+    async def keep_out_of_mesh(self, mark: int) -> None:
+        await trio.lowlevel.checkpoint()
+        self.kept_out = mark
 
     def record_device(self, name: str) -> None:
         if name not in self.devices:

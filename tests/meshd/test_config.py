@@ -68,7 +68,7 @@ def test_configuration_cannot_be_changed() -> None:
         ("[rooting]", 'unknown table [rooting]; did you mean "routing"?'),
         (
             "name = 1",
-            "unknown table [name]; known are node, interface, discovery, routing, filter, redistribute, price, "
+            "unknown table [name]; known are node, interface, discovery, peer, routing, filter, redistribute, price, "
             "payments, chain",
         ),
         ("[routing]\nhelo_interval = 1", '[routing]: unknown key helo_interval; did you mean "hello_interval"?'),
@@ -176,10 +176,10 @@ def test_every_key_is_in_the_example_and_its_shown_default_is_taken() -> None:
         if key.default is not None:
             assert tomllib.loads(f"value = {key.default}")["value"] == table[key.name]
         else:
-            assert key.is_required or key.table in ("filter", "redistribute", "node")
+            assert key.is_required or key.table in ("filter", "redistribute", "node", "peer")
     full = parse(uncommented)
-    assert len(full.filters) == len(full.redistributions) == 1
-    assert replace(full, filters=(), redistributions=()) == parse(example_config())
+    assert len(full.filters) == len(full.redistributions) == len(full.peers) == 1
+    assert replace(full, filters=(), redistributions=(), peers=()) == parse(example_config())
 
 
 @pytest.mark.parametrize(
@@ -240,3 +240,56 @@ def test_mac_keys_are_for_links_without_wireguard(security: str) -> None:
     text = f'[[interface]]\nname = "eth0"\n{security}\nmac_keys = [{SHA_KEY}]'
     with pytest.raises(ConfigError, match='expected security = "none"; WireGuard authenticates by itself'):
         parse(text)
+
+
+KEY = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
+OTHER_KEY = "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c"
+
+
+def peer(keys: str, name: str = "gw", identity: str = KEY) -> str:
+    return f'[[peer]]\nname = "{name}"\nidentity = "{identity}"\n{keys}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "endpoint"),
+    [
+        ("gw.example.org:51820", ("gw.example.org", 51820)),
+        ("192.0.2.1:1", ("192.0.2.1", 1)),
+        ("[2001:db8::1]:65535", ("2001:db8::1", 65535)),
+    ],
+)
+def test_peers_across_the_internet(text: str, endpoint: tuple[str, int]) -> None:
+    config = parse(peer(f'endpoint = "{text}"') + peer("listen_port = 51820\nkeepalive = 0", "pi", OTHER_KEY))
+    assert [(p.name, p.identity.hex(), p.endpoint, p.listen_port, p.keepalive, p.cost) for p in config.peers] == [
+        ("gw", KEY, endpoint, 0, 25, 96),
+        ("pi", OTHER_KEY, None, 51820, 0, 96),
+    ]
+    filters = parse(peer("listen_port = 1") + FILTER + 'interface = "gw"').filters
+    assert filters[0].interface == "gw"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (peer(""), '[[peer]] "gw": expected an endpoint, where it waits, or a listen_port, where we wait for it'),
+        (peer("listen_port = 1", identity="00" * 32), "expected an identity: "),
+        (peer("listen_port = 1", identity="ab"), "expected an identity: 64 hexadecimal digits"),
+        (peer("listen_port = 1", "a") * 2, '[[peer]] "a": name = a: taken by [[peer]] number 1'),
+        (peer("listen_port = 1") + peer("listen_port = 2", "b"), f"identity = {KEY}: taken by [[peer]] number 1"),
+        (
+            peer("listen_port = 7") + peer("listen_port = 7", "b", OTHER_KEY),
+            '[[peer]] "b": listen_port = 7: taken by [[peer]] number 1',
+        ),
+        (peer("listen_port = 6698"), "listen_port = 6698: taken by port = 6698 in [discovery]"),
+        (peer("listen_port = 1") + '[[interface]]\nname = "gw"', 'name = gw: taken by [[interface]] "gw"'),
+        *(
+            (peer(f'endpoint = "{text}"'), "expected a name or an address with a port, such as")
+            for text in ("gw", "gw:0", "gw:65536", "2001:db8::1:5", "300.1.1.1:5", "[gw]:5", "a b:5")
+        ),
+        (peer('endpoint = "[fe80::1]:5"'), "expected an address that can be reached from afar"),
+    ],
+)
+def test_what_is_wrong_with_a_peer(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    assert message in str(caught.value)

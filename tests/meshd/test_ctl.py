@@ -99,7 +99,20 @@ LEDGER = [
         "received_msat": 5_001, "balance_msat": -15_499,
     }
 ]  # fmt: skip
+TUNNELS = [
+    {
+        "interface": "mw0123456789ab", "under": "gateway", "static": True, "identity": "ab" * 32, "address": BOB,
+        "endpoint": "192.0.2.1:51820", "port": 40001, "mtu": 1420, "state": "up", "heard_seconds_ago": 1.6,
+        "received_bytes": 12_345,
+    },
+    {
+        "interface": "mwba9876543210", "under": "pi", "static": True, "identity": "cd" * 32, "address": "fd00::1",
+        "endpoint": None, "port": 51820, "mtu": 1420, "state": "waiting", "heard_seconds_ago": None,
+        "received_bytes": 0,
+    },
+]  # fmt: skip
 ANSWERS: dict[str, Any] = {
+    "tunnels": TUNNELS,
     "status": STATUS, "neighbours": NEIGHBOURS, "routes": [OWN, CHEAP, DEAR, REFUSED], "path": PATH,
     "channels": CHANNELS, "ledger": LEDGER, "price.show": {"fee_msat_per_gb": 100_000},
     "price.set": {"fee_msat_per_gb": 200_000},
@@ -136,6 +149,10 @@ wlan0      fe80::3     -                                        65535        -  
 *  10.1.0.0/24                                  fe80::2  eth0          217   1.25 sat/MB  1.35 sat/MB
    10.1.0.0/24                                  fe80::3  wlan0       65535  not for sale            -  unfeasible
    10.2.0.0/24                                  fe80::2  eth0        65535   1.25 sat/MB  1.35 sat/MB  refused""",
+    "tunnels": """\
+INTERFACE       OVER     ADDRESS                                  ENDPOINT          PORT   MTU  STATE      HEARD  RECEIVED
+mw0123456789ab  gateway  fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f  192.0.2.1:51820  40001  1420  up       2 s ago   12.3 kB
+mwba9876543210  pi       fd00::1                                  -                51820  1420  waiting        -       0 B""",  # noqa: E501
     "path": """\
 10.1.0.7 matches 10.1.0.0/24: via fe80::2 on eth0, metric 217, price 1.25 sat/MB
 

@@ -22,7 +22,8 @@ from meshd.discovery import (
     SendBeacon,
 )
 from meshd.identity import Identity
-from meshd.tunnels import interface_name, next_incarnation
+from meshd.tunnel import interface_name
+from meshd.tunnels import next_incarnation
 
 ALICE, BOB, CAROL, MALLORY = (Identity(bytes([n]) * 32) for n in range(1, 5))
 ADDRESS = {ALICE: IPv6Address("fe80::a"), BOB: IPv6Address("fe80::b"), CAROL: IPv6Address("fe80::c")}

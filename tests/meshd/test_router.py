@@ -17,8 +17,9 @@ from meshd.babel_socket import BABEL_GROUP as GROUP
 from meshd.babel_socket import Datagram
 from meshd.billing import Billing
 from meshd.config import InterfaceConfig
+from meshd.following import RETRY_INTERVAL
 from meshd.kernel import Link
-from meshd.router import FAREWELL_TIMEOUT, REPORT_INTERVAL, RETRY_INTERVAL, Router
+from meshd.router import FAREWELL_TIMEOUT, REPORT_INTERVAL, Router
 from routing import events
 from routing.authentication import Authenticator, MacAlgorithm, MacKey
 from routing.codec import pack

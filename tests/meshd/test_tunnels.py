@@ -5,22 +5,26 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 import pytest
 import trio
 
 from meshd import beacon as wire
+from meshd import tunnel as tunnel_module
 from meshd import tunnels as tunnels_module
 from meshd.beacon import Beacon
-from meshd.config import DiscoveryConfig, InterfaceConfig
+from meshd.config import DiscoveryConfig, InterfaceConfig, PeerConfig
+from meshd.following import RETRY_INTERVAL
 from meshd.identity import Identity, tunnel_address
 from meshd.kernel import Link, NetlinkError
-from meshd.kernel.wireguard import Endpoint, Status
-from meshd.tunnels import HANDSHAKE_TIMEOUT, LINK_RETRY_INTERVAL, RETRY_MAX, Tunnel, Tunnels
+from meshd.kernel.wireguard import Endpoint, Status, WireGuardError
+from meshd.tunnel import HANDSHAKE_TIMEOUT, RETRY_MAX, SILENCE_MAX, Tunnel
+from meshd.tunnels import SILENCE, Tunnels
+from routing.events import LinkKind
 from tests.meshd.fakes import FakeKernel, run
 
 US, BOB = Identity(bytes([1]) * 32), Identity(bytes([2]) * 32)
@@ -63,8 +67,13 @@ class FakeDevice:
         self.name = name
         self.node = node
         self.endpoint: Endpoint | None = None
+        self.configured = (0, 0)
+        self.configurations = 0
+        self.fails = False
 
-    async def configure(self, private_key: bytes, peer_key: bytes) -> None:
+    async def configure(self, private_key: bytes, peer_key: bytes, *, port: int = 0, mark: int = 0) -> None:
+        self.configured = (port, mark)
+        self.configurations += 1
         # As something in a thread: it is not interrupted.
         with trio.CancelScope(shield=True):
             await trio.sleep(self.node.configure_takes)
@@ -74,33 +83,37 @@ class FakeDevice:
         self.endpoint = endpoint
 
     async def status(self) -> Status:
+        if self.fails:
+            raise WireGuardError("gone")
         with trio.CancelScope(shield=True):
             await trio.sleep(self.node.status_takes)
-        return Status(4242, self.node.handshake_at)
+        return Status(self.node.port, self.node.handshake_at, self.node.received, self.endpoint)
 
     async def close(self) -> None:
         self.node.closed.append(self.name)
 
 
 class Node:
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, peers: Sequence[PeerConfig] = ()) -> None:
         self.kernel = FakeKernel()
         self.socket = FakeSocket()
         self.devices: list[FakeDevice] = []
         self.closed: list[str] = []
         self.told: list[tuple[str, str]] = []
         self.configure_takes = self.status_takes = 0.0
-        self.handshake_at = 0
+        self.handshake_at = self.received = 0
+        self.port = 4242
         self.number = 0
         monkeypatch.setattr(tunnels_module, "_beacon_socket", lambda: self.socket)
-        monkeypatch.setattr(tunnels_module, "_write_sysctl", lambda *_: None)
-        monkeypatch.setattr(tunnels_module, "make", self._make)
+        monkeypatch.setattr(tunnel_module, "write_sysctl", lambda *_: None)
+        monkeypatch.setattr(tunnel_module, "make", self._make)
         monkeypatch.setattr(tunnels_module, "require", self._require)
         self.tunnels = Tunnels(
             US,
             self.kernel.as_kernel(),
             [InterfaceConfig(name=name, security="wireguard") for name in ("eth0", "eth1")],
             DiscoveryConfig(beacon_interval=INTERVAL),
+            peers=peers,
             chain="regtest",
             incarnation=1,
             on_up=self._on_up,
@@ -157,7 +170,7 @@ def test_a_beacon_makes_a_tunnel_and_silence_ends_it(node: Node) -> None:
             tunnel = tunnels.on(device.name)
             assert tunnel is not None and tunnel.far_end == tunnel_address(BOB.public_key)
             assert tunnels.names() == {"eth0": [device.name], "eth1": []}
-            assert ("up", device.name, 1500 - tunnels_module.OVERHEAD) in node.kernel.journal
+            assert ("up", device.name, 1500 - tunnel_module.OVERHEAD) in node.kernel.journal
             await trio.sleep(4 * INTERVAL)
             assert node.told == [("up", device.name), ("down", device.name)]
             assert node.closed == [device.name] and node.kernel.devices == []
@@ -263,7 +276,7 @@ def test_an_interface_that_could_not_be_used_is_tried_again(node: Node) -> None:
             await node.link()
             assert tunnels.address_on("eth0") is None
             node.kernel.links.failures = 1
-            await trio.sleep(2 * LINK_RETRY_INTERVAL + 0.1)
+            await trio.sleep(2 * RETRY_INTERVAL + 0.1)
             assert tunnels.address_on("eth0") == OURS and node.kernel.guarded == {"eth0": 3}
 
     run(scenario)
@@ -274,7 +287,7 @@ def test_interfaces_that_cannot_be_read_end_nothing(node: Node) -> None:
         node.kernel.links.failures = 1
         async with node.running() as tunnels:
             await node.link()
-            await trio.sleep(LINK_RETRY_INTERVAL + 0.1)
+            await trio.sleep(RETRY_INTERVAL + 0.1)
             assert tunnels.address_on("eth0") == OURS
 
     run(scenario)
@@ -327,5 +340,176 @@ def test_a_cost_is_that_of_the_tunnels_there_are_and_of_those_to_come(node: Node
             assert tunnels.set_cost("eth0", 9) == [tunnel.name] and tunnel.under.cost == 9
             with pytest.raises(KeyError):
                 tunnels.set_cost("eth9", 9)
+
+    run(scenario)
+
+
+def test_the_mtu_follows_that_of_the_interface_under_it(node: Node) -> None:
+    async def scenario() -> None:
+        async with node.running() as tunnels:
+            await node.link()
+            await node.beacon()
+            name = node.devices[0].name
+            node.kernel.links.change(Link(3, "eth0", b"\x02" + bytes(5), 9000, True, OURS))
+            await trio.sleep(0.01)
+            assert ("up", name, 8920) in node.kernel.journal and node.told == [("up", name)]
+            node.kernel.links.change(Link(3, "eth0", b"\x02" + bytes(5), 1300, True, OURS))
+            await trio.sleep(0.01)
+            assert [entry[2] for entry in node.kernel.journal if entry[0] == "up"] == [1420, 8920, 1280]
+            (shown,) = tunnels.all()
+            assert shown.mtu == 1280
+
+    run(scenario)
+
+
+GATEWAY = PeerConfig(name="gw", identity=BOB.public_key, endpoint=("gw.example", 51820), cost=77)
+WAITING = PeerConfig(name="pi", identity=BOB.public_key, listen_port=4242)
+FIRST, SECOND = (Endpoint(IPv4Address(f"192.0.2.{n}"), 51820) for n in (1, 2))
+
+
+class Internet:
+    """Names and paths, played."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.found: list[Endpoint] = [FIRST, SECOND]
+        self.mtu: int | None = 1500
+        self.asked: list[float] = []
+        monkeypatch.setattr(tunnel_module, "look_up", self._look_up)
+        monkeypatch.setattr(tunnel_module, "path_mtu", self._path_mtu)
+
+    async def _look_up(self, host: str, port: int) -> list[Endpoint]:
+        await trio.lowlevel.checkpoint()
+        self.asked.append(trio.current_time())
+        if not self.found:
+            raise OSError(f"{host}:{port}")
+        return self.found
+
+    def _path_mtu(self, endpoint: Endpoint, *, mark: int) -> int | None:
+        assert mark == tunnels_module.MARK
+        return self.mtu
+
+
+@pytest.fixture
+def internet(monkeypatch: pytest.MonkeyPatch) -> Internet:
+    return Internet(monkeypatch)
+
+
+def test_a_peer_by_name_has_a_tunnel_and_its_next_address_is_tried_when_it_is_silent(
+    internet: Internet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        node = Node(monkeypatch, [GATEWAY])
+        async with node.running() as tunnels:
+            await trio.sleep(0.1)
+            (device,) = node.devices
+            assert device.endpoint == FIRST and device.configured == (0, tunnels_module.MARK)
+            assert node.told == [("up", device.name)] and tunnels.names()["gw"] == [device.name]
+            assert node.kernel.kept_out == tunnels_module.MARK and node.kernel.devices == [device.name]
+            tunnel = tunnels.on(device.name)
+            assert tunnel is not None and tunnel.under.cost == 77 and tunnel.under.kind is LinkKind.TUNNEL
+            await trio.sleep(SILENCE + 0.1)
+            assert device.endpoint == SECOND and device.configurations == 2
+            node.handshake_at = 1
+            for _ in range(100):
+                node.received += 1
+                await trio.sleep(1.0)
+            assert device.endpoint == SECOND and len(internet.asked) == 2 and tunnel.is_up
+            assert device.configurations == 2
+            device.endpoint = None  # the peer's packets have moved it, and then they stop
+            await trio.sleep(SILENCE + 1.1)
+            assert device.endpoint == FIRST
+            assert tunnels.set_cost("gw", 9) == [device.name]
+        assert node.closed == [device.name] and node.kernel.devices == []
+
+    run(scenario)
+
+
+def test_a_name_without_an_answer_is_asked_for_ever_more_seldom(
+    internet: Internet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        internet.found = []
+        node = Node(monkeypatch, [GATEWAY])
+        async with node.running() as tunnels:
+            await trio.sleep(600)
+            assert 12 <= len(internet.asked) <= 20 and internet.asked[1] - internet.asked[0] < 2
+            assert tunnels.counters == {"names_not_resolved": len(internet.asked)} and node.told == []
+            internet.found = [SECOND]
+            await trio.sleep(61)
+            assert node.devices[0].endpoint == SECOND and len(node.devices) == 1
+
+    run(scenario)
+
+
+def test_a_silent_peer_is_looked_for_ever_more_seldom(internet: Internet, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        node = Node(monkeypatch, [GATEWAY])
+        async with node.running():
+            await trio.sleep(10 * SILENCE_MAX)
+            assert 12 <= len(internet.asked) <= 20
+
+    run(scenario)
+
+
+def test_who_waits_has_a_tunnel_from_the_first_handshake_on(
+    internet: Internet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        node = Node(monkeypatch, [WAITING])
+        async with node.running() as tunnels:
+            await trio.sleep(100)
+            (device,) = node.devices
+            assert device.configured == (4242, tunnels_module.MARK) and node.told == []
+            node.handshake_at, device.endpoint = 1, FIRST
+            await trio.sleep(1.1)
+            assert node.told == [("up", device.name)] and internet.asked == []
+            assert [entry[2] for entry in node.kernel.journal if entry[0] == "up"] == [1420]
+            internet.mtu = 1400
+            await trio.sleep(1.1)
+            assert tunnels.all()[0].mtu == 1320
+            internet.mtu = None  # no way there for a moment
+            await trio.sleep(1.1)
+            assert tunnels.all()[0].mtu == 1320
+
+    run(scenario)
+
+
+def test_a_port_that_is_taken_is_tried_again(internet: Internet, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        node = Node(monkeypatch, [WAITING])
+        node.port = 0
+        async with node.running() as tunnels:
+            await trio.sleep(20)
+            assert tunnels.counters["tunnels_broken"] >= 1 and len(node.closed) == tunnels.counters["tunnels_broken"]
+            node.port = 4242
+            await trio.sleep(RETRY_MAX)
+            before = tunnels.counters["tunnels_broken"]
+            await trio.sleep(RETRY_MAX)
+            assert tunnels.counters["tunnels_broken"] == before and tunnels.all()[0].status is not None
+
+    run(scenario)
+
+
+def test_a_device_that_breaks_while_a_name_is_looked_up_is_made_anew(
+    internet: Internet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        node = Node(monkeypatch, [GATEWAY])
+        async with node.running() as tunnels:
+            await trio.sleep(0.1)
+            node.devices[0].fails = True
+            await trio.sleep(5.0)
+            assert tunnels.counters["tunnels_broken"] == 1
+            assert node.devices[1].endpoint == FIRST and node.told[-1][0] == "up"
+
+    run(scenario)
+
+
+def test_nobody_has_a_tunnel_with_himself(internet: Internet, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        node = Node(monkeypatch, [PeerConfig(name="me", identity=US.public_key, endpoint=("gw.example", 51820))])
+        async with node.running() as tunnels:
+            await trio.sleep(10)
+            assert node.devices == [] and tunnels.all() == []
 
     run(scenario)
