@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from meshd import __version__, logs
+from meshd import __version__, logs, radio_command
 from meshd.config import Config, ConfigError, example_config, load
 from meshd.control import ControlError
 from meshd.daemon import Daemon, running
@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--record-max-mb", type=_megabytes, metavar="MB", help="end the recording at this size (default 256)"
             )
+    radio_command.add_parser(commands)
     commands.add_parser("example", help="print a configuration with every key explained")
     return parser
 
@@ -78,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command == "example":
         sys.stdout.write(example_config())
         return 0
+    if arguments.command == "radio":
+        return radio_command.main(arguments)
     try:
         config = load(arguments.config)
     except ConfigError as error:

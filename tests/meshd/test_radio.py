@@ -306,7 +306,7 @@ def test_errors_of_the_kernel_end_nothing() -> None:
         b.kernel.failing = {"radios"}
         async with trio.open_nursery() as nursery:
             nursery.start_soon(b.reader.run)
-            await trio.sleep(READ_INTERVAL)
+            await trio.sleep(READ_INTERVAL * 1.5)  # from here on always between two readings
             assert b.kernel.told == []
             b.kernel.failing = {"stations 1"}
             await trio.sleep(LOOK_INTERVAL)
