@@ -15,6 +15,7 @@ from meshd.enforcement import Enforcement
 from meshd.kernel import Direction, FlowCount, Kernel, NetlinkError, NftError, Port
 from meshd.logs import Logger
 from meshd.recovery import Unbilled, flow_name, is_priced
+from payments.counts import NO_TRAFFIC, Traffic
 from payments.events import MeteredTraffic
 from payments.records import Reading
 
@@ -59,12 +60,23 @@ class _Debt:
 
     earned_units: int = 0
     owed_limit_units: int = 0
+    traffic: Traffic = NO_TRAFFIC
     readings: dict[bytes, Reading] = field(default_factory=dict)
 
     def add(self, other: _Debt) -> None:
         self.earned_units += other.earned_units
         self.owed_limit_units += other.owed_limit_units
+        self.traffic += other.traffic
         self.readings |= other.readings
+
+
+def _traffic(flow: FlowCount) -> Traffic:
+    if flow.direction is Direction.OUT:
+        return Traffic(sent=flow.bytes)
+    is_carried, is_refused = flow.direction is Direction.FORWARD_IN, flow.direction is Direction.REFUSED
+    return Traffic(
+        received=flow.bytes, carried=flow.bytes if is_carried else 0, refused=flow.bytes if is_refused else 0
+    )
 
 
 class Accounting:
@@ -179,6 +191,8 @@ class Accounting:
             elif flow.direction is Direction.REFUSED:
                 totals.refused += flow.bytes
         if self._report is not None:
+            if recovered is None:  # what an earlier run counted is billed, and in no signed count of this one
+                self._debt_of((flow.interface, flow.mac)).traffic += _traffic(flow)
             self._bill(flow, link, recovered, now=now)
 
     def _bill(self, flow: FlowCount, link: LinkKey | None, recovered: Unbilled | None = None, *, now: float) -> None:
@@ -229,7 +243,7 @@ class Accounting:
                     self._pending.pop(gone, None)
         for peer, debt in list(self._unreported.items()):
             if self._report is not None:
-                traffic = MeteredTraffic(peer, debt.earned_units, debt.owed_limit_units)
+                traffic = MeteredTraffic(peer, debt.earned_units, debt.owed_limit_units, debt.traffic)
                 await self._report(traffic, debt.readings)
             del self._unreported[peer]  # not before: cancelled there, it is reported by the next reading
 

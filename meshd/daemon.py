@@ -45,6 +45,7 @@ from meshd.tunnels import SILENCE, Tunnels, next_incarnation
 from payments import events as pay
 from payments.adapters.chain_client import KernelChainClient
 from payments.adapters.store import Store
+from payments.counts import Signer
 from payments.engine import PaymentConfig, PaymentEngine
 from payments.ports import WalletError, WalletPort
 from payments.records import Reading
@@ -59,6 +60,8 @@ LAST_READING_TIMEOUT = 2.0
 SMALL_CHANGE_TIMEOUT = 2.0
 SILENCE_HELLOS = 3.5
 MEGABYTE = 1_000_000
+LOSS_INTERVAL = 5.0
+HELLO_HISTORY_BITS = 16
 NETWORK = "regtest"  # the only one that the embedded chain has
 
 
@@ -116,8 +119,10 @@ class Daemon:
             deliver=self.sessions.send,
             drop=partial(self.sessions.disconnect, reason="payment protocol"),
             set_carrying=self.enforcement.set_carrying,
+            set_trusted=self._set_trusted,
         )
         self._kernel = kernel
+        self._distrusted: set[bytes] = set()
         self.tunnels = self._make_tunnels()
         self.quality = QualityReader(
             config.interfaces,
@@ -183,7 +188,14 @@ class Daemon:
         await self.router.add_interface(replace(tunnel.under, name=tunnel.name), tunnel.far_end)
 
     def _policy(self) -> Policy:
-        return policy_of(self.config, None if self.tunnels is None else self.tunnels.names())
+        distrusted = [
+            link for link, peer in self.accounting.neighbours.peer_by_link.items() if peer in self._distrusted
+        ]
+        return policy_of(self.config, None if self.tunnels is None else self.tunnels.names(), distrusted)
+
+    async def _set_trusted(self, peer: bytes, is_trusted: bool) -> None:
+        (self._distrusted.discard if is_trusted else self._distrusted.add)(peer)
+        await self.router.put(SetPolicy(self._policy()))
 
     async def _tunnel_down(self, tunnel: Tunnel) -> None:
         await self.router.remove_interface(tunnel.name)
@@ -206,6 +218,7 @@ class Daemon:
             state=store.load(),
             rng=random.SystemRandom(),
             now=trio.current_time(),
+            signer=Signer(self.identity.public_key, self.identity.sign),
         )
 
     async def _open_wallet(self) -> WalletPort:
@@ -244,6 +257,7 @@ class Daemon:
             nursery = await stack.enter_async_context(trio.open_nursery())
             if self.payments_enabled:
                 nursery.start_soon(self._follow_sessions)
+                nursery.start_soon(self._report_loss)
             await nursery.start(self.router.run)
             for prefix in self.own_prefixes:
                 await self.router.originate(prefix)
@@ -312,6 +326,8 @@ class Daemon:
                 case sessions.PeerConnected():
                     log.info("session up", peer=event.peer, interface=event.interface, address=event.link_local)
                     await self.accounting.peer_connected(event.peer, (event.interface, event.link_local))
+                    if event.peer in self._distrusted:
+                        await self.router.put(SetPolicy(self._policy()))  # of this link too
                     if event.first:
                         await self.paymaster.put(pay.PeerConnected(event.peer))
                 case sessions.PeerMessage():
@@ -326,6 +342,19 @@ class Daemon:
                     await self.paymaster.put(pay.PeerDisconnected(event.peer))
                     if not event.last:
                         await self.paymaster.put(pay.PeerConnected(event.peer))
+
+    async def _report_loss(self) -> None:
+        """Both ends' counts may differ by what the link loses: the larger share, of a neighbour on several links."""
+        while True:
+            await trio.sleep(LOSS_INTERVAL)
+            share_by_peer: dict[bytes, float] = {}
+            for neighbour in self.router.speaker.neighbours():
+                peer = self.sessions.peer_on(neighbour.interface, neighbour.address)
+                if peer is not None:
+                    share = 1 - neighbour.hello_history.bit_count() / HELLO_HISTORY_BITS
+                    share_by_peer[peer] = max(share, share_by_peer.get(peer, 0.0))
+            for peer, share in share_by_peer.items():
+                await self.paymaster.put(pay.LinkLossMeasured(peer, share))
 
     def _interface_changed(self, name: str, index: int, address: IPv6Address | None) -> None:
         if not self.payments_enabled:

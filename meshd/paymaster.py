@@ -14,6 +14,7 @@ import trio
 from meshd.logs import Logger
 from payments import events
 from payments.adapters.store import Store
+from payments.agreement import Standing
 from payments.engine import PaymentEngine
 from payments.ports import BroadcastResult, ChainError, ChainPort, Outpoint, WalletError, WalletPort
 from payments.records import LedgerRecord, Reading
@@ -27,7 +28,8 @@ MAX_ROUND = 512
 
 
 class Paymaster:
-    """`deliver` sends a message to a peer, `drop` ends its session, `set_carrying` opens or shuts its gate."""
+    """`deliver` sends a message to a peer, `drop` ends its session, `set_carrying` opens or shuts its gate,
+    `set_trusted` takes its routes or none."""
 
     def __init__(
         self,
@@ -39,6 +41,7 @@ class Paymaster:
         deliver: Callable[[bytes, bytes], bool],
         drop: Callable[[bytes], None],
         set_carrying: Callable[[bytes, bool], Awaitable[None]],
+        set_trusted: Callable[[bytes, bool], Awaitable[None]],
     ) -> None:
         self.engine = engine
         self._store = store
@@ -49,6 +52,7 @@ class Paymaster:
         self._deliver = deliver
         self._drop = drop
         self._set_carrying = set_carrying
+        self._set_trusted = set_trusted
         self._send, self._receive = trio.open_memory_channel[tuple[events.Input, Mapping[bytes, Reading]]](QUEUE)
         # By peer: of what the engine took in and has not written.
         self._readings: dict[bytes, dict[bytes, Reading]] = {}
@@ -149,11 +153,17 @@ class Paymaster:
                     log.warning("session dropped", peer=output.peer, reason=output.reason)
                     self._drop(output.peer)
                 case events.Suspend():
-                    log.warning("suspended: unpaid beyond its window", peer=output.peer)
+                    log.warning("suspended", peer=output.peer)
                     await self._set_carrying(output.peer, False)
                 case events.Resume():
                     log.info("resumed", peer=output.peer)
                     await self._set_carrying(output.peer, True)
+                case events.Distrust():
+                    log.warning("no routes are taken from it: its counts contradict ours", peer=output.peer)
+                    await self._set_trusted(output.peer, False)
+                case events.Trust():
+                    log.info("routes are taken from it again", peer=output.peer)
+                    await self._set_trusted(output.peer, True)
                 case (
                     events.FundChannel()
                     | events.ReleaseFunding()
@@ -279,9 +289,23 @@ def _report(notice: events.Notice) -> None:
             log.warning("bill above our own meter", peer=notice.peer, **units)
         case events.Defaulted():
             log.warning("default", peer=notice.peer, unpaid_msat=notice.unpaid_msat, window_msat=notice.window_msat)
+        case events.StandingChanged():
+            _report_standing(notice)
         case events.PeerFaultSeen():
             log.warning("peer broke the protocol", peer=notice.peer, reason=notice.reason)
         case events.BroadcastRefused():
             log.error("transaction refused", kind=notice.kind.value, txid=notice.txid[::-1], code=notice.code)
         case _:
             assert_never(notice)
+
+
+def _report_standing(notice: events.StandingChanged) -> None:
+    write = log.info if notice.standing is Standing.TRUSTED else log.warning
+    write(
+        "counts of both ends compared",
+        peer=notice.peer,
+        standing=notice.standing.name.lower(),
+        finding=notice.finding.value,
+        overstated_bytes=notice.overstated_bytes,
+        denied_bytes=notice.denied_bytes,
+    )

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from ipaddress import IPv6Address
 
 from meshd.config import Config, FilterConfig
 from routing.filters import REFUSED, Policy, Rule
 
 
-def policy_of(config: Config, tunnels: Mapping[str, Sequence[str]] | None = None) -> Policy:
-    """`tunnels`: by name of the interface under them. What is said of that interface holds for each of them."""
+def policy_of(
+    config: Config,
+    tunnels: Mapping[str, Sequence[str]] | None = None,
+    distrusted: Iterable[tuple[str, IPv6Address]] = (),
+) -> Policy:
+    """`tunnels`: by name of the interface under them. What is said of that interface holds for each of them.
+
+    `distrusted`: links (interface, neighbour) from which no routes are taken, whatever the filters say.
+    """
     known = tunnels or {}
     return Policy(
-        imports=tuple(rule for item in config.filters if item.direction == "import" for rule in _rules(item, known)),
+        imports=(
+            *(Rule(add_metric=REFUSED, interface=interface, neighbour=address) for interface, address in distrusted),
+            *(rule for item in config.filters if item.direction == "import" for rule in _rules(item, known)),
+        ),
         exports=tuple(rule for item in config.filters if item.direction == "export" for rule in _rules(item, known)),
         unpriced_msat_per_gb=config.routing.unpriced,
     )

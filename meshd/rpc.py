@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from meshd.enforcement import State
 from meshd.identity import overlay_address
 from meshd.tunnel import Tunnel
 from payments import events as pay
+from payments.agreement import CountsView
 from payments.ports import ChainError, WalletError
 from payments.records import ChannelState, Direction
 from routing.events import Prefix, SetFee
@@ -278,6 +280,7 @@ class Methods:
         ]
 
     async def ledger(self, _: dict[str, Any]) -> Any:
+        counts_by_peer = {view.peer: _counts(view) for view in self._node.paymaster.engine.counts()}
         return [
             {
                 "peer": ledger.peer.hex(),
@@ -291,6 +294,7 @@ class Methods:
                 "sent_msat": ledger.sent_msat,
                 "received_msat": ledger.received_msat,
                 "balance_msat": ledger.unpaid_msat,
+                "counts": counts_by_peer.get(ledger.peer),
             }
             for ledger in self._node.paymaster.engine.ledgers()
         ]
@@ -381,6 +385,22 @@ class Methods:
         except trio.TooSlowError as error:
             raise RpcError(TIMEOUT, "the wallet is busy; try again") from error
         return {"script_pubkey": script.hex()}
+
+
+def _counts(view: CountsView) -> dict[str, Any]:
+    """Both ends' counts of a link, and what came of comparing them."""
+    return {
+        "standing": view.standing.name.lower(),
+        "finding": view.finding.value,
+        "ours": asdict(view.our),
+        "theirs": None if view.their is None else asdict(view.their),
+        "their_earned_msat": view.their_earned_units // UNITS_PER_MSAT,
+        "their_owed_msat": view.their_owed_units // UNITS_PER_MSAT,
+        "lost_to_them": round(view.lost_to_them, 4),
+        "lost_from_them": round(view.lost_from_them, 4),
+        "overstated_bytes": view.overstated_bytes,
+        "denied_bytes": view.denied_bytes,
+    }
 
 
 def _address(text: str) -> IPv4Address | IPv6Address:

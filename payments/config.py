@@ -26,12 +26,14 @@ class PaymentConfig:
     min_confirmations: int = 1
     open_debt_msat: int = 1_000  # a channel costs its fees: none is opened for less
     max_channels_per_peer: int = 8  # incoming, not closed
+    counts_interval: float = 5.0  # between two signed counts to the same peer, where there is anything new
     max_faults: int = 16  # per session, then the connection is dropped
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.chain) <= 64:
             raise ValueError("chain: a name of 1 to 64 characters")
-        if min(self.tick_interval, self.min_interval, self.opening_timeout, self.open_retry_interval) <= 0:
+        intervals = (self.tick_interval, self.min_interval, self.opening_timeout, self.open_retry_interval)
+        if min(*intervals, self.counts_interval) <= 0:
             raise ValueError("intervals must be above 0")
         if not 1 <= self.start_window_msat <= self.max_window_msat:
             raise ValueError("start_window_msat must be between 1 and max_window_msat")

@@ -13,9 +13,11 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from payments.agreement import CountBook, Standing
 from payments.channel import Channel, PeerFaultError, channel_key
 from payments.config import PaymentConfig
-from payments.events import ChannelStateChanged, NeedScript, Output, Persist, SendMessage
+from payments.counts import Signer
+from payments.events import ChannelStateChanged, NeedScript, Output, Persist, Resume, SendMessage, Suspend
 from payments.ledger import Balance, Ledger
 from payments.messages import Accounts, Message, encode
 from payments.records import Change, ChannelState, Direction, ForgottenChannel, HeightRecord
@@ -39,10 +41,15 @@ class Peer:
     """A neighbour: its ledger, its channels, and what lasts only as long as the session or the process."""
 
     ledger: Ledger
+    book: CountBook
     channels: list[Channel] = field(default_factory=list)
     hold_interval: float = 0.0  # the least time that its last suspension lasts
     resume_at: float = -math.inf  # when that is over
     resumed_at: float = -math.inf
+    is_gate_shut: bool = False  # as we last said
+    is_distrusted: bool = False  # as we last said
+    standing: Standing | None = None  # as of the last review; None: none yet
+    counts_at: float = -math.inf  # our last report
     exceeded_at: float | None = None  # since when more than the window is unpaid
     is_defaulted: bool = False
     is_dispute_noted: bool = False
@@ -86,11 +93,14 @@ class Peer:
 class Core:
     """`seed`: 32 secret bytes. Heights never go back here, whatever the chain does (design section 8)."""
 
-    def __init__(self, config: PaymentConfig, *, seed: bytes, rng: random.Random, height: int) -> None:
+    def __init__(
+        self, config: PaymentConfig, *, seed: bytes, rng: random.Random, height: int, signer: Signer | None
+    ) -> None:
         if len(seed) != 32:
             raise ValueError("the seed has 32 bytes")
         self.config = config
         self.rng = rng
+        self.signer = signer
         self.height = height
         self.is_tip_known = False  # by this process
         self.fee_rate: float | None = None
@@ -104,6 +114,7 @@ class Core:
         self._touched: dict[bytes, None] = {}
         self._dirty_ledgers: dict[bytes, None] = {}
         self._dirty_channels: dict[bytes, None] = {}
+        self._dirty_counts: dict[bytes, None] = {}
         self._other_changes: list[Change] = []
         self._is_hard = False
 
@@ -112,7 +123,8 @@ class Core:
         if key not in self.peers:
             if len(key) != 32:
                 raise ValueError("a peer is a public key of 32 bytes")
-            self.peers[key] = Peer(Ledger(key, Window(self.config.start_window_msat, 0)))
+            ledger = Ledger(key, Window(self.config.start_window_msat, 0))
+            self.peers[key] = Peer(ledger, CountBook(self.rng.getrandbits(64)))
         return self.peers[key]
 
     def add_channel(self, channel: Channel) -> None:
@@ -150,6 +162,13 @@ class Core:
             self._is_hard = True
         return peer.ledger.accounts()
 
+    def set_gate(self, peer: Peer) -> None:
+        """Shut for a debtor, and for one whose counts contradict ours."""
+        is_shut = peer.ledger.is_suspended or peer.book.is_suspended
+        if is_shut != peer.is_gate_shut:
+            peer.is_gate_shut = is_shut
+            self.emit(Suspend(peer.key) if is_shut else Resume(peer.key))
+
     def drop_messages(self, peer: Peer) -> None:
         """Of a session that has ended: they must not be sent in the next one."""
         self._outputs = [o for o in self._outputs if not (isinstance(o, SendMessage) and o.peer == peer.key)]
@@ -169,6 +188,10 @@ class Core:
         self._dirty_ledgers[peer.key] = None
         self._is_hard = self._is_hard or hard
         self.touch(peer)
+
+    def counts_changed(self, peer: Peer, *, hard: bool = False) -> None:
+        self._dirty_counts[peer.key] = None
+        self._is_hard = self._is_hard or hard
 
     def channel_changed(self, channel: Channel, *, hard: bool = True) -> None:
         """Recounts what the ledger takes from the channels: sums are never counted anywhere else."""
@@ -217,11 +240,16 @@ class Core:
                 ledger.check()
                 ledger.unwritten_units = 0
                 changes.append(ledger.record())
+        for key in self._dirty_counts:
+            record = self.peers[key].book.record(key) if key in self.peers else None
+            if record is not None and not self.peers[key].ledger.is_empty:
+                changes.append(record)
         for channel_id in self._dirty_channels:
             self.channels[channel_id].check()
             changes.append(self.channels[channel_id].record())
         self._other_changes = []
         self._dirty_ledgers.clear()
+        self._dirty_counts.clear()
         self._dirty_channels.clear()
         self._is_hard = False
         return tuple(changes)

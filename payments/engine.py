@@ -12,12 +12,14 @@ import math
 import random
 from collections.abc import Iterable
 
-from payments import closing, opening, session, settlement
+from payments import auditing, closing, opening, session, settlement
 from payments import events as ev
 from payments import messages as msg
+from payments.agreement import CountsView
 from payments.channel import WATCHED, Channel, PeerFaultError
 from payments.config import PaymentConfig
 from payments.core import Core, Peer
+from payments.counts import CountsError, Signer
 from payments.ledger import Ledger
 from payments.records import ChannelState, Direction, EngineState
 
@@ -26,18 +28,28 @@ __all__ = ["PaymentConfig", "PaymentEngine"]
 
 class PaymentEngine:
     """`seed`: 32 secret bytes, from which channel keys derive. `state` as loaded from the store. `rng`: of channel
-    identifiers. Times are seconds of the caller's monotonic clock."""
+    identifiers and epochs. `signer`: signs our counts; None: none are exchanged. Times are seconds of the caller's
+    monotonic clock."""
 
     def __init__(
-        self, config: PaymentConfig, *, seed: bytes, state: EngineState, rng: random.Random, now: float
+        self,
+        config: PaymentConfig,
+        *,
+        seed: bytes,
+        state: EngineState,
+        rng: random.Random,
+        now: float,
+        signer: Signer | None = None,
     ) -> None:
         self._config = config
-        self._core = core = Core(config, seed=seed, rng=rng, height=state.height)
+        self._core = core = Core(config, seed=seed, rng=rng, height=state.height, signer=signer)
         self._tick_at = now + config.tick_interval
         self._is_flush_due = False
         for record in state.ledgers:
             ledger = core.peer(record.peer).ledger = Ledger.from_record(record)
             ledger.allow_for_restart()
+        for counts_record in state.counts:
+            auditing.restore(core, counts_record)
         for channel_record in state.channels:
             channel = Channel.from_record(channel_record)
             channel.check()
@@ -56,8 +68,7 @@ class PaymentEngine:
         if core.claim_at is not None:
             closing.wait_for_payers(core, now=now)
         for peer in core.peers.values():
-            if peer.ledger.is_suspended:
-                core.emit(ev.Suspend(peer.key))
+            core.set_gate(peer)
             core.ledger_changed(peer)  # the allowance for what the crash has lost
         return self._finish(now=now)
 
@@ -83,6 +94,9 @@ class PaymentEngine:
             deadlines.append(self._core.claim_at)
         return min(deadlines)
 
+    def counts(self) -> list[CountsView]:
+        return [peer.book.view(peer.key) for peer in self._core.peers.values()]
+
     def ledgers(self) -> list[ev.LedgerView]:
         return [_ledger_view(peer) for peer in self._core.peers.values()]
 
@@ -100,11 +114,13 @@ class PaymentEngine:
                 self._handle_message(event, now=now)
             case ev.MeteredTraffic():
                 self._handle_metered(event)
+            case ev.LinkLossMeasured():
+                core.peer(event.peer).book.link_loss = min(max(event.share, 0.0), 1.0)
             case ev.TimerExpired():
                 self._handle_timer(now=now)
             case ev.PeerConnected():
                 self._handle_disconnected(core.peer(event.peer), now=now)
-                session.begin(core, core.peer(event.peer))
+                session.begin(core, core.peer(event.peer), now=now)
             case ev.PeerDisconnected():
                 self._handle_disconnected(core.peer(event.peer), now=now)
             case ev.OperatorHoldPayments():
@@ -135,8 +151,10 @@ class PaymentEngine:
     def _handle_metered(self, event: ev.MeteredTraffic) -> None:
         if event.earned_units < 0 or event.owed_limit_units < 0:
             raise ValueError("metered traffic never goes back")
+        peer = self._core.peer(event.peer)
+        peer.book.our = peer.book.our + event.traffic
+        self._core.touch(peer)
         if event.earned_units or event.owed_limit_units:
-            peer = self._core.peer(event.peer)
             peer.ledger.add_metered(earned_units=event.earned_units, owed_limit_units=event.owed_limit_units)
             self._core.ledger_changed(peer, hard=peer.ledger.must_be_written)
 
@@ -165,6 +183,7 @@ class PaymentEngine:
     def _handle_disconnected(self, peer: Peer, *, now: float) -> None:
         self._core.drop_messages(peer)
         peer.end_session()
+        peer.book.end_session(now=now)
         opening.end_session(self._core, peer, now=now)
         closing.end_session(peer)
         self._core.touch(peer)
@@ -190,7 +209,7 @@ class PaymentEngine:
             if not peer.is_ready and not isinstance(message, msg.Hello):
                 raise PeerFaultError("the first message is not a hello")
             self._handle_decoded(peer, message, now=now)
-        except (msg.MessageError, PeerFaultError) as error:
+        except (msg.MessageError, PeerFaultError, CountsError) as error:
             self._count_fault(peer, str(error))
         self._core.touch(peer)
 
@@ -203,6 +222,8 @@ class PaymentEngine:
                 settlement.handle_payment_ack(core, peer, message)
             case msg.Statement():
                 settlement.handle_statement(core, peer, message)
+            case msg.Counts():
+                auditing.handle_counts(core, peer, message, now=now)
             case msg.Hello():
                 session.handle_hello(core, peer, message, now=now)
             case msg.ChannelSync():
@@ -235,6 +256,7 @@ class PaymentEngine:
             peer.wake_at = math.inf
             settlement.review(core, peer, now=now)
             opening.review(core, peer, now=now)
+            auditing.review(core, peer, now=now)
             if peer.ledger.is_empty and not peer.is_connected and not peer.channels and not peer.opening:
                 del core.peers[peer.key]
         core.take_touched()

@@ -15,6 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from payments.agreement import Finding, Standing
+from payments.counts import NO_TRAFFIC, Traffic
 from payments.ports import BroadcastResult, Outpoint, OutputStatus, SignedTransaction
 from payments.records import Change, ChannelState, Direction
 
@@ -45,11 +47,21 @@ class ReceivedMessage:
 @dataclass(frozen=True, slots=True)
 class MeteredTraffic:
     """Since the last such input: what the peer came to owe us for what it handed us, and the most that we can have
-    come to owe it for what we handed to it. Units, both >= 0."""
+    come to owe it for what we handed to it. Units, both >= 0. `traffic`: the bytes, free ones included, that this run
+    of the daemon has counted; not those that it found counted by an earlier run."""
 
     peer: bytes
     earned_units: int
     owed_limit_units: int
+    traffic: Traffic = NO_TRAFFIC
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLossMeasured:
+    """The share of packets from the peer that the routing finds lost, 0 to 1."""
+
+    peer: bytes
+    share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +138,7 @@ Input = (
     | PeerDisconnected
     | ReceivedMessage
     | MeteredTraffic
+    | LinkLossMeasured
     | ChainInput
     | OperatorHoldPayments
     | OperatorCloseChannels
@@ -219,6 +232,20 @@ class Resume:
     peer: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Distrust:
+    """Take no routes from this peer: its counts contradict ours too often. Idempotent."""
+
+    peer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Take its routes again."""
+
+    peer: bytes
+
+
 # --- Outputs: notices, for logs and operators ---
 
 
@@ -266,6 +293,18 @@ class Defaulted:
 
 
 @dataclass(frozen=True, slots=True)
+class StandingChanged:
+    """What the comparison of both ends' counts has come to (`payments.agreement`). Excesses are bytes since the start:
+    what the peer counted from us beyond what we sent, and what we received beyond what it says that it sent."""
+
+    peer: bytes
+    standing: Standing
+    finding: Finding
+    overstated_bytes: int
+    denied_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class PeerFaultSeen:
     """The peer sent something that the protocol does not allow; it was dropped."""
 
@@ -280,7 +319,16 @@ class BroadcastRefused:
     code: str
 
 
-Notice = PaymentSent | PaymentReceived | ChannelStateChanged | Disputed | Defaulted | PeerFaultSeen | BroadcastRefused
+Notice = (
+    PaymentSent
+    | PaymentReceived
+    | ChannelStateChanged
+    | Disputed
+    | Defaulted
+    | StandingChanged
+    | PeerFaultSeen
+    | BroadcastRefused
+)
 Output = (
     Persist
     | SendMessage
@@ -293,10 +341,12 @@ Output = (
     | NeedScript
     | Suspend
     | Resume
+    | Distrust
+    | Trust
     | Notice
 )
 
-# --- Views: for operators, read-only ---
+# --- Views: for operators, read-only; and `CountsView` ---
 
 
 @dataclass(frozen=True, slots=True)

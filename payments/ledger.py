@@ -46,6 +46,7 @@ class Ledger:
     their_seen_units: int = 0  # which of our bills their `acknowledged` answers; told anew in each session
     sent_msat: int = 0
     received_msat: int = 0
+    is_tolerant: bool = True  # no longer, once the peer's counts disagree with ours
 
     @classmethod
     def from_record(cls, record: LedgerRecord) -> Ledger:
@@ -108,7 +109,7 @@ class Ledger:
 
     def accept(self) -> None:
         """Accept as much of their bill as our meter allows by now."""
-        tolerance_units = self.lost_meter_units + msat_to_units(self.window.size_msat)
+        tolerance_units = self.lost_meter_units + msat_to_units(self.window.size_msat) if self.is_tolerant else 0
         limit = min(self.owed_limit_units + tolerance_units, MAX_UNITS)
         self.accepted_units = max(self.accepted_units, min(self.their_billed_units, limit))
 

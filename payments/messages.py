@@ -11,9 +11,10 @@ from typing import Annotated
 import msgspec
 
 from payments.channel_tx import LOCKTIME_THRESHOLD, MAX_MONEY_SAT
+from payments.counts import BODY_BYTES, SIGNATURE_BYTES
 from payments.units import MAX_MSAT, MAX_UNITS
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_MESSAGE = 16 * 1024
 CHANNEL_ID_BYTES = 16
 UNITS_BYTES = 16  # msgpack's integers end at 2^64
@@ -31,6 +32,8 @@ PublicKey = Annotated[bytes, msgspec.Meta(min_length=33, max_length=33)]
 TxId = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 ChangeScript = Annotated[bytes, msgspec.Meta(min_length=22, max_length=34)]  # P2WPKH or P2WSH
 Signature = Annotated[bytes, msgspec.Meta(max_length=73)]  # DER and the sighash byte; empty: nothing was paid yet
+CountsBody = Annotated[bytes, msgspec.Meta(min_length=BODY_BYTES, max_length=BODY_BYTES)]
+NodeSignature = Annotated[bytes, msgspec.Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
 Msat = Annotated[int, msgspec.Meta(ge=0, le=MAX_MSAT)]
 Sat = Annotated[int, msgspec.Meta(ge=0, le=MAX_MONEY_SAT)]
 Height = Annotated[int, msgspec.Meta(ge=0, lt=LOCKTIME_THRESHOLD)]
@@ -146,6 +149,13 @@ class ChannelSync(_Message, frozen=True, tag=11):
     signature: Signature
 
 
+class Counts(_Message, frozen=True, tag=12):
+    """What the sender has counted on this link, signed with its node identity (`payments.counts`)."""
+
+    body: CountsBody
+    signature: NodeSignature
+
+
 Message = (
     Hello
     | Statement
@@ -158,6 +168,7 @@ Message = (
     | CloseChannel
     | CloseReady
     | ChannelSync
+    | Counts
 )
 
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

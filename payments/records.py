@@ -69,6 +69,18 @@ class ChannelRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class CountsRecord:
+    """The peer's last signed counts, as evidence (`payments.counts`), and its standing (`payments.agreement`)."""
+
+    peer: bytes
+    body: bytes  # empty: it has never reported
+    signature: bytes
+    standing: int
+    suspicion: int
+    suspensions: int
+
+
+@dataclass(frozen=True, slots=True)
 class HeightRecord:
     """The highest chain tip ever seen; it does not go back in a reorganisation."""
 
@@ -82,7 +94,7 @@ class ForgottenChannel:
     channel_id: bytes
 
 
-Change = LedgerRecord | ChannelRecord | HeightRecord | ForgottenChannel
+Change = LedgerRecord | ChannelRecord | CountsRecord | HeightRecord | ForgottenChannel
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +104,4 @@ class EngineState:
     ledgers: tuple[LedgerRecord, ...] = ()
     channels: tuple[ChannelRecord, ...] = ()
     height: int = 0
+    counts: tuple[CountsRecord, ...] = ()

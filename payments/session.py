@@ -15,8 +15,9 @@ from payments.messages import PROTOCOL_VERSION, ChannelSync, CloseChannel, Hello
 from payments.records import ChannelState, Direction
 
 
-def begin(core: Core, peer: Peer) -> None:
+def begin(core: Core, peer: Peer, *, now: float) -> None:
     peer.begin_session()
+    peer.book.begin_session(now=now)
     core.send(peer, Hello(PROTOCOL_VERSION, core.config.chain))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from payments import window
 from payments.channel import Channel, PeerFaultError
 from payments.core import Core, Peer
-from payments.events import Defaulted, Disputed, PaymentReceived, PaymentSent, Resume, Suspend
+from payments.events import Defaulted, Disputed, PaymentReceived, PaymentSent
 from payments.messages import Payment, PaymentAck, Statement
 from payments.records import ChannelState, Direction
 
@@ -56,7 +56,7 @@ def handle_payment(core: Core, peer: Peer, message: Payment) -> None:
 def credit(core: Core, peer: Peer, channel: Channel, amount_msat: int) -> None:
     """A payment counts: it is verified, and its channel is on the chain."""
     core.recount(peer)
-    if not peer.is_defaulted:
+    if not peer.is_defaulted and not peer.book.is_limited:
         peer.ledger.window = window.grow(peer.ledger.window, amount_msat, max_msat=core.config.max_window_msat)
         core.ledger_changed(peer)
     core.emit(PaymentReceived(peer.key, channel.channel_id, amount_msat, channel.cumulative_msat))
@@ -120,7 +120,7 @@ def _suspend(core: Core, peer: Peer, *, now: float) -> None:
     peer.resume_at = now + peer.hold_interval
     peer.ledger.is_suspended = True
     core.ledger_changed(peer, hard=True)
-    core.emit(Suspend(peer.key))
+    core.set_gate(peer)
 
 
 def _resume(core: Core, peer: Peer, *, now: float) -> None:
@@ -131,7 +131,7 @@ def _resume(core: Core, peer: Peer, *, now: float) -> None:
     peer.resumed_at = now
     peer.ledger.is_suspended = peer.is_defaulted = False
     core.ledger_changed(peer, hard=True)
-    core.emit(Resume(peer.key))
+    core.set_gate(peer)
 
 
 def pay(core: Core, peer: Peer, *, now: float) -> None:

@@ -293,12 +293,31 @@ def ledger(result: list[Record], style: Style) -> str:
     amounts = (
         "window", "billed", "acknowledged", "their_billed", "accepted", "sent", "received", "balance",
     )  # fmt: skip
-    headers = ("PEER", "STATE", *(">" + name.replace("_", " ").upper() for name in amounts))
+    headers = ("PEER", "STATE", "COUNTS", *(">" + name.replace("_", " ").upper() for name in amounts))
     rows: list[Sequence[Cell]] = [
-        (_text(item["peer_address"]), _state(item["state"]), *(money(item[f"{name}_msat"]) for name in amounts))
+        (
+            _text(item["peer_address"]),
+            _state(item["state"]),
+            _agreement(item["counts"]),
+            *(money(item[f"{name}_msat"]) for name in amounts),
+        )
         for item in result
     ]
     return table(headers, rows, style)
+
+
+_STANDING_COLOURS = {"warned": "yellow", "limited": "red", "suspended": "red"}
+
+
+def _agreement(counts: Record | None) -> Cell:
+    """What the other end's counts of the link come to, and how much is lost on it in the worse direction."""
+    if counts is None or counts["theirs"] is None:
+        return "-" if counts is None or counts["standing"] == "trusted" else (counts["standing"], "yellow")
+    lost = max(counts["lost_to_them"], counts["lost_from_them"])
+    text = counts["finding"] + (f", {lost:.1%} lost" if lost >= 0.001 else "")
+    if counts["standing"] != "trusted":
+        text = f"{counts['standing']}: {text}"
+    return text, _STANDING_COLOURS.get(counts["standing"])
 
 
 def fee(result: Record, style: Style) -> str:  # noqa: ARG001  a renderer like the others

@@ -19,6 +19,7 @@ from payments.records import (
     Change,
     ChannelRecord,
     ChannelState,
+    CountsRecord,
     Direction,
     EngineState,
     ForgottenChannel,
@@ -27,12 +28,24 @@ from payments.records import (
     Reading,
 )
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MAX_READINGS = 100_000  # flows come and go; many times what the kernel keeps counters for
 UNITS_BYTES = 16  # debts outgrow SQLite's 64-bit integers
 
+_COUNTS_TABLE = """
+CREATE TABLE counts (
+  peer BLOB PRIMARY KEY,
+  body BLOB NOT NULL,
+  signature BLOB NOT NULL,
+  standing INTEGER NOT NULL,
+  suspicion INTEGER NOT NULL,
+  suspensions INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+"""
+
 # Money in msat fits: there are 2.1 * 10^18 msat, and 9.2 * 10^18 fit.
-_SCHEMA = """
+_SCHEMA = (
+    """
 CREATE TABLE ledger (
   peer BLOB PRIMARY KEY,
   billed_units BLOB NOT NULL,
@@ -77,12 +90,15 @@ CREATE TABLE reading (
   price_msat_per_gb INTEGER NOT NULL
 ) STRICT;
 """
+    + _COUNTS_TABLE
+)
 
 # By the version that each step leads away from.
 _MIGRATIONS = {
     # What was billed at which price is not known of old readings; a free one bills nobody too much.
     1: "ALTER TABLE reading ADD COLUMN price_msat_per_gb INTEGER NOT NULL DEFAULT 0;",
     2: "ALTER TABLE ledger ADD COLUMN is_suspended INTEGER NOT NULL DEFAULT 0;",
+    3: _COUNTS_TABLE,
 }
 
 _CHANNEL_COLUMNS = (
@@ -96,6 +112,9 @@ _LEDGER_COLUMNS = (
 )
 _PUT_CHANNEL = f"INSERT OR REPLACE INTO channel ({_CHANNEL_COLUMNS}) VALUES ({', '.join('?' * 19)})"  # noqa: S608
 _PUT_LEDGER = f"INSERT OR REPLACE INTO ledger ({_LEDGER_COLUMNS}) VALUES ({', '.join('?' * 10)})"  # noqa: S608
+
+_COUNTS_COLUMNS = "peer, body, signature, standing, suspicion, suspensions"
+_PUT_COUNTS = f"INSERT OR REPLACE INTO counts ({_COUNTS_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608
 
 _PRUNE_READINGS = "DELETE FROM reading WHERE rowid <= (SELECT rowid FROM reading ORDER BY rowid DESC LIMIT 1 OFFSET ?)"
 
@@ -178,10 +197,12 @@ class Store:
                 ledgers = tuple(_ledger_of(row) for row in cursor)
                 cursor.execute(f"SELECT {_CHANNEL_COLUMNS} FROM channel ORDER BY opened_height, channel_id")  # noqa: S608
                 channels = tuple(_channel_of(row) for row in cursor)
+                cursor.execute(f"SELECT {_COUNTS_COLUMNS} FROM counts ORDER BY peer")  # noqa: S608
+                counts = tuple(CountsRecord(*row) for row in cursor)
                 (height,) = cursor.execute("SELECT height FROM chain").fetchone()
         except (sqlite3.Error, ValueError, TypeError) as error:
             raise StoreError(f"a damaged row: {error}") from error
-        return EngineState(ledgers, channels, height)
+        return EngineState(ledgers, channels, height, counts)
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
@@ -207,6 +228,9 @@ def _apply(connection: sqlite3.Connection, change: Change) -> None:
             connection.execute(_PUT_LEDGER, _ledger_row(change))
         case ChannelRecord():
             connection.execute(_PUT_CHANNEL, _channel_row(change))
+        case CountsRecord():
+            row = (change.peer, change.body, change.signature, change.standing, change.suspicion, change.suspensions)
+            connection.execute(_PUT_COUNTS, row)
         case HeightRecord():
             connection.execute("UPDATE chain SET height = ?", (change.height,))
         case ForgottenChannel():

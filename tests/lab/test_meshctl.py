@@ -36,7 +36,7 @@ FIELDS = {
     ),
     "ledger": (
         "peer peer_address state window_msat billed_msat acknowledged_msat their_billed_msat accepted_msat sent_msat"
-        " received_msat balance_msat"
+        " received_msat balance_msat counts"
     ),
     "price show": "fee_msat_per_gb",
 }
@@ -89,6 +89,21 @@ def test_what_is_shown_is_what_happened(mesh: Mesh) -> None:
     assert "out" in directions
     assert f"{mesh.lab.address(SHOP)}/32" in ask(mesh, BUYER, "routes").stdout
     assert "20 sat/MB" in ask(mesh, BUYER, "path", mesh.lab.address(SHOP)).stdout
+
+
+def test_both_ends_of_a_link_count_the_same(mesh: Mesh) -> None:
+    def counts() -> Any:
+        return next(e["counts"] for e in ask_json(mesh, BUYER, "ledger") if e["counts"]["ours"]["sent"] > 4 * MB)
+
+    def is_heard() -> bool:
+        theirs = counts()["theirs"]
+        return theirs is not None and theirs["carried"] > 4 * MB
+
+    until("the relay's signed counts", is_heard)
+    seen = counts()
+    assert seen["standing"] == "trusted"
+    assert seen["theirs"]["received"] <= seen["ours"]["sent"]
+    assert seen["their_earned_msat"] > 0
 
 
 def test_path_to_oneself_and_by_which_way_to_others(mesh: Mesh) -> None:

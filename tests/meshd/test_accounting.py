@@ -18,6 +18,7 @@ from meshd.enforcement import Enforcement, HeldFile, State
 from meshd.kernel import Direction, NetlinkError, NftError
 from meshd.neighbours import Neighbours
 from meshd.recovery import Unbilled, flow_name, unbilled
+from payments.counts import Traffic
 from payments.events import MeteredTraffic
 from payments.records import Reading
 from tests.meshd.fakes import FakeKernel, flow, run
@@ -41,6 +42,7 @@ class Books:
         self.billing = Billing(price_notice=10.0)
         self.earned: Counter[bytes] = Counter()
         self.owed: Counter[bytes] = Counter()
+        self.traffic = Traffic()
         self.readings: dict[bytes, Reading] = {}
         self.report_takes = 0.0
         self.enforcement = Enforcement(
@@ -67,6 +69,7 @@ class Books:
         self.readings |= readings
         self.earned[traffic.peer] += traffic.earned_units
         self.owed[traffic.peer] += traffic.owed_limit_units
+        self.traffic += traffic.traffic
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Accounting]:
@@ -529,5 +532,24 @@ def test_readings_say_how_far_a_counter_had_come_and_at_which_price() -> None:
             books.carry(100)
             await accounts.read()
             assert list(books.readings.values()) == [Reading(100, ASKED)]
+
+    run(scenario)
+
+
+def test_the_engine_is_told_every_byte_priced_or_not_of_this_run_alone() -> None:
+    async def scenario() -> None:
+        old = flow(Direction.FORWARD_IN, MAC, 1_000, to=THERE)  # type: ignore[arg-type]
+        books = Books(recovered=unbilled([old], {}))
+        async with books.running() as accounts:
+            books.carry(100)  # before it is known whose it is
+            await accounts.read()
+            await books.meet()
+            books.send(10)
+            for direction, size in ((Direction.IN, 7), (Direction.REFUSED, 3)):
+                books.kernel.meter.waiting.append(flow(direction, MAC, size))
+            await accounts.read()
+            await trio.sleep(70)
+            assert books.earned[PEER] == 1_100 * ASKED
+            assert books.traffic == Traffic(sent=10, received=110, carried=100, refused=3)
 
     run(scenario)

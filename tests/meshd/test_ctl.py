@@ -96,7 +96,10 @@ LEDGER = [
     {
         "peer": "ab" * 32, "peer_address": BOB, "state": "suspended", "window_msat": 10_000, "billed_msat": 20_500,
         "acknowledged_msat": 20_000, "their_billed_msat": 0, "accepted_msat": 0, "sent_msat": 0,
-        "received_msat": 5_001, "balance_msat": -15_499,
+        "received_msat": 5_001, "balance_msat": -15_499, "counts": {
+            "standing": "warned", "finding": "overstated", "theirs": {"sent": 1}, "lost_to_them": 0.02,
+            "lost_from_them": 0.0,
+        },
     }
 ]  # fmt: skip
 TUNNELS = [
@@ -163,8 +166,8 @@ CHANNEL       PEER                                     DIRECTION  STATE       CA
 0123456789ab  fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f  out        open     100,000 sat  12,345.678 sat        2133  efefefefefef  -
 fedcba987654  fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f  in         closing   50,000 sat          0 msat         300  -             cdcdcdcdcdcd""",  # noqa: E501
     "ledger": """\
-PEER                                     STATE      WINDOW    BILLED  ACKNOWLEDGED  THEIR BILLED  ACCEPTED    SENT   RECEIVED      BALANCE
-fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f  suspended  10 sat  20.5 sat        20 sat        0 msat    0 msat  0 msat  5.001 sat  -15.499 sat""",  # noqa: E501
+PEER                                     STATE      COUNTS                         WINDOW    BILLED  ACKNOWLEDGED  THEIR BILLED  ACCEPTED    SENT   RECEIVED      BALANCE
+fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f  suspended  warned: overstated, 2.0% lost  10 sat  20.5 sat        20 sat        0 msat    0 msat  0 msat  5.001 sat  -15.499 sat""",  # noqa: E501
     "price.show": "Fee: 0.1 sat/MB (100,000 msat/GB)",
     "price.set": "Fee: 0.2 sat/MB (200,000 msat/GB)",
     "interface.cost": "Cost of wlan0: 256",

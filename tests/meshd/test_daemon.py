@@ -12,6 +12,7 @@ import trio
 
 from meshd.config import parse
 from meshd.daemon import Daemon, _serving
+from meshd.neighbours import Neighbours
 from meshd.tunnels import Tunnel
 from routing.events import SetPolicy
 from tests.meshd.fakes import run
@@ -112,6 +113,8 @@ class Secured:
             set_cost=lambda name, cost: self.asked.append(("under", name, cost)) or ["mw1", "mw2"],
             names=lambda: {"eth0": ["mw1", "mw2"]},
         )
+        self._distrusted: set[bytes] = set()
+        self.accounting = SimpleNamespace(neighbours=Neighbours())
         self._policy = lambda: Daemon._policy(cast("Daemon", self))
 
     async def set_cost(self, name: str, cost: int) -> None:

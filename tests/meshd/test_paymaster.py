@@ -115,6 +115,7 @@ class Desk:
             deliver=self._deliver,
             drop=lambda peer: self.journal.append(("drop", peer)),
             set_carrying=self._set_carrying,
+            set_trusted=self._set_trusted,
         )
 
     def apply(self, changes: Sequence[object], readings: object = None) -> None:
@@ -129,6 +130,9 @@ class Desk:
     async def _set_carrying(self, peer: bytes, carrying: bool) -> None:
         await trio.sleep(self.set_carrying_takes)
         self.journal.append(("carry", carrying))
+
+    async def _set_trusted(self, peer: bytes, trusted: bool) -> None:
+        self.journal.append(("trust", trusted))
 
     async def _open_wallet(self) -> WalletPort:
         if self.wallet_failures:
@@ -162,13 +166,19 @@ def run(scenario: Callable[[Desk], Any]) -> None:
 
 def test_outputs_run_in_order_and_only_when_they_are_written() -> None:
     async def scenario(desk: Desk) -> None:
-        desk.engine.answers[ev.PeerConnected] = [PERSIST, ev.SendMessage(PEER, b"1"), ev.Suspend(PEER)]
-        desk.engine.answers[ev.PeerDisconnected] = [ev.Resume(PEER), ev.DropConnection(PEER, "no")]
+        desk.engine.answers[ev.PeerConnected] = [
+            PERSIST,
+            ev.SendMessage(PEER, b"1"),
+            ev.Suspend(PEER),
+            ev.Distrust(PEER),
+        ]
+        desk.engine.answers[ev.PeerDisconnected] = [ev.Resume(PEER), ev.Trust(PEER), ev.DropConnection(PEER, "no")]
         await desk.paymaster.put(ev.PeerConnected(PEER))
         await desk.paymaster.put(ev.PeerDisconnected(PEER))
         async with desk.running():
             await desk.until(lambda: ("drop", PEER) in desk.journal)
-            expected = ["persist", ("send", b"1"), ("carry", False), ("carry", True), ("drop", PEER)]
+            gates = [("carry", False), ("trust", False), ("carry", True), ("trust", True)]
+            expected = ["persist", ("send", b"1"), *gates, ("drop", PEER)]
             assert desk.journal == expected
             assert desk.engine.rounds == 1  # what waits together is written together
 

@@ -23,6 +23,8 @@ from meshd.neighbours import Neighbours
 from meshd.radio import Sample, Source
 from meshd.rpc import BALANCE_AGE, Methods, methods
 from payments import events as pay
+from payments.agreement import CountsView, Finding, Standing
+from payments.counts import Traffic
 from payments.ports import ChainError
 from payments.records import ChannelState, Direction
 from routing.events import SetFee
@@ -33,6 +35,9 @@ KEY = bytes(range(32))
 PEER, PEER_OTHER = b"\xaa" * 32, b"\xab" * 32
 LINK = ("eth0", overlay_address(PEER))
 LEDGER = pay.LedgerView(PEER, True, 5 * 10**9, 0, 0, 0, 0, 3, 4, 0, 7, 10_000, False, 0)
+COUNTS = CountsView(
+    PEER, Standing.WARNED, Finding.DENIED, Traffic(1, 2, 3, 4), Traffic(5, 6, 0, 0), 7 * 10**9, 8, 0.25, 0.0, 9, 10
+)
 CHANNEL = pay.ChannelView(b"c" * 32, PEER, Direction.IN, ChannelState.OPEN, 1000, 5, 5, None, 99, None)
 
 
@@ -58,7 +63,7 @@ class Node:
             counters=dict,
             announced_price=lambda *_: 12,
         )
-        engine = SimpleNamespace(ledgers=lambda: [LEDGER], channels=lambda: [CHANNEL])
+        engine = SimpleNamespace(ledgers=lambda: [LEDGER], channels=lambda: [CHANNEL], counts=lambda: [COUNTS])
         kernel = FakeKernel().as_kernel()
         enforcement = Enforcement(kernel, Neighbours(), file=HeldFile(None), held={}, free_rate=64_000)
         self.daemon = SimpleNamespace(
@@ -306,5 +311,18 @@ def test_who_is_in_a_tunnel_is_known_without_payments() -> None:
         node.neighbours = [NeighbourView(name, LINK[1], 96, 96, 96, 0xFFFF, 2) for name in ("mw1", "eth1")]
         rows = await node.methods.neighbours({})
         assert [(row["under"], row["identity"]) for row in rows] == [("eth0", PEER.hex()), ("eth1", None)]
+
+    run(scenario)
+
+
+def test_the_ledger_shows_the_counts_of_both_ends() -> None:
+    async def scenario() -> None:
+        (entry,) = await Node().methods.ledger({})
+        counts = entry["counts"]
+        assert (counts["standing"], counts["finding"]) == ("warned", "denied")
+        assert counts["ours"] == {"sent": 1, "received": 2, "carried": 3, "refused": 4}
+        assert counts["theirs"]["received"] == 6
+        assert (counts["their_earned_msat"], counts["their_owed_msat"]) == (7, 0)
+        assert (counts["overstated_bytes"], counts["denied_bytes"]) == (9, 10)
 
     run(scenario)

@@ -86,7 +86,7 @@ def test_another_peers_channel_is_out_of_reach(world: World) -> None:
     stranger = b"C" * 32
     payment = last_payment(world)
     world.b.give(ev.PeerConnected(stranger))
-    world.b.give(ev.ReceivedMessage(stranger, msg.encode(msg.Hello(1, "regtest"))))
+    world.b.give(ev.ReceivedMessage(stranger, msg.encode(msg.Hello(msg.PROTOCOL_VERSION, "regtest"))))
     for message in (payment, msg.CloseReady(payment.channel_id), msg.FundingCreated(payment.channel_id, b"t" * 32, 0)):
         start = len(world.b.log)
         world.b.give(ev.ReceivedMessage(stranger, msg.encode(message)))
@@ -214,14 +214,15 @@ def test_the_first_message_is_a_hello_and_there_is_one() -> None:
     world = World()
     world.a.give(ev.PeerConnected(world.b.key))
     assert_fault(say(world, world.a, msg.Statement(NOTHING)))
-    assert say(world, world.a, msg.Hello(1, "regtest")) == []
-    assert_fault(say(world, world.a, msg.Hello(1, "regtest")))
+    (counts,) = say(world, world.a, msg.Hello(msg.PROTOCOL_VERSION, "regtest"))
+    assert isinstance(counts, ev.SendMessage) and isinstance(msg.decode(counts.data), msg.Counts)
+    assert_fault(say(world, world.a, msg.Hello(msg.PROTOCOL_VERSION, "regtest")))
 
 
 def test_another_version_is_dropped() -> None:
     world = World()
     world.a.give(ev.PeerConnected(world.b.key))
-    assert [type(o) for o in say(world, world.a, msg.Hello(2, "regtest"))] == [ev.DropConnection]
+    assert [type(o) for o in say(world, world.a, msg.Hello(msg.PROTOCOL_VERSION + 1, "regtest"))] == [ev.DropConnection]
 
 
 def test_too_many_faults_drop_the_connection(world: World) -> None:

@@ -10,13 +10,16 @@ from dataclasses import dataclass, field, replace
 
 from embit.script import Script
 from embit.transaction import Transaction, TransactionInput, TransactionOutput
+from nacl import bindings
 
 from payments import events as ev
+from payments.counts import Signer, Traffic
 from payments.engine import PaymentConfig, PaymentEngine
 from payments.ports import BroadcastResult, Outpoint, OutputStatus, SignedTransaction
 from payments.records import (
     Change,
     ChannelRecord,
+    CountsRecord,
     EngineState,
     ForgottenChannel,
     HeightRecord,
@@ -24,6 +27,7 @@ from payments.records import (
 )
 from payments.units import UNITS_PER_MSAT
 
+PRICE_MSAT_PER_GB = 1_000_000
 CONFIG = PaymentConfig(
     expiry_blocks=60, expiry_margin=6, max_expiry_blocks=200, min_capacity_sat=1_000, open_debt_msat=1
 )
@@ -37,6 +41,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self.ledgers: dict[bytes, LedgerRecord] = {}
         self.channels: dict[bytes, ChannelRecord] = {}
+        self.counts: dict[bytes, CountsRecord] = {}
         self.height = 0
 
     def apply(self, changes: tuple[Change, ...]) -> None:
@@ -46,13 +51,16 @@ class MemoryStore:
                     self.ledgers[change.peer] = change
                 case ChannelRecord():
                     self.channels[change.channel_id] = change
+                case CountsRecord():
+                    self.counts[change.peer] = change
                 case HeightRecord():
                     self.height = change.height
                 case ForgottenChannel():
                     self.channels.pop(change.channel_id, None)
 
     def load(self) -> EngineState:
-        return EngineState(tuple(self.ledgers.values()), tuple(self.channels.values()), self.height)
+        counts = tuple(self.counts.values())
+        return EngineState(tuple(self.ledgers.values()), tuple(self.channels.values()), self.height, counts)
 
 
 class FakeChain:
@@ -126,13 +134,14 @@ class Node:
     """The daemon around one engine, as small as it can be."""
 
     name: str
-    key: bytes
+    secret: bytes  # 64 bytes: an Ed25519 key
     chain: FakeChain
     config: PaymentConfig
     now: Callable[[], float]
     store: MemoryStore = field(default_factory=MemoryStore)
     watched: dict[bytes, Outpoint] = field(default_factory=dict)
     suspended: set[bytes] = field(default_factory=set)
+    distrusted: set[bytes] = field(default_factory=set)
     scripts: set[bytes] = field(default_factory=set)
     log: list[ev.Output] = field(default_factory=list)
     outbox: deque[tuple[bytes, bytes]] = field(default_factory=deque)
@@ -143,7 +152,11 @@ class Node:
     restarts: int = 0
 
     def __post_init__(self) -> None:
+        self.key = self.secret[32:]
         self.boot()
+
+    def sign(self, data: bytes) -> bytes:
+        return bindings.crypto_sign(data, self.secret)[:64]
 
     def boot(self) -> None:
         """A fresh process on the same disk."""
@@ -153,12 +166,14 @@ class Node:
         self.todo.clear()
         self.watched.clear()
         self.suspended.clear()
+        self.distrusted.clear()
         self.engine = PaymentEngine(
             self.config,
-            seed=(self.key * 2)[:32],
+            seed=self.key,
             state=self.store.load(),
             rng=random.Random(f"{self.name}{self.restarts}"),
             now=self.now(),
+            signer=Signer(self.key, self.sign),
         )
         self.run(self.engine.start(now=self.now()))
         self.todo.append(ev.ChainTipChanged(self.chain.height, 1.0))
@@ -202,6 +217,10 @@ class Node:
                 self.suspended.add(output.peer)
             case ev.Resume():
                 self.suspended.discard(output.peer)
+            case ev.Distrust():
+                self.distrusted.add(output.peer)
+            case ev.Trust():
+                self.distrusted.discard(output.peer)
             case ev.DropConnection():
                 self.dropped.add(output.peer)
 
@@ -229,6 +248,17 @@ class Node:
         return [c for c in found if all(getattr(c, name) == value for name, value in wanted.items())]
 
 
+def secret_of(letter: bytes) -> bytes:
+    return bindings.crypto_sign_seed_keypair(letter * 32)[1]
+
+
+def priced(seller: Node, buyer: Node, units: int) -> tuple[ev.MeteredTraffic, ev.MeteredTraffic]:
+    """What the buyer meters, and the seller, of traffic at PRICE."""
+    size = units // PRICE_MSAT_PER_GB
+    bought = ev.MeteredTraffic(seller.key, 0, units, Traffic(sent=size))
+    return bought, ev.MeteredTraffic(buyer.key, units, 0, Traffic(received=size, carried=size))
+
+
 class World:
     """Two nodes, `a` and `b`, one session between them, one chain."""
 
@@ -236,8 +266,8 @@ class World:
         self.time = 1000.0
         self.chain = chain or FakeChain()
         config = replace(config, **changes)  # type: ignore[arg-type]
-        self.a = Node("a", b"A" * 32, self.chain, config, lambda: self.time)
-        self.b = Node("b", b"B" * 32, self.chain, config, lambda: self.time)
+        self.a = Node("a", secret_of(b"A"), self.chain, config, lambda: self.time)
+        self.b = Node("b", secret_of(b"B"), self.chain, config, lambda: self.time)
         self.wire: dict[str, deque[bytes]] = {"a": deque(), "b": deque()}  # by receiver
         self.is_connected = False
 
@@ -331,8 +361,8 @@ class World:
     def meter(self, seller: Node, buyer: Node, msat: float, *, counted_by_buyer: float = 1.0) -> None:
         """The buyer hands the seller traffic worth so much."""
         units = int(msat * UNITS_PER_MSAT)
-        buyer.give(ev.MeteredTraffic(seller.key, 0, int(units * counted_by_buyer)))
-        seller.give(ev.MeteredTraffic(buyer.key, units, 0))
+        buyer.give(priced(seller, buyer, int(units * counted_by_buyer))[0])
+        seller.give(priced(seller, buyer, units)[1])
 
     def with_channel(self) -> World:
         """Connected, and `a` has a channel open to `b` with nothing paid yet (1 msat was owed)."""

@@ -15,7 +15,7 @@ from payments import events as ev
 from payments.ledger import InvariantError
 from payments.records import ChannelState, Direction
 from payments.units import MSAT_PER_SAT, UNITS_PER_MSAT, msat_to_units
-from tests.payments.world import Crash, Node, World
+from tests.payments.world import Crash, Node, World, priced
 
 MAX_METERED_MSAT = 300_000
 START_WINDOW_MSAT = 100_000
@@ -83,8 +83,9 @@ class Pair:
     def meter(self, seller: Node, units: int) -> None:
         buyer = self.world.other(seller)
         if buyer.key not in seller.suspended:
-            buyer.give(ev.MeteredTraffic(seller.key, 0, units))
-            seller.give(ev.MeteredTraffic(buyer.key, units, 0))
+            bought, sold = priced(seller, buyer, units)
+            buyer.give(bought)
+            seller.give(sold)
 
     def check(self) -> None:
         world = self.world
