@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Any
 
 import msgspec
 
+_STDERR = 2  # the descriptor
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -48,6 +50,19 @@ class TextFormatter(logging.Formatter):
         return line + "".join(f" {key}={_text(value)}" for key, value in _fields(record).items())
 
 
+class JournalFormatter(TextFormatter):
+    """For journald, which has its own clock, and takes the level from the line's beginning (sd-daemon(3))."""
+
+    _PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+
+    def __init__(self) -> None:
+        logging.Formatter.__init__(self, "%(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = next((value for level, value in self._PRIORITIES if record.levelno >= level), 7)
+        return "\n".join(f"<{priority}>{line}" for line in super().format(record).split("\n"))
+
+
 class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         entry = {"time": record.created, "level": record.levelname.lower(), "logger": record.name}
@@ -68,10 +83,21 @@ def _text(value: Any) -> Any:
     return text if text.isprintable() else ascii(text)
 
 
+def _is_journal(descriptor: int) -> bool:
+    """Whether the open file is the stream that systemd names in JOURNAL_STREAM: device and inode (systemd.exec(5))."""
+    stream = os.environ.get("JOURNAL_STREAM")
+    if stream is None:
+        return False
+    status = os.fstat(descriptor)
+    return stream == f"{status.st_dev}:{status.st_ino}"
+
+
 def set_up(level: str, style: str) -> None:
-    """Log to stderr. `level` is one of LEVELS, `style` "text" or "json"."""
+    """Log to stderr. `level` is one of LEVELS, `style` "text" or "json"; text is written as journald wants it where
+    stderr leads there."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    text = JournalFormatter() if _is_journal(_STDERR) else TextFormatter()
+    handler.setFormatter(JsonFormatter() if style == "json" else text)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from meshd.daemon import Daemon, running
 from meshd.identity import IdentityError, load_or_create
 from meshd.kernel import KernelConfig, KernelInUseError, NetlinkError, NftError, clean
 from meshd.kernel.wireguard import WireGuardError
+from meshd.service import ServiceManager
 from meshd.session import SessionError
 from payments.adapters.store import StoreError
 
@@ -136,14 +138,21 @@ def _leaves(error: BaseException | None) -> list[BaseException]:
 async def _run(config: Config, path: Path) -> None:
     config.node.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     identity = load_or_create(config.node.state_dir / "identity")
+    manager = ServiceManager(os.environ)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-        async with running(config, identity, path) as daemon:
+        async with running(config, identity, path) as daemon, trio.open_nursery() as nursery:
+            nursery.start_soon(manager.feed_watchdog)
+            manager.ready(f"{config.node.name} {identity.address}")
             async for number in signals:
                 if number == signal.SIGHUP:
+                    manager.reloading()
                     await _reload(daemon)
+                    manager.ready(f"{config.node.name} {identity.address}")
                     continue
                 log.info("stopping", signal=signal.Signals(number).name)
+                manager.stopping()
                 break
+            nursery.cancel_scope.cancel()
 
 
 async def _reload(daemon: Daemon) -> None:

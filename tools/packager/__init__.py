@@ -1,0 +1,1 @@
+"""What tools/package runs: a Debian package with meshd, its libraries and a systemd service in it."""
