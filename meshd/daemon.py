@@ -59,6 +59,7 @@ log = Logger("meshd")
 LAST_READING_TIMEOUT = 2.0
 SMALL_CHANGE_TIMEOUT = 2.0
 SILENCE_HELLOS = 3.5
+RANK_INTERVAL = 10.0
 MEGABYTE = 1_000_000
 LOSS_INTERVAL = 5.0
 HELLO_HISTORY_BITS = 16
@@ -258,6 +259,7 @@ class Daemon:
             if self.payments_enabled:
                 nursery.start_soon(self._follow_sessions)
                 nursery.start_soon(self._report_loss)
+                nursery.start_soon(self._rank_peers)
             await nursery.start(self.router.run)
             for prefix in self.own_prefixes:
                 await self.router.originate(prefix)
@@ -316,6 +318,14 @@ class Daemon:
         with trio.move_on_after(LAST_READING_TIMEOUT) as scope:
             scope.shield = True
             await self.accounting.read()
+
+    async def _rank_peers(self) -> None:
+        """Where there is no room for all, who has paid stays."""
+        while self.tunnels is not None:
+            ledgers = self.paymaster.engine.ledgers()
+            paid = {ledger.peer: ledger.received_msat + ledger.sent_msat for ledger in ledgers}
+            self.tunnels.discovery.set_worth({peer: msat for peer, msat in paid.items() if msat > 0})
+            await trio.sleep(RANK_INTERVAL)
 
     async def _metered(self, traffic: pay.MeteredTraffic, readings: Mapping[bytes, Reading]) -> None:
         await self.paymaster.put_metered(traffic, readings)

@@ -1,6 +1,11 @@
 """Who is on each segment, by their beacons: a sans-IO table that says whom to have a tunnel with, and until when.
 
 *input + now -> ordered outputs*, as the engines do. The driver (`meshd.tunnels`) owns sockets and devices.
+
+Where there are more than there may be, the best stay: those between whom and us the most money has moved, then those
+whose tunnels work, the longest known first, then those who have yet to prove that they are there, the newest first. Who
+comes takes the place of the last of these, if that one is behind it: a stranger only that of somebody unproven. So
+whoever makes up identities by the thousand drives out nobody whose tunnel works.
 """
 
 from __future__ import annotations
@@ -19,7 +24,12 @@ EARLY_INTERVALS = (0.1, 0.3)  # a beacon that is lost while a node comes up is r
 ANSWER_TIMEOUT = 0.02  # news waits so long for more of it, and no beacon follows another sooner than...
 BEACON_SPACING = 0.1
 MAX_REMEMBERED = 4096  # keys of which the newest beacon is known, so that no older one counts again
-CHECKS_PER_SECOND = 200  # signatures on one interface: each costs 0.1 ms
+# Signatures, each 0.1 ms: of all strangers on one interface, of all who have paid but have no tunnel, and of each one
+# that has a tunnel. Whoever forges a peer's beacons can use up no other's.
+CHECKS_PER_SECOND = 200
+PEER_CHECKS_PER_SECOND, PEER_CHECKS = 4, 8
+LIFETIME_MAX = 210.0  # of those with the longest interval
+PROOF_TIMEOUT = 5.0  # what was paid counts so long for one whose tunnel does not work: it may be a replay
 # Tunnels with those who were not there before, each of them perhaps a process; at first, as many as there may be.
 NEWCOMERS_PER_SECOND = 4
 NEVER = float("inf")
@@ -74,8 +84,10 @@ class _Budget:
 class _Peer:
     found: PeerFound
     age: tuple[int, int]  # of its newest beacon
+    lifetime: float
     expires_at: float
     since: float
+    checks: _Budget
     port: int | None = None  # where we listen for it
     is_proven: bool = False  # its tunnel has shaken hands: nobody but the key's owner can do that
 
@@ -85,7 +97,7 @@ class _Interface:
     address: IPv6Address
     beacon_at: float
     strangers_checks: _Budget
-    peers_checks: _Budget  # apart: whatever strangers send, those who are there are heard
+    payers_checks: _Budget
     newcomers: _Budget
     beacons_sent: int = 0
     last_sent_at: float = -NEVER
@@ -106,15 +118,16 @@ class Discovery:
         self._max_peers = min(max_peers, wire.MAX_PEERS)
         self._number = 0
         self._interfaces: dict[str, _Interface] = {}
+        self._worth: dict[bytes, int] = {}
         self._newest: OrderedDict[tuple[str, bytes], tuple[int, int]] = OrderedDict()
 
     def interface_up(self, name: str, address: IPv6Address, *, now: float) -> list[Output]:
         """Said again with another address, everybody hears of that at once; the peers stay."""
         known = self._interfaces.get(name)
         if known is None:
-            strangers, peers = (_Budget(CHECKS_PER_SECOND, CHECKS_PER_SECOND, CHECKS_PER_SECOND, now) for _ in "ab")
+            strangers, payers = (_Budget(CHECKS_PER_SECOND, CHECKS_PER_SECOND, CHECKS_PER_SECOND, now) for _ in "ab")
             newcomers = _Budget(NEWCOMERS_PER_SECOND, self._max_peers, self._max_peers, now)
-            self._interfaces[name] = _Interface(address, now, strangers, peers, newcomers)
+            self._interfaces[name] = _Interface(address, now, strangers, payers, newcomers)
         elif known.address != address:
             known.address, known.beacon_at = address, now
         return self.expire(now=now)
@@ -130,11 +143,19 @@ class Discovery:
             entry.port = port
             self._hasten(self._interfaces[interface], now=now)
 
-    def proven(self, interface: str, peer: bytes) -> None:
-        """Its tunnel has shaken hands: it is no replay, and keeps its place before strangers."""
+    def heard(self, interface: str, peer: bytes, *, now: float) -> None:
+        """Its tunnel has brought something, which nobody but the key's owner can send: it is there, and no replay.
+
+        As good as a beacon: those may be lost on a busy radio, or drowned by somebody who forges them.
+        """
         entry = self._peer(interface, peer)
         if entry is not None:
             entry.is_proven = True
+            entry.expires_at = max(entry.expires_at, now + entry.lifetime)
+
+    def set_worth(self, worth_by_peer: Mapping[bytes, int]) -> None:
+        """How much money has moved between us and each, either way. Whoever is not in it has paid nothing."""
+        self._worth = dict(worth_by_peer)
 
     def peers(self) -> Mapping[str, list[PeerFound]]:
         """By interface."""
@@ -179,7 +200,11 @@ class Discovery:
         newest = self._newest.get(place) if peer is None else peer.age
         if newest is not None and heard.age <= newest:
             raise BeaconError("beacon_stale")
-        if not (interface.strangers_checks if peer is None else interface.peers_checks).take(now=now):
+        if peer is not None:
+            checks = peer.checks
+        else:
+            checks = interface.payers_checks if heard.public_key in self._worth else interface.strangers_checks
+        if not checks.take(now=now):
             raise BeaconError("beacon_rate")
         wire.verify(data, heard.public_key)
         self._newest[place] = heard.age
@@ -194,15 +219,17 @@ class Discovery:
         peer = interface.peers.get(key)
         outputs: list[Output] = []
         if peer is None:
-            worst = self._worst(interface) if len(interface.peers) >= self._max_peers else None
-            is_full = len(interface.peers) >= self._max_peers and worst is None
-            if is_full or not interface.newcomers.take(now=now):
+            is_full = len(interface.peers) >= self._max_peers
+            last = self._last(interface, before=(self._worth.get(key, 0), False, now), now=now) if is_full else None
+            is_payer = key in self._worth
+            if (is_full and last is None) or not (is_payer or interface.newcomers.take(now=now)):
                 self.counters["beacon_limit"] += 1  # it will say it again
                 return []
-            if worst is not None:
-                del interface.peers[worst]
-                outputs.append(PeerLost(name, worst))
-            peer = interface.peers[key] = _Peer(found, heard.age, NEVER, since=now)
+            if last is not None:
+                del interface.peers[last]
+                outputs.append(PeerLost(name, last))
+            checks = _Budget(PEER_CHECKS_PER_SECOND, PEER_CHECKS, PEER_CHECKS, now)
+            peer = interface.peers[key] = _Peer(found, heard.age, 0.0, NEVER, since=now, checks=checks)
             outputs.append(found)
             self._hasten(interface, now=now)  # it is to know of us as soon
         elif found != peer.found:
@@ -210,14 +237,20 @@ class Discovery:
             peer.found = found
             outputs.append(found)
         peer.age = heard.age
-        peer.expires_at = now + heard.lifetime
+        peer.lifetime = min(heard.lifetime, LIFETIME_MAX)
+        peer.expires_at = now + peer.lifetime
         return outputs
 
-    @staticmethod
-    def _worst(interface: _Interface) -> bytes | None:
-        """Of those that never proved who they are, the one that had most time to; who has a working tunnel stays."""
-        unproven = [(peer.since, key) for key, peer in interface.peers.items() if not peer.is_proven]
-        return min(unproven)[1] if unproven else None
+    def _last(self, interface: _Interface, *, before: tuple[int, bool, float], now: float) -> bytes | None:
+        """Who has to give way to one who ranks so; None: nobody."""
+        rank, key = min((self._rank(key, peer, now=now), key) for key, peer in interface.peers.items())
+        return key if rank < before else None
+
+    def _rank(self, key: bytes, peer: _Peer, *, now: float) -> tuple[int, bool, float]:
+        """The greater is the better, see above. Of the unproven, the oldest had the most time to prove itself."""
+        is_credible = peer.is_proven or now - peer.since < PROOF_TIMEOUT
+        worth = self._worth.get(key, 0) if is_credible else 0
+        return worth, peer.is_proven, -peer.since if peer.is_proven else peer.since
 
     @staticmethod
     def _hasten(interface: _Interface, *, now: float) -> None:

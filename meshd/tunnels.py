@@ -36,6 +36,7 @@ SILENCE = 5.0  # at least; else it follows from the interval of Hellos
 # Of the packets of tunnels to peers across the Internet: the mesh never carries them, or a tunnel could be sent into
 # itself. Any that nobody else uses here: "mesh".
 MARK = 0x6D657368
+MAX_INCARNATION = 2**63  # milliseconds since 1970, and it has to fit a beacon
 
 
 class Tunnels:
@@ -302,16 +303,23 @@ class Tunnels:
 
     def _heard(self, tunnel: Tunnel) -> None:
         if tunnel.static is None:
-            self.discovery.proven(*tunnel.key)
+            self.discovery.heard(*tunnel.key, now=trio.current_time())
 
 
 def next_incarnation(path: Path) -> int:
     """Greater than at any start before, also where the clock starts at 1970. Raises OSError."""
+    last = 0
     try:
         last = int(path.read_text())
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
+        pass
+    except ValueError:
+        log.warning("file damaged, a new one is begun", file=path)
+    if not 0 <= last < MAX_INCARNATION:
+        # Peers that have heard so great a number from us take no smaller one, until they are started anew.
+        log.warning("file holds no incarnation, a new one is begun", file=path, number=last)
         last = 0
-    new = max(last + 1, time.time_ns() // 1_000_000)
+    new = max(last + 1, min(time.time_ns() // 1_000_000, MAX_INCARNATION))
     temporary = path.with_name(path.name + ".new")
     with temporary.open("w") as file:
         file.write(f"{new}\n")

@@ -14,7 +14,9 @@ from meshd.beacon import Beacon, BeaconError
 from meshd.discovery import (
     CHECKS_PER_SECOND,
     LIFETIME_INTERVALS,
+    LIFETIME_MAX,
     NEWCOMERS_PER_SECOND,
+    PROOF_TIMEOUT,
     Discovery,
     Output,
     PeerFound,
@@ -145,11 +147,11 @@ def test_strangers_drive_out_strangers_but_nobody_who_has_proven_itself() -> Non
     alice = node(ALICE, max_peers=2)
     alice.interface_up("wlan0", ADDRESS[ALICE], now=0.0)
     alice.receive("wlan0", ADDRESS[BOB], beacon_of(BOB, ADDRESS[BOB]), now=1.0)
-    alice.proven("wlan0", BOB.public_key)
+    alice.heard("wlan0", BOB.public_key, now=1.5)
     alice.receive("wlan0", ADDRESS[CAROL], beacon_of(CAROL, ADDRESS[CAROL]), now=2.0)
     outputs = alice.receive("wlan0", ADDRESS[CAROL], beacon_of(MALLORY, ADDRESS[CAROL]), now=3.0)
     assert outputs[0] == PeerLost("wlan0", CAROL.public_key)
-    alice.proven("wlan0", MALLORY.public_key)
+    alice.heard("wlan0", MALLORY.public_key, now=3.5)
     assert alice.receive("wlan0", ADDRESS[CAROL], beacon_of(CAROL, ADDRESS[CAROL], number=2), now=4.0) == []
     assert alice.counters == {"beacon_limit": 1}
     assert {peer.peer for peer in alice.peers()["wlan0"]} == {BOB.public_key, MALLORY.public_key}
@@ -239,9 +241,14 @@ def test_an_incarnation_grows_even_if_the_clock_goes_back(tmp_path: Path, monkey
     assert next_incarnation(path) == 9000
     monkeypatch.setattr("time.time_ns", lambda: 0)
     assert next_incarnation(path) == 9001
-    path.write_text("damaged")
     monkeypatch.setattr("time.time_ns", lambda: 9_500_000_000)
+    for n, damaged in enumerate(("damaged", "9" * 30, str(2**63), "-7", "9" * 5000)):
+        path.write_text(damaged)
+        assert next_incarnation(path) == 9500 and next_incarnation(path) == 9501, n
+    path.write_bytes(b"\xff\xfe")
     assert next_incarnation(path) == 9500
+    path.write_text(str(2**63 - 1))
+    wire.encode(Beacon(ALICE.public_key, next_incarnation(path), 1, 1.0, ADDRESS[ALICE]), ALICE, network=NETWORK)
 
 
 def test_a_tunnel_has_one_name_for_each_pair_and_interface() -> None:
@@ -253,3 +260,98 @@ def test_a_tunnel_has_one_name_for_each_pair_and_interface() -> None:
     }
     assert len(names) == 8
     assert all(len(name) <= 15 for name in names)
+
+
+def sybil(n: int) -> Identity:
+    return Identity((1000 + n).to_bytes(32, "big"))
+
+
+@given(st.data())
+def test_whoever_makes_up_identities_drives_out_nobody_whose_tunnel_works(data: st.DataObject) -> None:
+    """Whatever the others say and do, and however many they are: money that has not moved they cannot have."""
+    alice = node(ALICE, max_peers=4)
+    alice.interface_up("wlan0", ADDRESS[ALICE], now=0.0)
+    good = [Identity(bytes([n]) * 32) for n in range(100, 100 + data.draw(st.integers(1, 4), "good"))]
+    for peer in good:
+        alice.receive("wlan0", ADDRESS[BOB], beacon_of(peer, ADDRESS[BOB]), now=0.0)
+        alice.heard("wlan0", peer.public_key, now=0.1)
+    payers = good[: data.draw(st.integers(0, len(good)), "of them have paid")]
+    alice.set_worth({peer.public_key: n + 1 for n, peer in enumerate(payers)})
+    now, lost = 1.0, []
+    for number in range(2, 25):
+        now += data.draw(st.sampled_from([0.001, 0.3, 7.0]))
+        others = data.draw(st.lists(st.integers(0, 50), max_size=4))
+        for n in others:
+            lost += alice.receive("wlan0", ADDRESS[CAROL], beacon_of(sybil(n), ADDRESS[CAROL], number=number), now=now)
+        for n in others[: data.draw(st.integers(0, 4))]:
+            alice.heard("wlan0", sybil(n).public_key, now=now)
+        for peer in good:  # by beacons or by what the tunnel brings
+            if data.draw(st.booleans()):
+                lost += alice.receive("wlan0", ADDRESS[BOB], beacon_of(peer, ADDRESS[BOB], number=number), now=now)
+            else:
+                alice.heard("wlan0", peer.public_key, now=now)
+        lost += alice.expire(now=now)
+        assert len(alice.peers()["wlan0"]) <= 4
+    assert not {output.peer for output in lost if isinstance(output, PeerLost)} & {peer.public_key for peer in good}
+
+
+def test_who_has_paid_takes_the_place_of_who_has_not_and_the_longest_known_stays() -> None:
+    alice = node(ALICE, max_peers=3)
+    alice.interface_up("wlan0", ADDRESS[ALICE], now=0.0)
+    for n in range(3):
+        alice.receive("wlan0", ADDRESS[CAROL], beacon_of(sybil(n), ADDRESS[CAROL]), now=1.0 + n)
+        alice.heard("wlan0", sybil(n).public_key, now=5.0)
+    assert alice.receive("wlan0", ADDRESS[BOB], beacon_of(BOB, ADDRESS[BOB]), now=6.0) == []
+    alice.set_worth({BOB.public_key: 5, CAROL.public_key: 7, MALLORY.public_key: 4, sybil(0).public_key: 4})
+    first = alice.receive("wlan0", ADDRESS[BOB], beacon_of(BOB, ADDRESS[BOB], number=2), now=7.0)
+    assert first[0] == PeerLost("wlan0", sybil(2).public_key)
+    alice.heard("wlan0", BOB.public_key, now=7.5)
+    second = alice.receive("wlan0", ADDRESS[CAROL], beacon_of(CAROL, ADDRESS[CAROL]), now=8.0)
+    assert second[0] == PeerLost("wlan0", sybil(1).public_key)
+    # sybil(0) has paid as much as Mallory, and is there; Carol has not proved herself, and that is soon against her.
+    assert alice.receive("wlan0", ADDRESS[CAROL], beacon_of(MALLORY, ADDRESS[CAROL]), now=9.0) == []
+    third = alice.receive(
+        "wlan0", ADDRESS[CAROL], beacon_of(MALLORY, ADDRESS[CAROL], number=2), now=8.0 + PROOF_TIMEOUT
+    )
+    assert third[0] == PeerLost("wlan0", CAROL.public_key)
+
+
+def test_who_has_paid_is_not_kept_waiting_by_strangers_without_end() -> None:
+    alice = node(ALICE, max_peers=8)
+    alice.set_worth({BOB.public_key: 1})
+    alice.interface_up("wlan0", ADDRESS[ALICE], now=0.0)
+    for n in range(2 * CHECKS_PER_SECOND):
+        alice.receive("wlan0", ADDRESS[CAROL], beacon_of(sybil(n), ADDRESS[CAROL]), now=1.0)
+    assert alice.counters["beacon_rate"] and alice.counters["beacon_limit"]
+    outputs = alice.receive("wlan0", ADDRESS[BOB], beacon_of(BOB, ADDRESS[BOB]), now=1.1)
+    assert any(isinstance(output, PeerFound) and output.peer == BOB.public_key for output in outputs)
+
+
+def test_what_a_tunnel_brings_is_as_good_as_a_beacon_and_forged_ones_cost_only_whom_they_are_of() -> None:
+    alice = node(ALICE)
+    alice.interface_up("wlan0", ADDRESS[ALICE], now=0.0)
+    for peer, address in ((BOB, ADDRESS[BOB]), (CAROL, ADDRESS[CAROL])):
+        alice.receive("wlan0", address, beacon_of(peer, address), now=0.0)
+    forged = beacon_of(BOB, ADDRESS[BOB], number=9)[:-1] + b"!"
+    lost: list[Output] = []
+    for n in range(1, 400):
+        now = n / 10
+        for _ in range(20):
+            lost += alice.receive("wlan0", ADDRESS[BOB], forged, now=now)
+        if n % 50 == 0:
+            assert alice.receive("wlan0", ADDRESS[BOB], beacon_of(BOB, ADDRESS[BOB], number=n), now=now) == []
+            lost += alice.receive("wlan0", ADDRESS[CAROL], beacon_of(CAROL, ADDRESS[CAROL], number=n), now=now)
+        alice.heard("wlan0", BOB.public_key, now=now)
+        lost += alice.expire(now=now)
+    assert alice.counters["beacon_forged"] <= 8 + 40 * 4 and alice.counters["beacon_rate"] > 7000
+    assert not any(isinstance(output, PeerLost) for output in lost)
+    gone = alice.expire(now=39.9 + LIFETIME_INTERVALS * INTERVAL)  # and it is gone by its deadline
+    assert PeerLost("wlan0", BOB.public_key) in gone
+
+
+def test_nobody_stays_longer_than_the_longest_interval_allows() -> None:
+    alice = node(ALICE)
+    alice.interface_up("wlan0", ADDRESS[ALICE], now=0.0)
+    said = Beacon(BOB.public_key, 1, 1, 655.0, ADDRESS[BOB])
+    alice.receive("wlan0", ADDRESS[BOB], wire.encode(said, BOB, network=NETWORK), now=0.0)
+    assert PeerLost("wlan0", BOB.public_key) in alice.expire(now=LIFETIME_MAX)
