@@ -89,6 +89,9 @@ class NodeConfig:
         None,
     )
     record_max_mb: int = key(integer(1, 1_000_000), "The recording ends at this size, in MB.", 256)
+    metrics_port: int = key(
+        integer(0, 65535), "TCP port on 127.0.0.1 at which Prometheus finds /metrics; 0: there is none.", 0
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -39,7 +40,7 @@ from meshd.recorder import Recorder
 from meshd.recovery import unbilled
 from meshd.redistribution import Redistribution
 from meshd.router import Router
-from meshd.rpc import methods
+from meshd.rpc import Methods, methods
 from meshd.tunnel import Tunnel
 from meshd.tunnels import SILENCE, Tunnels, next_incarnation
 from payments import events as pay
@@ -54,6 +55,9 @@ from routing.events import SetPolicy
 from routing.filters import Policy
 from routing.recording import RecordedSpeaker
 from routing.speaker import Speaker
+
+if TYPE_CHECKING:
+    from meshd.metrics import MetricsServer
 
 log = Logger("meshd")
 LAST_READING_TIMEOUT = 2.0
@@ -268,8 +272,22 @@ class Daemon:
             nursery.start_soon(self.redistribution.run)
             nursery.start_soon(self.quality.run)
             await nursery.start(ControlServer(self.config.node.control_socket, methods(self)).run)
+            if self.config.node.metrics_port:
+                await nursery.start(self._metrics_server().run)
             log.info("running", name=self.config.node.name, address=self.identity.address)
             task_status.started()
+
+    def _metrics_server(self) -> MetricsServer:
+        from meshd.metrics import MetricsServer, Snapshot  # noqa: PLC0415  only for who asked for it
+
+        node = Methods(self)
+
+        async def read() -> Snapshot:
+            return Snapshot(
+                await node.status({}), await node.neighbours({}), await node.ledger({}), await node.channels({})
+            )
+
+        return MetricsServer(self.config.node.metrics_port, read)
 
     async def reload(self) -> None:
         """Take filters, redistribution, `unpriced`, costs and MAC keys of interfaces anew from the configuration file.

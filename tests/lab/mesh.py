@@ -27,12 +27,14 @@ MB = 1_000_000
 SAT_PER_MB = 1_000_000  # in msat per GB
 RATE = "40mbit"
 TICK = 1.0
+METRICS_PORT = 9676
 CONFIG: dict[str, dict[str, Any]] = {
     # As in the demo: a short transfer is worth its on-chain fees, and the metric is scaled down to match.
     "routing": {"price_weight": 16, "max_price_msat_per_gb": 1_000 * SAT_PER_MB, "hello_interval": 1.0},
     "price": {"price_notice": 3.0},
     # No free tier: what is carried is billed, to the byte.
     "payments": {"tick": TICK, "min_confirmations": 1, "free_rate": 0},
+    "node": {"metrics_port": METRICS_PORT},
 }
 QUIET = 2.5 * TICK  # no payment for so long: there will be none
 PATIENCE = 60.0  # the machine may be busy with other things

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from tests.lab.mesh import MB, SAT_PER_MB, Mesh, running, topology, until
+from tests.lab.mesh import MB, METRICS_PORT, SAT_PER_MB, Mesh, running, topology, until
 
 pytestmark = pytest.mark.lab
 BUYER, RELAY, SHOP = "n1", "n2", "n3"
@@ -151,6 +152,18 @@ def test_what_is_wrong_has_its_exit_code(mesh: Mesh, arguments: tuple[str, ...],
     as_json = ask(mesh, BUYER, *arguments, "--json")
     assert as_json.returncode == code
     assert json.loads(as_json.stdout)["error"]["code"] == word
+
+
+def test_prometheus_reads_what_meshctl_says(mesh: Mesh) -> None:
+    text = mesh.lab.exec(RELAY, ["curl", "--silent", "--fail", f"http://127.0.0.1:{METRICS_PORT}/metrics"]).stdout
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    received = {s.labels["peer"]: s.value for s in samples if s.name == "meshd_peer_received_msat_total"}
+    assert received == {row["peer_address"]: row["received_msat"] for row in ask_json(mesh, RELAY, "ledger")}
+    assert sum(received.values()) > 0
+    carried = sum(s.value for s in samples if s.name == "meshd_carried_bytes_total")
+    assert carried > 4 * MB
+    channels = {s.labels["channel"] for s in samples if s.name == "meshd_channel_paid_msat"}
+    assert channels == {row["channel_id"] for row in ask_json(mesh, RELAY, "channels")} != set()
 
 
 def test_a_daemon_that_is_down_is_said_so(mesh: Mesh, tmp_path: Path) -> None:
