@@ -72,6 +72,7 @@ class Router:
         self._send, self._receive = trio.open_memory_channel[events.Input](QUEUE)
         self._links_lock = trio.Lock()
         self._far_ends: dict[str, IPv6Address] = {}
+        self._refused: dict[str, str] = {}  # interface name -> why the kernel does not meter it
         self._managed: dict[str, int] = {}  # interface name -> index under which the kernel meters it
 
     async def put(self, event: events.Input) -> None:
@@ -361,8 +362,11 @@ class Router:
         try:
             await self._kernel.manage(link.name)
         except (OSError, NetlinkError, NftError) as error:
-            log.warning("interface not usable", interface=link.name, reason=error)
+            if self._refused.get(link.name) != str(error):  # it is tried again and again
+                log.warning("interface not usable", interface=link.name, reason=error)
+            self._refused[link.name] = str(error)
             return False
+        self._refused.pop(link.name, None)
         self._managed[link.name] = link.index
         return True
 

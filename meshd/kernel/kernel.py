@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -15,9 +16,9 @@ import trio
 
 from meshd.kernel.changes import Changes
 from meshd.kernel.gate import Port, Tier
-from meshd.kernel.links import Links
+from meshd.kernel.links import ARPHRD_ETHER, ARPHRD_NONE, Links
 from meshd.kernel.meter import FlowCount, Meter
-from meshd.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
+from meshd.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkError, NetlinkSocket
 from meshd.kernel.nft import Gate, Nft
 from meshd.kernel.route_watch import RouteWatch
 from meshd.kernel.routes import RouteTable
@@ -90,12 +91,19 @@ class Kernel:
     async def manage(self, interface: str) -> None:
         """Meter and police the traffic of this interface, and prepare it: offloads off. Again after it was made anew.
 
-        Raises NetlinkError (ENODEV) if there is none of that name.
+        Raises NetlinkError: ENODEV if there is none of that name, EPFNOSUPPORT if its packets cannot be told apart by
+        neighbour: they need MAC addresses, or to be of one neighbour, as in a WireGuard or TUN interface.
         """
         link = await self.links.get(interface)
+        if link.hardware not in (ARPHRD_ETHER, ARPHRD_NONE):
+            raise NetlinkError(
+                errno.EPFNOSUPPORT,
+                f"{interface} is neither Ethernet nor radio (type {link.hardware}, as of PPP, GRE, IPIP), so that "
+                'bytes cannot be billed there; have a tunnel over it: security = "wireguard", or a [[peer]]',
+            )
         await self._changes.prepare_interface(interface)
         self.meter.name_interface(link.index, interface)
-        await self._nft.add_interface(interface, link.index, is_tunnel=not link.mac)
+        await self._nft.add_interface(interface, link.index, is_tunnel=link.hardware == ARPHRD_NONE)
 
     async def guard(self, interface: str, index: int) -> None:
         """Carry nothing that comes in there outside of the tunnels that go over it. Raises NftError."""

@@ -30,6 +30,7 @@ from meshd.kernel.netlink import (
     encode,
 )
 
+ARPHRD_ETHER, ARPHRD_NONE = 1, 65534
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK = 16, 17, 18
 _RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR = 20, 21, 22
 _RTM_NEWNEIGH, _RTM_GETNEIGH = 28, 30
@@ -65,7 +66,7 @@ IPAddress = IPv4Address | IPv6Address
 @dataclass(frozen=True, slots=True)
 class Link:
     """`is_up`: enabled, and with carrier. `link_local`: usable, that is, past duplicate address detection. `ipv4`: its
-    first IPv4 address, if any."""
+    first IPv4 address, if any. `hardware`: what its packets look like, ARPHRD_... of linux/if_arp.h."""
 
     index: int
     name: str
@@ -74,6 +75,7 @@ class Link:
     is_up: bool
     link_local: IPv6Address | None
     ipv4: IPv4Address | None = None
+    hardware: int = ARPHRD_ETHER
 
     @property
     def is_ready(self) -> bool:
@@ -303,7 +305,7 @@ def _is_usable(flags: int) -> bool:
 
 def _link(message: Message, link_local_by_index: dict[int, IPv6Address], ipv4_by_index: dict[int, IPv4Address]) -> Link:
     """Not by pyroute2: every event makes us read all interfaces again, and it takes a millisecond for each."""
-    _, _, index, flags, _ = _IFINFOMSG.unpack_from(message.payload)
+    _, hardware, index, flags, _ = _IFINFOMSG.unpack_from(message.payload)
     values = _values(message.payload, _IFINFOMSG.size)
     return Link(
         index=index,
@@ -313,6 +315,7 @@ def _link(message: Message, link_local_by_index: dict[int, IPv6Address], ipv4_by
         is_up=flags & _CAN_CARRY == _CAN_CARRY,
         link_local=link_local_by_index.get(index),
         ipv4=ipv4_by_index.get(index),
+        hardware=hardware,
     )
 
 

@@ -104,8 +104,8 @@ async def require(links: Links) -> None:
         if error.code != errno.EOPNOTSUPP:
             raise WireGuardError(f"cannot make a WireGuard interface: {error}") from error
         raise WireGuardError(
-            'there are interfaces with security = "wireguard" (the default), but this kernel has no WireGuard, and '
-            f"{PROGRAM} is not installed: apt install {PROGRAM}, or, where everybody on the wire is trusted, write "
+            'tunnels are wanted (security = "wireguard" is the default of an [[interface]]), but this kernel has no '
+            f"WireGuard, and {PROGRAM} is not installed: apt install {PROGRAM}, or, where everybody on the wire is trusted, write "
             'security = "none" in their [[interface]]'
         ) from None
     await links.delete(_PROBE)

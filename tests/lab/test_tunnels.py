@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,6 +21,7 @@ pytestmark = [
 
 NODES = ("n1", "n2", "n3", "n4", "n5")
 BUYER, RELAY, SHOP = "n1", "n3", "n5"
+VICTIMS = ("n2", RELAY)  # both ends of one tunnel, and one end of two others
 LINKS = list(pairwise(NODES))
 FEE = 20 * SAT_PER_MB
 SIZE = 10 * MB
@@ -96,23 +97,51 @@ def test_whoever_sends_past_the_tunnel_is_not_carried(mesh: Mesh) -> None:
     assert mesh.answers(thief, destination)
 
 
-def test_a_killed_wireguard_go_is_replaced(mesh: Mesh) -> None:
-    for number in servers(RELAY, mesh):
-        os.kill(number, signal.SIGKILL)
-    until("new tunnels", lambda: len(servers(RELAY, mesh)) == 2)
+def await_repair(mesh: Mesh, nodes: Sequence[str]) -> None:
+    """Until each tunnel of theirs has a process, the neighbours meet in it again, and all is carried and paid."""
+    for node in nodes:
+        neighbours = mesh.lab.topology.neighbours(node)
+        until("one process for each tunnel", lambda: len(servers(node, mesh)) == len(neighbours))  # noqa: B023
+        until("the neighbours", lambda: len(mesh.lab.rpc(node, "neighbours")) == len(neighbours))  # noqa: B023
     mesh.lab.wait_routes()
     carry(mesh)
+
+
+def test_a_killed_wireguard_go_is_replaced(mesh: Mesh) -> None:
+    nodes = VICTIMS
+    killed = [number for node in nodes for number in servers(node, mesh)]
+    assert len(killed) == 2 * len(nodes)
+    for number in killed:
+        os.kill(number, signal.SIGKILL)
+    until("new tunnels", lambda: all(len(set(servers(node, mesh)) - set(killed)) == 2 for node in nodes))
+    await_repair(mesh, nodes)
 
 
 def test_a_killed_daemon_comes_back_to_its_tunnels(mesh: Mesh) -> None:
-    names = set(tunnels(mesh.lab, RELAY))
-    mesh.lab.kill_node(RELAY, signal.SIGKILL)
-    assert set(tunnels(mesh.lab, RELAY)) == names  # they carry on without it
-    mesh.lab.start_node(RELAY)
-    mesh.lab.wait_routes()
-    assert set(tunnels(mesh.lab, RELAY)) == names
-    until("one process for each tunnel", lambda: len(servers(RELAY, mesh)) == len(names))
-    carry(mesh)
+    nodes = VICTIMS
+    names = {node: set(tunnels(mesh.lab, node)) for node in nodes}
+    for node in nodes:
+        mesh.lab.kill_node(node, signal.SIGKILL)
+        assert set(tunnels(mesh.lab, node)) == names[node]  # they carry on without it
+    for node in nodes:
+        mesh.lab.start_node(node)
+    await_repair(mesh, nodes)
+    assert {node: set(tunnels(mesh.lab, node)) for node in nodes} == names
+
+
+def test_tunnels_of_a_daemon_that_comes_back_without_them_are_gone(mesh: Mesh) -> None:
+    """What it left in the kernel is found again by its record, though it wants no tunnel any more."""
+    config = mesh.lab.path(SHOP) / "config.toml"
+    before = config.read_text()
+    (left,) = tunnels(mesh.lab, SHOP)
+    mesh.lab.kill_node(SHOP, signal.SIGKILL)
+    config.write_text(before.replace('"wireguard"', '"none"'))
+    mesh.lab.start_node(SHOP)
+    assert left not in tunnels(mesh.lab, SHOP) and not Path(f"/var/run/wireguard/{left}.sock").exists()
+    mesh.lab.kill_node(SHOP, signal.SIGTERM)
+    config.write_text(before)
+    mesh.lab.start_node(SHOP)
+    await_repair(mesh, [SHOP])
 
 
 def test_a_stopped_daemon_leaves_no_tunnel(mesh: Mesh) -> None:

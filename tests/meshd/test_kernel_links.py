@@ -30,6 +30,14 @@ def test_what_is_told_of_an_interface(pair: tuple[Node, Node]) -> None:
         a.call("link", "nowhere")
 
 
+def test_bytes_that_cannot_be_billed_are_refused_with_a_way_out(pair: tuple[Node, Node]) -> None:
+    """As those of PPP and GRE, which have no MAC addresses either, and more in front of the IP header."""
+    a, _ = pair
+    a.run("ip addr add fe80::1/64 dev lo nodad")
+    with pytest.raises(RuntimeError, match=r"EPFNOSUPPORT: lo is neither .*type 772.*\[\[peer\]\]"):
+        a.call("manage", "lo")
+
+
 def test_changes_of_carrier_and_of_existence_are_seen(pair: tuple[Node, Node]) -> None:
     a, b = pair
     a.call("watch")

@@ -404,6 +404,20 @@ def test_the_end_comes_even_if_nobody_can_be_told(node: Node) -> None:
     run(scenario)
 
 
+def test_in_a_tunnel_nobody_is_heard_but_whom_its_key_belongs_to(node: Node) -> None:
+    async def scenario() -> None:
+        async with node.running() as router:
+            await router.add_interface(InterfaceConfig(name="mw1"), THEIRS)
+            await node.link(name="mw1")
+            for source in (IPv6Address("fe80::bad"), THEIRS, OURS):
+                await node.socket.arrive.send(Datagram(3, source, GROUP, bytes((42, 2, 0, 0))))
+            await trio.sleep(0.1)
+            assert router.counters["packets of a wrong neighbour"] == 2
+            assert node.speaker.given[1:] == [events.ReceivedPacket("mw1", THEIRS, (), True)]
+
+    run(scenario)
+
+
 def test_a_tunnel_that_is_taken_away_while_its_news_waits_ends_nothing(node: Node) -> None:
     async def scenario() -> None:
         async with node.running() as router:

@@ -67,11 +67,13 @@ class FakeDevice:
         self.name = name
         self.node = node
         self.endpoint: Endpoint | None = None
+        self.keys = (b"", b"")
         self.configured = (0, 0)
         self.configurations = 0
         self.fails = False
 
     async def configure(self, private_key: bytes, peer_key: bytes, *, port: int = 0, mark: int = 0) -> None:
+        self.keys = (private_key, peer_key)
         self.configured = (port, mark)
         self.configurations += 1
         # As something in a thread: it is not interrupted.
@@ -95,6 +97,7 @@ class FakeDevice:
 
 class Node:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, peers: Sequence[PeerConfig] = ()) -> None:
+        self.identity = US
         self.kernel = FakeKernel()
         self.socket = FakeSocket()
         self.devices: list[FakeDevice] = []

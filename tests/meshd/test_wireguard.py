@@ -17,7 +17,7 @@ import trio
 from pyroute2.netlink.generic.wireguard import wgmsg
 
 from meshd.kernel import wireguard
-from meshd.kernel.netlink import Message, NetlinkError, attribute, decode
+from meshd.kernel.netlink import Message, NetlinkError, attribute, attributes, decode
 from meshd.kernel.wireguard import (
     Endpoint,
     GoDevice,
@@ -66,6 +66,23 @@ def test_the_state_is_read_from_what_the_kernel_says() -> None:
     assert read_status([device]) == Status(51820, 0)
     with_peer = device + attribute(8 | 0x8000, attribute(0x8000, peer))
     assert read_status([with_peer]) == Status(51820, 1_700_000_000)
+
+
+@pytest.mark.parametrize(
+    "endpoint", [Endpoint(IPv6Address("fe80::1"), 4242, 7), Endpoint(IPv4Address("192.0.2.1"), 65535)]
+)
+def test_where_the_kernel_heard_a_peer_last_is_read_as_it_was_told(endpoint: Endpoint) -> None:
+    (given,) = told(peer_endpoint("mw0", PEER, endpoint, keepalive=0)).get_attr("WGDEVICE_A_PEERS")
+    assert given.get_attr("WGPEER_A_ENDPOINT")
+    peer = attribute(1, PEER) + attribute(7, wireguard.struct.pack("=Q", 2**40))
+    for kind, start, end in attributes(payload := peer_endpoint("mw0", PEER, endpoint, keepalive=0), 0, len(payload)):
+        if kind == 8:
+            ((_, first, last),) = attributes(payload, start, end)
+            peer += b"".join(attribute(k, payload[s:e]) for k, s, e in attributes(payload, first, last) if k == 4)
+    device = attribute(8 | 0x8000, attribute(0x8000, peer))
+    assert read_status([device]) == Status(0, 0, 2**40, endpoint)
+    broken = attribute(8 | 0x8000, attribute(0x8000, attribute(4, b"\x02\0")))
+    assert read_status([broken]).endpoint is None
 
 
 class PlayedLinks:
@@ -162,6 +179,32 @@ def test_what_is_wrong_with_an_answer_is_said_without_the_key(
             with pytest.raises(WireGuardError) as caught:
                 await device.status()
             assert "5ec2e7" not in str(caught.value)
+
+        trio.run(answering, tmp_path / "mw0.sock", reply, ask)
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("text", "endpoint"),
+    [
+        (b"endpoint=192.0.2.1:51820\n", Endpoint(IPv4Address("192.0.2.1"), 51820)),
+        (b"endpoint=[2001:db8::1]:1\n", Endpoint(IPv6Address("2001:db8::1"), 1)),
+        (b"endpoint=[fe80::1%7]:65535\n", Endpoint(IPv6Address("fe80::1"), 65535, 7)),
+        (b"endpoint=[fe80::1%lo]:5\n", Endpoint(IPv6Address("fe80::1"), 5, 1)),
+        (b"endpoint=[fe80::1%gone]:5\n", Endpoint(IPv6Address("fe80::1"), 5)),
+        (b"", None),
+    ],
+)
+def test_where_wireguard_go_heard_a_peer_last_is_read(
+    text: bytes, endpoint: Endpoint | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wireguard, "_SOCKETS", tmp_path)
+    reply = b"listen_port=7\n" + text + b"rx_bytes=99\nlast_handshake_time_sec=5\nerrno=0\n\n"
+    with subprocess.Popen(["sleep", "60"]) as process:
+        device = GoDevice("mw0", process)
+
+        async def ask() -> None:
+            assert await device.status() == Status(7, 5, 99, endpoint)
 
         trio.run(answering, tmp_path / "mw0.sock", reply, ask)
         process.kill()
