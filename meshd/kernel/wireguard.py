@@ -105,8 +105,8 @@ async def require(links: Links) -> None:
             raise WireGuardError(f"cannot make a WireGuard interface: {error}") from error
         raise WireGuardError(
             'tunnels are wanted (security = "wireguard" is the default of an [[interface]]), but this kernel has no '
-            f"WireGuard, and {PROGRAM} is not installed: apt install {PROGRAM}, or, where everybody on the wire is trusted, write "
-            'security = "none" in their [[interface]]'
+            f"WireGuard, and {PROGRAM} is not installed: apt install {PROGRAM}, or, where everybody on the wire is "
+            'trusted, write security = "none" in their [[interface]]'
         ) from None
     await links.delete(_PROBE)
 
