@@ -1,4 +1,4 @@
-"""A unidirectional channel at either end: its states, what may follow what, and what must always hold.
+"""A unidirectional channel at either end: what it has paid, and what must always hold (`payments.life`: its states).
 
 Who pays is the payer, at direction OUT; the payee is at direction IN. A payment raises `cumulative_msat`; the payer's
 signature is over that, in sat, rounded down. Money is only ever counted as cumulative sums of channels.
@@ -18,40 +18,13 @@ from payments.channel_tx import (
     sign_payment,
     verify_payment,
 )
-from payments.ledger import InvariantError
+from payments.life import Cause, InvariantError, check_channel_step, next_state
 from payments.ports import Outpoint, OutputStatus
 from payments.records import ChannelRecord, ChannelState, Direction
 from payments.units import MSAT_PER_SAT, msat_to_sat
 
-_OPENING, _PENDING, _OPEN, _CLOSING = (
-    ChannelState.OPENING,
-    ChannelState.PENDING,
-    ChannelState.OPEN,
-    ChannelState.CLOSING,
-)
+_PENDING, _OPEN, _CLOSING = ChannelState.PENDING, ChannelState.OPEN, ChannelState.CLOSING
 _CLAIMING, _REFUNDING, _CLOSED = ChannelState.CLAIMING, ChannelState.REFUNDING, ChannelState.CLOSED
-
-# What may follow what. OPEN goes back to PENDING, and PENDING straight to a spend, when a block is reorganised away.
-# CLAIMING goes back to CLOSING when the claim has vanished or must be built anew.
-TRANSITIONS: dict[Direction, dict[ChannelState, frozenset[ChannelState]]] = {
-    Direction.OUT: {
-        _OPENING: frozenset({_PENDING}),
-        _PENDING: frozenset({_OPEN, _CLOSING, _CLAIMING, _REFUNDING, _CLOSED}),
-        _OPEN: frozenset({_PENDING, _CLOSING, _CLAIMING, _REFUNDING, _CLOSED}),
-        _CLOSING: frozenset({_CLAIMING, _REFUNDING, _CLOSED}),
-        _CLAIMING: frozenset({_CLOSING, _CLOSED}),
-        _REFUNDING: frozenset({_CLAIMING, _CLOSED}),
-        _CLOSED: frozenset(),
-    },
-    Direction.IN: {
-        _OPENING: frozenset({_PENDING, _CLOSED}),
-        _PENDING: frozenset({_OPEN, _CLOSED}),
-        _OPEN: frozenset({_PENDING, _CLOSING, _CLOSED}),
-        _CLOSING: frozenset({_CLAIMING, _CLOSED}),
-        _CLAIMING: frozenset({_CLOSING, _CLOSED}),
-        _CLOSED: frozenset(),
-    },
-}
 
 # Where money can still be in the funding output.
 WATCHED = frozenset({_PENDING, _OPEN, _CLOSING, _CLAIMING, _REFUNDING})
@@ -86,23 +59,28 @@ class Channel:
     acknowledged_msat: int = 0
     spend_txid: bytes | None = None
     spend_raw: bytes | None = None
+    written: ChannelRecord | None = None  # as it is on the disk, or will be before anything leaves
     refusals: int = 0
     is_close_ready: bool = False  # payee: it is no use to wait for the payer, which has answered or is gone
     is_payer_done: bool = False  # payee: the payer has said that it will not pay through it any more
 
     @classmethod
     def from_record(cls, record: ChannelRecord) -> Channel:
-        return cls(**{field.name: getattr(record, field.name) for field in fields(record)})
+        return cls(**{field.name: getattr(record, field.name) for field in fields(record)}, written=record)
 
     def record(self) -> ChannelRecord:
         return ChannelRecord(**{field.name: getattr(self, field.name) for field in fields(ChannelRecord)})
 
-    def move_to(self, state: ChannelState) -> None:
-        """Raises InvariantError for a transition that is not in the table."""
-        if state not in TRANSITIONS[self.direction].get(self.state, frozenset()):
-            raise InvariantError(f"{self.direction.value} channel from {self.state.value} to {state.value}")
-        self.state = state
+    def move(self, cause: Cause) -> None:
+        """Raises InvariantError for what is not in the table."""
+        self.state = next_state(self.direction, self.state, cause)
         self.check()
+
+    def written_as(self, record: ChannelRecord) -> None:
+        """Raises InvariantError unless that may follow what was written before."""
+        if self.written is not None:
+            check_channel_step(self.written, record)
+        self.written = record
 
     def check(self) -> None:
         """Raises InvariantError unless every sum is within the channel and every state has what it needs."""

@@ -18,6 +18,7 @@ from payments.events import (
     TransactionKind,
     UnwatchOutput,
 )
+from payments.life import Cause
 from payments.messages import CloseChannel, CloseReady
 from payments.opening import MAX_REFUSALS
 from payments.ports import OutputStatus, SignedTransaction
@@ -26,14 +27,14 @@ from payments.records import ChannelState, Direction
 # --- the payee ---
 
 
-def begin_close(core: Core, channel: Channel, reason: str, *, now: float) -> None:
+def begin_close(core: Core, channel: Channel, cause: Cause, *, now: float) -> None:
     """Of an incoming channel that is OPEN. With the payer away there is nothing to wait for."""
     peer = core.peer(channel.peer)
     if peer.is_ready:
         settlement.state_now(core, peer, now=now)
         core.send(peer, CloseChannel(channel.channel_id))
     channel.is_close_ready = not peer.is_ready
-    core.move(channel, ChannelState.CLOSING, reason)
+    core.move(channel, cause)
     wait_for_payers(core, now=now)
 
 
@@ -64,7 +65,7 @@ def review_claims(core: Core, *, now: float) -> None:
     core.claim_at = None
     for channel in closing:
         if channel.paid_sat == 0 and channel.is_payer_done:  # or it might go on paying through it
-            close(core, channel, "nothing to claim")
+            close(core, channel, Cause.NOTHING_TO_CLAIM)
     marginal_fee_sat = claim_marginal_fee(core.fee_rate)
     worth_it = [c for c in closing if c.paid_sat > marginal_fee_sat]
     for first in range(0, len(worth_it), MAX_BATCH):
@@ -81,7 +82,7 @@ def _claim(core: Core, channels: list[Channel], *, fee_rate: float, destination:
     core.use_script()
     for channel in channels:
         _set_spend(channel, transaction)
-        core.move(channel, ChannelState.CLAIMING)
+        core.move(channel, Cause.CLAIM_SENT)
     core.emit(BroadcastTransaction(transaction.raw, transaction.txid, TransactionKind.CLAIM, transaction.fee_sat))
 
 
@@ -96,7 +97,7 @@ def _claim_anew(core: Core, spend_txid: bytes | None, reason: str, *, now: float
         is_claiming = channel.state is ChannelState.CLAIMING and channel.direction is Direction.IN
         if is_claiming and channel.spend_txid == spend_txid:
             channel.is_close_ready = True
-            core.move(channel, ChannelState.CLOSING, reason)
+            core.move(channel, Cause.CLAIM_LOST, reason)
             core.claim_at = now
 
 
@@ -108,7 +109,7 @@ def handle_close_channel(core: Core, peer: Peer, message: CloseChannel, *, now: 
     channel = core.channel_of(peer, message.channel_id, Direction.OUT)
     if channel.state in (ChannelState.PENDING, ChannelState.OPEN):
         settlement.pay(core, peer, now=now)
-        core.move(channel, ChannelState.CLOSING, "the payee claims")
+        core.move(channel, Cause.PAYEE_CLOSES)
     core.send(peer, CloseReady(channel.channel_id))
 
 
@@ -122,7 +123,7 @@ def _refund(core: Core, channel: Channel) -> None:
     except UneconomicError:
         return
     _set_spend(channel, transaction)
-    core.move(channel, ChannelState.REFUNDING, "expired")
+    core.move(channel, Cause.EXPIRED)
     core.emit(BroadcastTransaction(transaction.raw, transaction.txid, TransactionKind.REFUND, transaction.fee_sat))
 
 
@@ -139,7 +140,7 @@ def handle_output_seen(core: Core, event: ChannelOutputSeen, *, now: float) -> N
         _handle_missing(core, channel)
     elif not channel.matches(status):
         if channel.direction is Direction.IN:
-            close(core, channel, "the funding output is not what was agreed")
+            close(core, channel, Cause.NOT_AS_AGREED)
     elif status.spent_by is not None:
         _handle_spent(core, channel, status, event.spending_raw, now=now)
     else:
@@ -153,12 +154,12 @@ def _depth(core: Core, height: int | None) -> int:
 def _handle_missing(core: Core, channel: Channel) -> None:
     """Not there yet, or reorganised away. Our own funding transaction may confirm at any time: it stays watched."""
     if channel.state is ChannelState.OPEN:
-        core.move(channel, ChannelState.PENDING, "the funding transaction has left the chain")
+        core.move(channel, Cause.FUNDING_LOST)
         transaction = _unconfirmed(channel)
         if transaction is not None:
             core.emit(transaction)
     elif channel.direction is Direction.IN and core.height >= channel.terms.expiry_height:
-        close(core, channel, "never funded")
+        close(core, channel, Cause.NEVER_FUNDED)
 
 
 def _handle_unspent(core: Core, channel: Channel, status: OutputStatus, *, now: float) -> None:
@@ -166,9 +167,9 @@ def _handle_unspent(core: Core, channel: Channel, status: OutputStatus, *, now: 
     if channel.state is ChannelState.PENDING and is_deep:
         _handle_confirmed(core, channel)
     elif channel.state is ChannelState.OPEN and status.height is None:
-        core.move(channel, ChannelState.PENDING, "the funding transaction has left the chain")
+        core.move(channel, Cause.FUNDING_LOST)
     elif channel.state is ChannelState.CLAIMING and channel.direction is Direction.OUT:
-        core.move(channel, ChannelState.CLOSING, "the claim has vanished")
+        core.move(channel, Cause.CLAIM_VANISHED)
     _handle_height(core, channel, is_deep=is_deep, now=now)
 
 
@@ -176,7 +177,7 @@ def _handle_confirmed(core: Core, channel: Channel) -> None:
     is_first = not channel.is_confirmed
     channel.is_confirmed = True
     channel.refusals = 0
-    core.move(channel, ChannelState.OPEN)
+    core.move(channel, Cause.CONFIRMED)
     if channel.direction is Direction.IN and is_first and channel.cumulative_msat:
         settlement.credit(core, core.peer(channel.peer), channel, channel.cumulative_msat)
 
@@ -186,7 +187,7 @@ def _handle_height(core: Core, channel: Channel, *, is_deep: bool, now: float) -
     expiry_height = channel.terms.expiry_height
     if channel.direction is Direction.IN:
         if channel.state is ChannelState.OPEN and core.height >= expiry_height - core.config.expiry_margin:
-            begin_close(core, channel, "expires soon", now=now)
+            begin_close(core, channel, Cause.EXPIRES_SOON, now=now)
     elif core.height >= expiry_height and is_deep and channel.state in (ChannelState.OPEN, ChannelState.CLOSING):
         _refund(core, channel)
 
@@ -199,29 +200,29 @@ def _handle_spent(
     if channel.direction is Direction.IN:
         if is_final:
             conflicting = None if is_ours else channel.spend_txid
-            close(core, channel, "claimed" if is_ours else "spent by another transaction than our claim")
+            close(core, channel, Cause.CLAIM_CONFIRMED if is_ours else Cause.SPENT_OTHERWISE)
             if conflicting is not None:
                 _claim_anew(core, conflicting, "another input of the claim was spent", now=now)
         return
     if is_ours:
         if is_final:
-            close(core, channel, "refunded")
+            close(core, channel, Cause.REFUND_CONFIRMED)
         return
     if channel.state is not ChannelState.CLAIMING or channel.spend_txid != status.spent_by:
         channel.spend_txid, channel.spend_raw = status.spent_by, None
         core.channel_changed(channel)
     if channel.state is not ChannelState.CLAIMING:
-        core.move(channel, ChannelState.CLAIMING)
+        core.move(channel, Cause.CLAIM_SEEN)
     if is_final:
         taken_sat = None if spending_raw is None else claimed_sat(channel, spending_raw)
         if taken_sat is not None:
             channel.settle_at_claim(taken_sat)
-        close(core, channel, "claimed")
+        close(core, channel, Cause.CLAIM_CONFIRMED)
 
 
-def close(core: Core, channel: Channel, reason: str) -> None:
+def close(core: Core, channel: Channel, cause: Cause) -> None:
     channel.funding_raw = channel.spend_raw = None  # nothing to broadcast any more
-    core.move(channel, ChannelState.CLOSED, reason)
+    core.move(channel, cause)
     core.emit(UnwatchOutput(channel.channel_id))
 
 

@@ -19,6 +19,7 @@ from payments.config import PaymentConfig
 from payments.counts import Signer
 from payments.events import ChannelStateChanged, NeedScript, Output, Persist, Resume, SendMessage, Suspend
 from payments.ledger import Balance, Ledger
+from payments.life import Cause, InvariantError
 from payments.messages import Accounts, Message, encode
 from payments.records import Change, ChannelState, Direction, ForgottenChannel, HeightRecord
 from payments.window import Window
@@ -210,10 +211,11 @@ class Core:
         self._other_changes.append(HeightRecord(height))
         self._is_hard = True
 
-    def move(self, channel: Channel, state: ChannelState, reason: str = "") -> None:
-        channel.move_to(state)
+    def move(self, channel: Channel, cause: Cause, detail: str = "") -> None:
+        channel.move(cause)
         self.channel_changed(channel)
-        self.emit(ChannelStateChanged(channel.peer, channel.channel_id, channel.direction, state, reason))
+        reason = cause.value + (f": {detail}" if detail else "")
+        self.emit(ChannelStateChanged(channel.peer, channel.channel_id, channel.direction, channel.state, reason))
 
     def forget(self, channel: Channel) -> None:
         """Of a channel that never reached the chain."""
@@ -232,21 +234,32 @@ class Core:
                 outputs.insert(0, Persist(changes))
         return outputs
 
+    @staticmethod
+    def _check_conservation(peer: Peer) -> None:
+        """What the ledger says was paid is what the channels have paid. Raises InvariantError."""
+        sent = sum(c.counted_msat for c in peer.channels if c.direction is Direction.OUT)
+        received = sum(c.counted_msat for c in peer.channels if c.direction is Direction.IN)
+        if (sent, received) != (peer.ledger.sent_msat, peer.ledger.received_msat):
+            raise InvariantError("the ledger and the channels disagree on what was paid")
+
     def _take_changes(self) -> tuple[Change, ...]:
         changes = self._other_changes
         for key in self._dirty_ledgers:
             if key in self.peers:
+                self._check_conservation(self.peers[key])
                 ledger = self.peers[key].ledger
-                ledger.check()
                 ledger.unwritten_units = 0
-                changes.append(ledger.record())
+                changes.append(ledger.write())
         for key in self._dirty_counts:
-            record = self.peers[key].book.record(key) if key in self.peers else None
-            if record is not None and not self.peers[key].ledger.is_empty:
-                changes.append(record)
+            counts = self.peers[key].book.record(key) if key in self.peers else None
+            if counts is not None and not self.peers[key].ledger.is_empty:
+                changes.append(counts)
         for channel_id in self._dirty_channels:
-            self.channels[channel_id].check()
-            changes.append(self.channels[channel_id].record())
+            channel = self.channels[channel_id]
+            channel.check()
+            record = channel.record()
+            channel.written_as(record)
+            changes.append(record)
         self._other_changes = []
         self._dirty_ledgers.clear()
         self._dirty_counts.clear()

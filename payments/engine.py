@@ -21,6 +21,7 @@ from payments.config import PaymentConfig
 from payments.core import Core, Peer
 from payments.counts import CountsError, Signer
 from payments.ledger import Ledger
+from payments.life import Cause
 from payments.records import ChannelState, Direction, EngineState
 
 __all__ = ["PaymentConfig", "PaymentEngine"]
@@ -192,7 +193,7 @@ class PaymentEngine:
         for channel in list(self._core.channels.values()):
             is_meant = event.peer is None or channel.peer == event.peer
             if is_meant and channel.direction is Direction.IN and channel.state is ChannelState.OPEN:
-                closing.begin_close(self._core, channel, "closed by the operator", now=now)
+                closing.begin_close(self._core, channel, Cause.OPERATOR_CLOSES, now=now)
 
     def _touch_all(self) -> None:
         for peer in self._core.peers.values():

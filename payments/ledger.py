@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from payments.life import InvariantError, check_ledger_step
 from payments.messages import Accounts
 from payments.records import LedgerRecord
 from payments.units import MAX_UNITS, msat_to_units, units_to_msat
@@ -20,10 +21,6 @@ from payments.window import Window
 
 MAX_UNWRITTEN = 4  # the divisor: a quarter of the window
 LOST_PER_RESTART = 2  # half of the window: the quarter, and what the last reading of the meter brought on top
-
-
-class InvariantError(Exception):
-    """A fault of ours: the engine's state contradicts itself. Never caused by a peer."""
 
 
 Balance = tuple[Accounts, int, int]  # bills, sent, received: what one settlement follows from
@@ -46,6 +43,7 @@ class Ledger:
     their_seen_units: int = 0  # which of our bills their `acknowledged` answers; told anew in each session
     sent_msat: int = 0
     received_msat: int = 0
+    written: LedgerRecord | None = None  # as it is on the disk, or will be before anything leaves
     is_tolerant: bool = True  # no longer, once the peer's counts disagree with ours
 
     @classmethod
@@ -60,6 +58,7 @@ class Ledger:
             owed_limit_units=record.owed_limit_units,
             lost_meter_units=record.lost_meter_units,
             is_suspended=record.is_suspended,
+            written=record,
         )
 
     def record(self) -> LedgerRecord:
@@ -75,6 +74,15 @@ class Ledger:
             window_progress_msat=self.window.progress_msat,
             is_suspended=self.is_suspended,
         )
+
+    def write(self) -> LedgerRecord:
+        """The row to be written. Raises InvariantError unless it may follow the one before."""
+        self.check()
+        record = self.record()
+        if self.written is not None:
+            check_ledger_step(self.written, record)
+        self.written = record
+        return record
 
     def accounts(self) -> Accounts:
         """What we tell the peer. It must be on disk before it leaves, so that no bill of ours ever goes back."""

@@ -20,6 +20,7 @@ from payments.events import (
     TransactionKind,
     WatchOutput,
 )
+from payments.life import Cause
 from payments.messages import (
     CHANNEL_ID_BYTES,
     REJECT_NOT_READY,
@@ -178,7 +179,7 @@ def handle_funding_created(core: Core, peer: Peer, message: FundingCreated) -> N
     if channel.state is not ChannelState.OPENING:
         raise PeerFaultError("a funding for a closed channel")
     channel.funding = outpoint
-    core.move(channel, ChannelState.PENDING)
+    core.move(channel, Cause.FUNDING_TOLD)
     core.emit(WatchOutput(channel.channel_id, outpoint))
 
 
@@ -218,7 +219,7 @@ def handle_reject(core: Core, peer: Peer, message: RejectChannel, *, now: float)
         return
     channel = core.channel_of(peer, message.channel_id, Direction.OUT)
     if channel.state in (ChannelState.PENDING, ChannelState.OPEN):
-        core.move(channel, ChannelState.CLOSING, f"rejected with code {message.code}")
+        core.move(channel, Cause.REJECTED, f"code {message.code}")
 
 
 def handle_funded(core: Core, event: ChannelFunded, *, now: float) -> None:
@@ -238,7 +239,7 @@ def handle_funded(core: Core, event: ChannelFunded, *, now: float) -> None:
     channel.funding = Outpoint(event.transaction.txid, index)
     channel.funding_raw = event.transaction.raw
     core.add_channel(channel)
-    core.move(channel, ChannelState.PENDING)
+    core.move(channel, Cause.FUNDING_SIGNED)
     transaction = event.transaction
     core.emit(BroadcastTransaction(transaction.raw, transaction.txid, TransactionKind.FUNDING, transaction.fee_sat))
     core.emit(WatchOutput(channel.channel_id, channel.funding))

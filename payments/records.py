@@ -16,7 +16,7 @@ class Direction(Enum):
 
 
 class ChannelState(Enum):
-    """Of a channel, at either end. `payments.channel.TRANSITIONS` says what may follow what."""
+    """Of a channel, at either end. `payments.life.TABLE` says what may follow what."""
 
     OPENING = "opening"  # agreed on, or being agreed on; nothing is on chain
     PENDING = "pending"  # the funding transaction is known, and waits for its confirmations

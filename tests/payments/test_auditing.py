@@ -6,7 +6,7 @@ from payments import events as ev
 from payments import messages as msg
 from payments.agreement import Finding, Standing
 from payments.counts import CountReport, Evidence, Signer, Traffic, verify
-from payments.ledger import InvariantError
+from payments.life import InvariantError
 from tests.payments.world import PRICE_MSAT_PER_GB, Node, World, priced, secret_of
 
 W = 10_000

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import product
 
 import pytest
 
-from payments.channel import TRANSITIONS, Channel, PeerFaultError, channel_key, claimed_sat
+from payments.channel import Channel, PeerFaultError, channel_key, claimed_sat
 from payments.channel_tx import ChannelTerms, build_claim, build_refund, funding_script_pubkey, public_key, sign_payment
-from payments.ledger import InvariantError
+from payments.life import InvariantError
 from payments.ports import Outpoint, OutputStatus
 from payments.records import ChannelState, Direction
 
@@ -32,27 +31,6 @@ def paid(*amounts_msat: int) -> tuple[Channel, Channel]:
         assert payee.receive(payer.cumulative_msat, payer.signature) == amount_msat
         payer.acknowledged_msat = payer.cumulative_msat
     return payer, payee
-
-
-@pytest.mark.parametrize(("direction", "old", "new"), list(product(Direction, ChannelState, ChannelState)))
-def test_only_the_transitions_of_the_table(direction: Direction, old: ChannelState, new: ChannelState) -> None:
-    channel = make(direction, old)
-    if new in TRANSITIONS[direction].get(old, ()):
-        channel.move_to(new)
-        assert channel.state is new
-    else:
-        with pytest.raises(InvariantError):
-            channel.move_to(new)
-        assert channel.state is old
-
-
-def test_closed_is_final_and_every_state_can_get_there() -> None:
-    for table in TRANSITIONS.values():
-        assert table[ChannelState.CLOSED] == frozenset()
-        reached = {ChannelState.CLOSED}
-        while new := {s for s, following in table.items() if following & reached} - reached:
-            reached |= new
-        assert reached == set(table)
 
 
 def test_payments_up_to_the_reserve_and_no_further() -> None:

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from payments.ledger import InvariantError, Ledger
+from payments.ledger import Ledger
+from payments.life import InvariantError
 from payments.messages import Accounts
 from payments.units import MAX_UNITS, UNITS_PER_MSAT, msat_to_sat, msat_to_units, units_to_msat
 from payments.window import Window

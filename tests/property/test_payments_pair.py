@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from payments import events as ev
-from payments.ledger import InvariantError
+from payments.life import InvariantError
 from payments.records import ChannelState, Direction
 from payments.units import MSAT_PER_SAT, UNITS_PER_MSAT, msat_to_units
 from tests.payments.world import Crash, Node, World, priced

@@ -1,0 +1,97 @@
+"""The table of a channel's life, its picture in the specification, and what no step may do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from payments import life
+from payments.channel import Channel
+from payments.channel_tx import ChannelTerms, public_key
+from payments.life import TABLE, Cause, InvariantError, check_channel_step, check_ledger_step, next_state
+from payments.ports import Outpoint
+from payments.records import ChannelRecord, ChannelState, Direction, LedgerRecord
+
+TERMS = ChannelTerms(public_key(b"\x01" * 32), public_key(b"\x02" * 32), 2_000, 10_000, b"\x00\x14" + bytes(20))
+SPECIFICATION = Path(__file__).parents[2] / "docs" / "spec" / "channel.md"
+
+
+def record(direction: Direction = Direction.OUT, state: ChannelState = ChannelState.OPEN) -> ChannelRecord:
+    channel = Channel(b"c" * 16, b"p" * 32, direction, state, TERMS, 100, funding=Outpoint(b"f" * 32, 3))
+    channel.cumulative_msat, channel.acknowledged_msat, channel.signature = 9_000, 7_000, b"s"
+    channel.is_confirmed = True
+    return channel.record()
+
+
+@pytest.mark.parametrize(("direction", "old", "cause"), list(product(Direction, ChannelState, Cause)))
+def test_a_channel_moves_by_the_table_and_not_otherwise(direction: Direction, old: ChannelState, cause: Cause) -> None:
+    channel = Channel.from_record(replace(record(direction, old), acknowledged_msat=0))
+    if (old, cause) in TABLE[direction]:
+        channel.move(cause)
+        assert channel.state is next_state(direction, old, cause) is TABLE[direction][old, cause]
+    else:
+        with pytest.raises(InvariantError):
+            channel.move(cause)
+        assert channel.state is old
+
+
+def test_closed_is_final_every_state_can_get_there_and_every_cause_occurs() -> None:
+    for table in TABLE.values():
+        states = {old for old, _ in table} | set(table.values())
+        assert ChannelState.CLOSED not in {old for old, _ in table}
+        reached = {ChannelState.CLOSED}
+        while new := {old for (old, _), to in table.items() if to in reached} - reached:
+            reached |= new
+        assert reached == states
+    assert {cause for table in TABLE.values() for _, cause in table} == set(Cause)
+
+
+@pytest.mark.parametrize("text", [life.markdown(), life.diagram()])
+def test_the_specification_shows_the_table(text: str) -> None:
+    """`python -c "from payments import life; print(life.markdown()); print(life.diagram())"` makes it anew."""
+    assert text in SPECIFICATION.read_text()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"peer": b"q" * 32},
+        {"terms": replace(TERMS, capacity_sat=9_999)},
+        {"direction": Direction.IN},
+        {"state": ChannelState.OPENING},
+        {"funding": Outpoint(b"f" * 32, 4)},
+        {"funding": None},
+        {"is_confirmed": False},
+        {"cumulative_msat": 8_999},
+        {"acknowledged_msat": 6_999},
+        {"signature": None},
+        {"state": ChannelState.CLOSED, "cumulative_msat": 6_999},
+    ],
+)
+def test_what_no_step_of_a_channel_does(changes: dict[str, object]) -> None:
+    before = record()
+    check_channel_step(before, before)
+    with pytest.raises(InvariantError):
+        check_channel_step(before, replace(before, **changes))  # type: ignore[arg-type]
+
+
+def test_a_payment_that_never_arrived_is_taken_back_only_when_the_chain_shows_it() -> None:
+    before = record(state=ChannelState.CLAIMING)
+    check_channel_step(before, replace(before, state=ChannelState.CLOSED, cumulative_msat=7_000))
+    with pytest.raises(InvariantError):
+        check_channel_step(before, replace(before, state=ChannelState.CLOSING, cumulative_msat=7_000))
+    closed = replace(before, state=ChannelState.CLOSED)
+    with pytest.raises(InvariantError):
+        check_channel_step(closed, replace(closed, cumulative_msat=9_001))
+
+
+def test_no_debt_goes_back() -> None:
+    before = LedgerRecord(b"p" * 32, 5, 4, 7, 6, 9, 3, 10_000, 5)
+    check_ledger_step(before, replace(before, window_msat=1, window_progress_msat=0, billed_units=6))
+    for name in ("billed", "acknowledged", "their_billed", "accepted", "owed_limit", "lost_meter"):
+        field = f"{name}_units"
+        with pytest.raises(InvariantError):
+            check_ledger_step(before, replace(before, **{field: getattr(before, field) - 1}))
