@@ -10,6 +10,7 @@ import hashlib
 from dataclasses import dataclass, fields
 
 from payments.channel_tx import (
+    CLAIM_LOCKTIME,
     ChannelTerms,
     Claim,
     InvalidSignatureError,
@@ -190,6 +191,8 @@ def claimed_sat(channel: Channel, spending_raw: bytes) -> int | None:
         transaction = parse_transaction(spending_raw)
     except ValueError:
         return None
+    if transaction.locktime != CLAIM_LOCKTIME:
+        return None  # a refund, perhaps our own, of which an old backup knows nothing
     outpoint = channel.outpoint
     for index, spent in enumerate(transaction.vin):
         if (bytes(spent.txid)[::-1], spent.vout) == (outpoint.txid, outpoint.index) and index < len(transaction.vout):

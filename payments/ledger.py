@@ -110,6 +110,8 @@ class Ledger:
 
     def hear(self, accounts: Accounts) -> None:
         """Take in what the peer says. Nothing that it says makes us owe more than our own meter allows."""
+        # If they admit to a bill that we do not remember, our books are an old backup, and it is ours to claim.
+        self.billed_units = max(self.billed_units, accounts.accepted_units)
         self.their_billed_units = max(self.their_billed_units, accounts.billed_units)
         self.acknowledged_units = max(self.acknowledged_units, min(accounts.accepted_units, self.billed_units))
         self.their_seen_units = min(accounts.seen_units, self.billed_units)

@@ -13,6 +13,7 @@ from payments.core import Core, Peer
 from payments.events import DropConnection
 from payments.messages import PROTOCOL_VERSION, ChannelSync, CloseChannel, Hello
 from payments.records import ChannelState, Direction
+from payments.units import msat_to_units
 
 
 def begin(core: Core, peer: Peer, *, now: float) -> None:
@@ -50,7 +51,11 @@ def handle_channel_sync(core: Core, peer: Peer, message: ChannelSync) -> None:
     if channel.state is ChannelState.CLOSED:
         return
     if message.cumulative_msat > channel.cumulative_msat:
+        forgotten_msat = message.cumulative_msat - channel.cumulative_msat
         channel.adopt(message.cumulative_msat, message.signature)
+        # We signed for it, so our meter had allowed it.
+        peer.ledger.add_metered(earned_units=0, owed_limit_units=msat_to_units(forgotten_msat))
+        core.ledger_changed(peer)
         core.channel_changed(channel)
         return
     if message.cumulative_msat > channel.acknowledged_msat:

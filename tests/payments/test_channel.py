@@ -144,3 +144,9 @@ def test_funding_must_be_exact() -> None:
 def test_each_channel_has_its_own_key() -> None:
     keys = {channel_key(seed, bytes([i]) * 16) for seed in (b"s" * 32, b"t" * 32) for i in range(20)}
     assert len(keys) == 40
+
+
+def test_a_refund_is_not_taken_for_a_claim_by_a_payer_that_has_forgotten_it() -> None:
+    channel = make(Direction.OUT)
+    refund = build_refund(TERMS, FUNDING, payer_key=PAYER_KEY, fee_rate=1.0)
+    assert claimed_sat(channel, refund.raw) is None

@@ -107,11 +107,20 @@ def test_a_sync_without_our_signature_is_a_fault(world: World) -> None:
     assert world.a.ledger(world.b).sent_msat == 6_001
 
 
+def test_who_admits_to_every_debt_there_is_owes_it(world: World) -> None:
+    """As after an old backup of ours. It costs us nothing, and it nothing but being carried."""
+    sent_msat = world.a.ledger(world.b).sent_msat
+    say(world, world.a, msg.Statement(EVERYTHING))
+    world.advance(60.0)
+    assert world.a.ledger(world.b).sent_msat == sent_msat
+    assert world.b.key in world.a.suspended
+
+
 def test_the_largest_bill_costs_the_tolerance_once(world: World) -> None:
-    say(world, world.a, msg.Statement(EVERYTHING))
-    world.advance(60.0)
-    say(world, world.a, msg.Statement(EVERYTHING))
-    world.advance(60.0)
+    demand = msg.Accounts.of(billed_units=MAX_UNITS, accepted_units=0, seen_units=0)
+    for _ in range(2):
+        say(world, world.a, msg.Statement(demand))
+        world.advance(60.0)
     assert world.a.ledger(world.b).sent_msat == 6_001 + 10_000
 
 

@@ -64,10 +64,10 @@ def test_what_is_accepted_is_not_taken_back_when_the_window_shrinks() -> None:
     assert subject.accepted_units == msat_to_units(W)
 
 
-def test_an_acknowledgement_beyond_our_bill_is_cut() -> None:
+def test_a_bill_that_they_admit_and_we_have_forgotten_is_ours() -> None:
     subject = ledger(billed_units=msat_to_units(10))
     subject.hear(accounts(accepted=11))
-    assert subject.acknowledged_units == msat_to_units(10)
+    assert subject.acknowledged_units == subject.billed_units == msat_to_units(11)
     subject.check()
 
 

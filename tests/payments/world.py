@@ -58,6 +58,13 @@ class MemoryStore:
                 case ForgottenChannel():
                     self.channels.pop(change.channel_id, None)
 
+    def copy(self) -> MemoryStore:
+        """A backup: rows are immutable."""
+        store = MemoryStore()
+        store.ledgers, store.channels = dict(self.ledgers), dict(self.channels)
+        store.counts, store.height = dict(self.counts), self.height
+        return store
+
     def load(self) -> EngineState:
         counts = tuple(self.counts.values())
         return EngineState(tuple(self.ledgers.values()), tuple(self.channels.values()), self.height, counts)
@@ -104,6 +111,22 @@ class FakeChain:
             for txid, height in self.height_by_txid.items():
                 if height is None:
                     self.height_by_txid[txid] = self.height
+
+    def reorganise(self, depth: int, *, vanish: bool) -> None:
+        """The last blocks are gone; their transactions are back in the pool, or unknown, with all that spends them."""
+        self.height -= depth
+        gone = {txid for txid, height in self.height_by_txid.items() if height is not None and height > self.height}
+        for txid in gone:
+            self.height_by_txid[txid] = None
+        if vanish:
+            self._drop(gone)
+
+    def _drop(self, gone: set[bytes]) -> None:
+        while spending := {s for o, s in self.spender.items() if o.txid in gone} - gone:
+            gone |= spending
+        for txid in gone:
+            del self.transactions[txid], self.raw[txid], self.height_by_txid[txid]
+        self.spender = {outpoint: txid for outpoint, txid in self.spender.items() if txid not in gone}
 
     def output(self, outpoint: Outpoint) -> OutputStatus | None:
         transaction = self.transactions.get(outpoint.txid)
