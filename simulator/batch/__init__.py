@@ -1,0 +1,1 @@
+"""The protocol for thousands of nodes, one destination after the other."""

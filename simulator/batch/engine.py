@@ -1,0 +1,250 @@
+"""Runs the kernel for every destination, in shards, and puts the results together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import networkx as nx
+import numpy as np
+from numpy.typing import NDArray
+
+from routing import rules
+from simulator import jit
+from simulator.batch import kernel as k
+from simulator.trace import RouteTrace
+
+Int64 = NDArray[np.int64]
+_RECORD = np.dtype([("at", "<f8"), ("node", "<i8"), ("hop", "<i8"), ("metric", "<u4"), ("price", "<u4")])
+TICK = 0.001  # seconds
+KINDS = {"originate": k.ORIGINATE, "fee": k.SET_FEE, "link_down": k.LINK_DOWN, "refresh": k.REFRESH}
+MAX_NODES = 20_000
+FOREVER = 1 << 62
+_FULL, _ENDLESS = 1, 2
+
+
+class BatchError(Exception):
+    """The network cannot be run; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What happens when all is settled: `originate` (all nodes, the usual first one), `fee` of `node` becomes `value`,
+    `link_down` between `node` and `value`, `refresh`: everybody repeats its updates."""
+
+    kind: str
+    node: int = 0
+    value: int = 0
+
+
+COLD_START = (Step("originate"),)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """A graph in arrays; rows as in simulator.batch.kernel."""
+
+    nodes: Int64
+    slots: Int64
+    slot_by_ends: Mapping[tuple[int, int], int]
+
+
+@dataclass(slots=True)
+class BatchResult:
+    """`metric[i, n]` and `next_hop[i, n]` are of node n towards the i-th destination; no route is 65535 and -1."""
+
+    destinations: list[int]
+    metric: NDArray[np.uint16]
+    next_hop: NDArray[np.int32]
+    updates: int = 0
+    requests: int = 0
+    changes: int = 0
+    loops: int = 0
+    step_ticks: list[int] = field(default_factory=list)  # until the last change of a route
+    trace: RouteTrace = field(default_factory=RouteTrace)
+
+
+def columns(graph: nx.Graph, fee_by_node: Mapping[int, int]) -> Columns:
+    """Raises BatchError unless the nodes are 0 to n-1."""
+    count = graph.number_of_nodes()
+    if sorted(graph) != list(range(count)) or not 1 <= count <= MAX_NODES:
+        raise BatchError(f"{count} nodes; 1 to {MAX_NODES} are possible, numbered from 0")
+    ends = sorted((a, b) for edge in graph.edges for a, b in (edge, edge[::-1]))
+    slot_by_ends = {pair: slot for slot, pair in enumerate(ends)}
+    slots = np.zeros((len(ends), k.SLOT_COLUMNS), np.int64)
+    for slot, (a, b) in enumerate(ends):
+        slots[slot, k.OWNER], slots[slot, k.NEIGHBOUR] = a, b
+        slots[slot, k.REVERSE] = slot_by_ends[b, a]
+        slots[slot, k.COST] = graph.edges[a, b]["cost"]
+    slots[:, k.IS_UP] = 1
+    slots[:, (k.FIRST, k.LAST)] = -1
+    nodes = np.zeros((count, k.NODE_COLUMNS), np.int64)
+    nodes[:, k.END_SLOT] = np.cumsum(np.bincount(slots[:, k.OWNER], minlength=count))
+    nodes[1:, k.FIRST_SLOT] = nodes[:-1, k.END_SLOT]
+    nodes[:, k.FEE] = [fee_by_node[node] for node in range(count)]
+    nodes[:, k.SELECTED] = -1
+    nodes[:, k.RAISED_AT] = -k.SEQNO_TICKS
+    return Columns(nodes, slots, slot_by_ends)
+
+
+def simulate(
+    graph: nx.Graph,
+    fee_by_node: Mapping[int, int],
+    steps: Sequence[Step] = COLD_START,
+    *,
+    price_weight: float = 256.0,
+    is_immediate: bool = False,
+    shards: int = 1,
+    workers: int = 1,
+    destinations: Iterable[int] | None = None,
+    is_traced: bool = True,
+    is_compiled: bool = True,
+    traced_ticks: int = FOREVER,
+    progress: Callable[[int, int], None] = lambda _done, _all: None,
+) -> BatchResult:
+    """All pairs, or those with these `destinations`. The result is the same for any number of shards and workers. The
+    trace has the changes before `traced_ticks`.
+
+    `progress(done, all)` counts destinations; it may be called by any thread. Raises BatchError."""
+    made = columns(graph, fee_by_node)
+    wanted = sorted(set(graph if destinations is None else destinations))
+    rows = _rows(made, steps)
+    kernel = _kernel(is_compiled)
+    parts = [wanted[number::shards] for number in range(max(1, shards))]
+    done = [0]
+
+    def run(part: list[int]) -> BatchResult:
+        def tell() -> None:
+            done[0] += 1
+            progress(done[0], len(wanted))
+
+        shard = _Shard(
+            made,
+            rows,
+            weight=price_weight,
+            is_immediate=is_immediate,
+            is_traced=is_traced,
+            traced_ticks=traced_ticks,
+        )
+        return shard.run(part, kernel, tell)
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        return merge(list(pool.map(run, parts)))
+
+
+def merge(results: Sequence[BatchResult]) -> BatchResult:
+    """Of shards with different destinations."""
+    order = sorted((d, part, row) for part, result in enumerate(results) for row, d in enumerate(result.destinations))
+    count = results[0].metric.shape[1]
+    whole = BatchResult(
+        [destination for destination, _, _ in order],
+        np.empty((len(order), count), np.uint16),
+        np.empty((len(order), count), np.int32),
+        step_ticks=[max(ticks) for ticks in zip(*(result.step_ticks for result in results), strict=True)],
+    )
+    for index, (_, part, row) in enumerate(order):
+        whole.metric[index] = results[part].metric[row]
+        whole.next_hop[index] = results[part].next_hop[row]
+    for result in results:
+        whole.updates += result.updates
+        whole.requests += result.requests
+        whole.changes += result.changes
+        whole.loops += result.loops
+        whole.trace.merge(result.trace)
+    return whole
+
+
+def _kernel(is_compiled: bool) -> Callable[..., None]:
+    helpers = tuple(f for f in jit.functions(rules, k) if f is not k.run_destination)
+    return jit.compiled(k.run_destination, helpers) if is_compiled else k.run_destination
+
+
+def _rows(made: Columns, steps: Sequence[Step]) -> Int64:
+    rows = np.zeros((len(steps), 3), np.int64)
+    for index, step in enumerate(steps):
+        subject = step.node
+        if step.kind == "link_down":
+            found = made.slot_by_ends.get((step.node, step.value))
+            if found is None:
+                raise BatchError(f"there is no link from {step.node} to {step.value}")
+            subject = found
+        elif step.kind not in KINDS or not 0 <= step.node < len(made.nodes):
+            raise BatchError(f"there is no step {step}")
+        rows[index] = KINDS[step.kind], subject, step.value
+    return rows
+
+
+def first_room(count: int) -> int:
+    """Of tables that grow when it is not enough."""
+    return count + 64
+
+
+class _Shard:
+    """Some destinations, one after the other, in the same tables."""
+
+    def __init__(
+        self, made: Columns, steps: Int64, *, weight: float, is_immediate: bool, is_traced: bool, traced_ticks: int
+    ) -> None:
+        count, slot_count = len(made.nodes), len(made.slots)
+        self._made = made
+        self._steps = steps
+        self._is_traced = is_traced
+        self._traced_ticks = traced_ticks
+        self._ends = np.zeros(len(steps), np.int64)
+        self._scratch = np.zeros(count, np.int64)
+        self._tables = k.Tables(
+            nodes=np.zeros((count, k.NODE_COLUMNS), np.int64),
+            slots=np.zeros_like(made.slots),
+            messages=np.zeros((first_room(slot_count), k.MESSAGE_COLUMNS), np.int64),
+            changes=np.zeros((8 * first_room(count) if is_traced else 1, k.CHANGE_COLUMNS), np.int64),
+            state=np.zeros(k.STATE_SIZE, np.int64),
+            weight=weight,
+            is_immediate=is_immediate,
+        )
+
+    def run(self, destinations: list[int], kernel: Callable[..., None], tell: Callable[[], None]) -> BatchResult:
+        count = len(self._made.nodes)
+        result = BatchResult(
+            destinations,
+            np.full((len(destinations), count), rules.METRIC_INFINITY, np.uint16),
+            np.full((len(destinations), count), -1, np.int32),
+            step_ticks=[0] * len(self._steps),
+        )
+        for row, destination in enumerate(destinations):
+            fixed = (self._made.nodes, self._made.slots, self._steps, self._ends, self._scratch)
+            kernel(self._tables, *fixed, destination)
+            while self._tables.state[k.IS_FULL] == _FULL:
+                self._grow()
+                kernel(self._tables, *fixed, destination)
+            if self._tables.state[k.IS_FULL] == _ENDLESS:
+                raise BatchError(f"the routes to {destination} did not settle in {k.TICKS_MAX} ticks")
+            self._collect(result, row)
+            tell()
+        return result
+
+    def _grow(self) -> None:
+        """Begun anew with more room, the outcome is the same."""
+        messages = np.zeros((2 * len(self._tables.messages), k.MESSAGE_COLUMNS), np.int64)
+        changes = np.zeros((2 * len(self._tables.changes) if self._is_traced else 1, k.CHANGE_COLUMNS), np.int64)
+        self._tables = self._tables._replace(messages=messages, changes=changes)
+
+    def _collect(self, result: BatchResult, row: int) -> None:
+        tables = self._tables
+        selected = tables.nodes[:, k.SELECTED]
+        routed = np.flatnonzero(selected >= 0)
+        result.metric[row, routed] = tables.slots[selected[routed], k.ROUTE_METRIC]
+        result.next_hop[row, routed] = tables.slots[selected[routed], k.NEIGHBOUR]
+        result.updates += int(tables.state[k.UPDATES])
+        result.requests += int(tables.state[k.REQUESTS])
+        result.changes += int(tables.state[k.CHANGE_COUNT])
+        result.loops += int(tables.state[k.LOOPS])
+        result.step_ticks = [max(a, int(b)) for a, b in zip(result.step_ticks, self._ends, strict=True)]
+        changes = tables.changes[: tables.state[k.CHANGES_KEPT]]
+        changes = changes[changes[:, k.AT] < self._traced_ticks]
+        if len(changes):
+            records = np.empty(len(changes), _RECORD)
+            records["at"] = changes[:, k.AT] * TICK
+            for name, column in (("node", k.NODE), ("hop", k.VIA), ("metric", k.C_METRIC), ("price", k.C_PRICE)):
+                records[name] = changes[:, column]
+            result.trace.add_many(result.destinations[row], records.tobytes())
