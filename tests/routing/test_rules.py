@@ -117,3 +117,4 @@ def test_the_rules_compile_with_numba() -> None:
     numba = pytest.importorskip("numba", reason="numba is not installed")
     assert numba.njit(rules.seqno_less)(0xFFFF, 0)
     assert numba.njit(rules.reception_ratio)(0xFFFF, 16) == 1.0
+    assert numba.njit(rules.blended_cost)(96, 96, 0.5) == 192
