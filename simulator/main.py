@@ -16,6 +16,7 @@ from typing import IO
 from routing.recording import Write
 from routing.rules import PRICE_NOT_FOR_SALE
 from simulator import topology
+from simulator.commands import scenario as scenario_command
 from simulator.commands import topology as topology_command
 from simulator.network import Network, Options
 from simulator.run import Report, random_fees, simulate
@@ -27,12 +28,14 @@ examples:
   meshsim run --topology grid:10x10 --seed 1
   meshsim run --topology geometric:300 --fee-range 0:500000 --json
   meshsim run --topology line:20 --latency 0.02 --wire
+  meshsim run city.toml --output results
+  meshsim run city.toml --verify results/manifest.json
 
 Exit codes: 0 every route is a cheapest one and no loop ever formed; 1 not so; 2 the command line is wrong.
 The same arguments and seed give the same trace, on any machine.
 """
 
-COMMANDS = (topology_command,)
+COMMANDS = (scenario_command, topology_command)
 
 
 def _range(text: str) -> tuple[int, int]:
@@ -84,10 +87,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True)
     run = commands.add_parser(
-        "run", help="a cold start, until the routes are the best ones", epilog=EXAMPLES, formatter_class=formatter
+        "run",
+        help="a scenario, or a cold start until the routes are the best ones",
+        epilog=EXAMPLES,
+        formatter_class=formatter,
     )
     run.add_argument("--topology", default="grid:10x10", help="which graph (default: %(default)s)")
-    run.add_argument("--seed", type=int, default=0, help="of graph, fees, costs and timing (default: 0)")
+    scenario_command.add_arguments(run)
+    run.add_argument("--seed", type=int, help="of graph, fees, costs and timing (default: the scenario's, or 0)")
     run.add_argument(
         "--fee-range", type=_fees, default=(0, 1_000_000), metavar="LOW:HIGH", help="msat per GB (default: 0:1000000)"
     )
@@ -180,6 +187,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.verb != "run":
         status: int = options.handler(options)
         return status
+    if options.scenario is not None:
+        return scenario_command.run(options)
+    options.seed = options.seed or 0
     try:
         graph = topology.build(options.topology, random.Random(f"{options.seed}/graph"), options.cost_range)
     except topology.TopologyError as error:

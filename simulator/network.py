@@ -7,7 +7,7 @@ import heapq
 import random
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from types import MappingProxyType
@@ -15,10 +15,16 @@ from types import MappingProxyType
 import networkx as nx
 
 from routing import codec
+from routing.config import Mode
 from routing.events import (
+    AnnouncedPrice,
     BlockRoute,
+    Input,
     InstallRoute,
+    InterfaceDown,
     InterfaceUp,
+    LearnedPrice,
+    LinkKind,
     OriginateRoute,
     Output,
     Prefix,
@@ -28,13 +34,18 @@ from routing.events import (
     TimerExpired,
 )
 from routing.recording import RecordedSpeaker, Write
+from routing.rules import METRIC_INFINITY
 from routing.speaker import Speaker, SpeakerConfig
 from routing.tlv import Tlv
+from simulator.exact.pipe import UNLIMITED, Pipe
+from simulator.scenario import INTERNET
+from simulator.trace import NO_ROUTE, RouteTrace
 
 MTU = 1500
 HEADERS = 48  # IPv6 and UDP, in front of every packet
 _LINK_LOCAL = int(IPv6Address("fe80::1"))
 _OVERLAY = int(IPv6Address("fd00::"))
+_EVERYWHERE = IPv6Network("::/0")
 
 
 def address_of(node: int) -> IPv6Address:
@@ -43,7 +54,7 @@ def address_of(node: int) -> IPv6Address:
 
 
 def prefix_of(node: int) -> IPv6Network:
-    return IPv6Network((_OVERLAY + node, 128))
+    return _EVERYWHERE if node == INTERNET else IPv6Network((_OVERLAY + node, 128))
 
 
 @dataclass(slots=True)
@@ -73,18 +84,29 @@ class _Packet:
     tlvs: tuple[Tlv, ...]
 
 
-_Event = _Start | _Packet | None  # None: look at the node's timers
+@dataclass(frozen=True, slots=True)
+class _Call:
+    function: Callable[[], None]
+
+
+_Event = _Start | _Packet | _Call | None  # None: look at the node's timers
+Tamper = Callable[[SendPacket], SendPacket]
 
 
 @dataclass(slots=True)
 class _Node:
     speaker: Speaker
+    config: SpeakerConfig
     timer_at: float = float("inf")  # of the earliest entry in the heap
+    is_up: bool = True
+    incarnation: int = 0
+    lowered: set[int] = field(default_factory=set)  # peers on whose side there is no carrier
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`latency` in seconds, one way, of every link; nodes are switched on at random within `start_spread` seconds."""
+    """`latency` in seconds, one way, of every link whose edge does not say; nodes are switched on at random within
+    `start_spread` seconds."""
 
     seed: int = 0
     latency: float = 0.001
@@ -96,7 +118,10 @@ class Options:
 class Network:
     """Point-to-point links along the edges of `graph`; each node announces one prefix.
 
-    `write_by_node`: where to say what goes into and comes out of a node's speaker (routing.recording).
+    An edge has `cost`, and may have `latency`, `loss`, `bandwidth`, `queue` (`simulator.exact.pipe`) and `kind`
+    ("wired" or "wireless"). Gateways announce the default route too, whose destination is `INTERNET`; leaves carry
+    for nobody. `write_by_node`: where to say what goes into and comes out of a node's speaker (routing.recording).
+    `config_by_node`: of nodes that differ from `options.config`; the router-id and the fee are set here.
     """
 
     def __init__(
@@ -105,6 +130,9 @@ class Network:
         fee_by_node: Mapping[int, int],
         options: Options,
         *,
+        gateways: Iterable[int] = (),
+        leaves: Iterable[int] = (),
+        config_by_node: Mapping[int, SpeakerConfig] = MappingProxyType({}),
         write_by_node: Mapping[int, Write] = MappingProxyType({}),
     ) -> None:
         self.graph = graph
@@ -113,20 +141,45 @@ class Network:
         self.traffic = Traffic()
         self.event_count = 0
         self.loops: list[tuple[float, int, list[int]]] = []  # when, to which destination, through which nodes
-        self.next_hop: dict[int, dict[int, int]] = {node: {} for node in graph}  # by destination, then by node
+        self.gateways = frozenset(gateways)
+        destinations = [*graph, INTERNET] if self.gateways else list(graph)
+        self.next_hop: dict[int, dict[int, int]] = {to: {} for to in destinations}  # by destination, then by node
         self.counters: Counter[str] = Counter()
+        self.routes = RouteTrace()
+        self.tampers: dict[int, Tamper] = {}  # by node: what becomes of a packet before it leaves
+        self.on_price: Callable[[int, AnnouncedPrice | LearnedPrice], None] | None = None
+        self._changes: list[RouteChange] = []
         self._heap: list[tuple[float, int, int, _Event]] = []
         self._sequence = 0
         self._digest = hashlib.blake2b(digest_size=16)
         self._node_by_address: dict[IPv4Address | IPv6Address, int] = {address_of(node): node for node in graph}
-        self._node_by_prefix: dict[Prefix, int] = {prefix_of(node): node for node in graph}
+        self._node_by_prefix: dict[Prefix, int] = {prefix_of(node): node for node in destinations}
         self._nodes: dict[int, _Node] = {}
+        self._pipes: dict[tuple[int, int], Pipe] = {}
+        for a, b in sorted(graph.edges):
+            self._lay(a, b)
         start = random.Random(f"{options.seed}/start")
+        barred = frozenset(leaves)
         for node in sorted(graph):
-            config = replace(options.config, router_id=(node + 1).to_bytes(8, "big"), fee_msat_per_gb=fee_by_node[node])
+            config = replace(config_by_node.get(node, options.config), fee_msat_per_gb=fee_by_node[node])
+            if node in barred:
+                config = replace(config, mode=Mode.LEAF)
             at = start.uniform(0.0, options.start_spread)
-            self._nodes[node] = _Node(self._speaker(node, config, write_by_node.get(node), at))
+            config = replace(config, router_id=(node + 1).to_bytes(8, "big"))
+            self._nodes[node] = _Node(self._speaker(node, config, write_by_node.get(node), at), config)
             self._push(at, node, _Start())
+
+    def _lay(self, a: int, b: int) -> None:
+        """Both directions of the link along an edge."""
+        edge = self.graph.edges[a, b]
+        for ends in ((a, b), (b, a)):
+            self._pipes[ends] = Pipe(
+                edge.get("latency", self.options.latency),
+                random.Random(f"{self.options.seed}/pipe/{ends[0]}/{ends[1]}"),
+                edge.get("loss", 0.0),
+                edge.get("bandwidth", UNLIMITED),
+                edge.get("queue", 64_000),
+            )
 
     def _speaker(self, node: int, config: SpeakerConfig, write: Write | None, at: float) -> Speaker:
         seed = f"{self.options.seed}/{node}"
@@ -141,43 +194,157 @@ class Network:
         into it; without, the times, the ends and sizes of packets, and the changes of routes."""
         return self._digest.hexdigest()
 
+    def note(self, data: bytes) -> None:
+        """What else goes into the trace."""
+        self._digest.update(data)
+
     def speaker(self, node: int) -> Speaker:
         return self._nodes[node].speaker
+
+    def is_up(self, node: int) -> bool:
+        return self._nodes[node].is_up
+
+    def is_link_up(self, a: int, b: int) -> bool:
+        """Packets from `a` reach `b`, as far as they are not lost."""
+        return (a, b) in self._pipes and self._pipes[a, b].is_up and self._nodes[a].is_up and self._nodes[b].is_up
+
+    def pipe(self, a: int, b: int) -> Pipe:
+        return self._pipes[a, b]
 
     def next_at(self) -> float:
         """When the next event is due."""
         return self._heap[0][0] if self._heap else float("inf")
 
+    def call_at(self, at: float, function: Callable[[], None]) -> None:
+        """Something from outside the protocol happens then."""
+        self._push(max(at, self.now), NO_ROUTE, _Call(function))
+
     def step(self) -> list[RouteChange]:
         """Handles the next event. Returns the changes of routes that came of it."""
         self.now, _, number, event = heapq.heappop(self._heap)
         self.event_count += 1
+        if isinstance(event, _Call):
+            event.function()
+            return self._take_changes()
         node = self._nodes[number]
         match event:
             case None:
                 node.timer_at = float("inf")
-                due = node.speaker.next_deadline()
+                due = node.speaker.next_deadline() if node.is_up else None
                 outputs = (
                     node.speaker.handle(TimerExpired(), now=self.now) if due is not None and due <= self.now else []
                 )
             case _Packet(sender, is_multicast, tlvs):
+                if not node.is_up or sender in node.lowered:
+                    return []
                 packet = ReceivedPacket(f"to{sender}", address_of(sender), tlvs, is_multicast)
                 outputs = node.speaker.handle(packet, now=self.now)
                 self._digest.update(struct.pack("<dIII", self.now, sender, number, len(tlvs)))
             case _Start():
                 outputs = self._switch_on(number, node.speaker)
-        changes = self._apply(number, outputs)
+        self._apply(number, outputs)
         self._arm(number, node)
+        return self._take_changes()
+
+    def give(self, number: int, event: Input) -> None:
+        """An input from outside, such as `SetFee`. Nothing while the node is off."""
+        node = self._nodes[number]
+        if node.is_up:
+            self._apply(number, node.speaker.handle(event, now=self.now))
+            self._arm(number, node)
+
+    def _take_changes(self) -> list[RouteChange]:
+        changes, self._changes = self._changes, []
         return changes
 
     def _switch_on(self, number: int, speaker: Speaker) -> list[Output]:
         outputs = speaker.handle(OriginateRoute(prefix_of(number)), now=self.now)
+        if number in self.gateways:
+            outputs += speaker.handle(OriginateRoute(_EVERYWHERE), now=self.now)
         for peer in sorted(self.graph[number]):
-            interface = InterfaceUp(
-                f"to{peer}", address_of(number), mtu=MTU, cost=self.graph.edges[number, peer]["cost"]
-            )
-            outputs += speaker.handle(interface, now=self.now)
+            if peer not in self._nodes[number].lowered:
+                outputs += speaker.handle(self._interface(number, peer), now=self.now)
         return outputs
+
+    def _interface(self, number: int, peer: int) -> InterfaceUp:
+        edge = self.graph.edges[number, peer]
+        kind = LinkKind(edge.get("kind", "wired"))
+        return InterfaceUp(f"to{peer}", address_of(number), kind=kind, mtu=MTU, cost=edge["cost"])
+
+    # --- what breaks, and is mended
+
+    def fail_node(self, number: int, *, carrier_lost: bool = False) -> None:
+        """Power off. Its packets that are under way still arrive."""
+        node = self._nodes[number]
+        if not node.is_up:
+            return
+        node.is_up = False
+        for destination in self.next_hop:
+            self._drop_route(number, destination)
+        for peer in sorted(self.graph[number]) if carrier_lost else ():
+            self._lower(peer, number)
+
+    def restore_node(self, number: int) -> None:
+        """Power on: a new speaker, which knows nothing, under a new router-id as in meshd."""
+        node = self._nodes[number]
+        if node.is_up:
+            return
+        node.is_up = True
+        node.incarnation += 1
+        router_id = node.incarnation.to_bytes(4, "big") + (number + 1).to_bytes(4, "big")
+        node.config = replace(node.config, router_id=router_id)
+        rng = random.Random(f"{self.options.seed}/{number}/{node.incarnation}")
+        node.speaker = Speaker(node.config, rng=rng, now=self.now)
+        for peer in sorted(self.graph[number]):
+            self._raise(peer, number)
+        self._apply(number, self._switch_on(number, node.speaker))
+        self._arm(number, node)
+
+    def fail_link(self, a: int, b: int, *, carrier_lost: bool = False) -> None:
+        for here, there in ((a, b), (b, a)):
+            self._pipes[here, there].is_up = False
+            if carrier_lost:
+                self._lower(here, there)
+
+    def restore_link(self, a: int, b: int) -> None:
+        for here, there in ((a, b), (b, a)):
+            self._pipes[here, there].is_up = True
+        for here, there in ((a, b), (b, a)):
+            self._raise(here, there)
+
+    def add_link(self, a: int, b: int, **attributes: object) -> None:
+        """A new edge, such as one between nodes that came into each other's reach."""
+        self.graph.add_edge(a, b, **attributes)
+        self._lay(a, b)
+        for here, there in ((a, b), (b, a)):
+            self._nodes[here].lowered.discard(there)
+            self.give(here, self._interface(here, there))
+
+    def remove_link(self, a: int, b: int) -> None:
+        """Nobody notices but by silence."""
+        self.graph.remove_edge(a, b)
+        for here, there in ((a, b), (b, a)):
+            del self._pipes[here, there]
+
+    def set_cost(self, a: int, b: int, cost: int) -> None:
+        self.graph.edges[a, b]["cost"] = cost
+        for here, there in ((a, b), (b, a)):
+            if there not in self._nodes[here].lowered:
+                self.give(here, self._interface(here, there))
+
+    def _lower(self, number: int, peer: int) -> None:
+        node = self._nodes[number]
+        if peer not in node.lowered:
+            node.lowered.add(peer)
+            self.give(number, InterfaceDown(f"to{peer}"))
+
+    def _raise(self, number: int, peer: int) -> None:
+        node = self._nodes[number]
+        if peer in node.lowered:
+            node.lowered.discard(peer)
+            self.give(number, self._interface(number, peer))
+
+    # --- outputs
 
     def _push(self, at: float, node: int, event: _Event) -> None:
         self._sequence += 1
@@ -185,13 +352,12 @@ class Network:
 
     def _arm(self, number: int, node: _Node) -> None:
         """One entry in the heap for each node's timers; a later deadline is found out when the entry comes up."""
-        due = node.speaker.next_deadline()
+        due = node.speaker.next_deadline() if node.is_up else None
         if due is not None and due < node.timer_at:
             node.timer_at = max(due, self.now)
             self._push(node.timer_at, number, None)
 
-    def _apply(self, number: int, outputs: list[Output]) -> list[RouteChange]:
-        changes = []
+    def _apply(self, number: int, outputs: list[Output]) -> None:
         for output in outputs:
             match output:
                 case SendPacket():
@@ -199,20 +365,28 @@ class Network:
                 case InstallRoute(prefix, _, next_hop, metric, price):
                     via = self._node_by_address[next_hop]
                     self._digest.update(struct.pack("<dIIII", self.now, number, via, metric, price))
-                    if change := self._set_next_hop(number, self._node_by_prefix[prefix], via):
-                        changes.append(change)
+                    destination = self._node_by_prefix[prefix]
+                    self.routes.add(destination, at=self.now, node=number, next_hop=via, metric=metric, price=price)
+                    self._set_next_hop(number, destination, via)
                 case RemoveRoute(prefix) | BlockRoute(prefix):
                     destination = self._node_by_prefix[prefix]
-                    self._digest.update(struct.pack("<dII", self.now, number, destination))
-                    if self.next_hop[destination].pop(number, None) is not None:
-                        changes.append(RouteChange(self.now, number, destination, None))
-        return changes
+                    self._digest.update(struct.pack("<dIq", self.now, number, destination))
+                    self._drop_route(number, destination)
+                case AnnouncedPrice() | LearnedPrice():
+                    if self.on_price is not None:
+                        self.on_price(number, output)
 
-    def _set_next_hop(self, node: int, destination: int, via: int) -> RouteChange | None:
+    def _drop_route(self, number: int, destination: int) -> None:
+        if self.next_hop[destination].pop(number, None) is not None:
+            self._changes.append(RouteChange(self.now, number, destination, None))
+            self.routes.add(destination, at=self.now, node=number, next_hop=NO_ROUTE, metric=METRIC_INFINITY, price=0)
+
+    def _set_next_hop(self, node: int, destination: int, via: int) -> None:
         hops = self.next_hop[destination]
         if hops.get(node) == via:
-            return None
+            return
         hops[node] = via
+        self._changes.append(RouteChange(self.now, node, destination, via))
         # A loop that was not there before goes through the node that changed.
         path = [node]
         while (hop := hops.get(path[-1])) is not None:
@@ -222,21 +396,34 @@ class Network:
             path.append(hop)
             if len(path) > len(hops) + 1:
                 break  # an older loop further on: counted when it formed
-        return RouteChange(self.now, node, destination, via)
+
+    def inject(self, sender: int, packet: SendPacket) -> None:
+        """A packet that the node's speaker did not ask for."""
+        if self._nodes[sender].is_up:
+            self._transmit(sender, packet)
 
     def _send(self, sender: int, packet: SendPacket) -> None:
+        tamper = self.tampers.get(sender)
+        self._transmit(sender, packet if tamper is None else tamper(packet))
+
+    def _transmit(self, sender: int, packet: SendPacket) -> None:
         """Over a point-to-point link even a multicast has one receiver."""
         receiver = int(packet.interface.removeprefix("to"))
+        pipe = self._pipes.get((sender, receiver))
+        if pipe is None:
+            return  # the link has gone
         self.traffic.tlvs += len(packet.tlvs)
-        at = self.now + self.options.latency
         is_multicast = packet.destination is None
-        if not self.options.wire:
+        if not self.options.wire and pipe.bandwidth == UNLIMITED:
             self.traffic.packets += 1
-            self._push(at, receiver, _Packet(sender, is_multicast, packet.tlvs))
+            at = pipe.send(0, now=self.now)
+            if at is not None:
+                self._push(at, receiver, _Packet(sender, is_multicast, packet.tlvs))
             return
         for data in codec.pack(packet.tlvs, mtu=MTU):
             self.traffic.packets += 1
             self.traffic.bytes += len(data) + HEADERS
             self._digest.update(data)
-            decoded = codec.decode(data, source=address_of(sender))
-            self._push(at, receiver, _Packet(sender, is_multicast, decoded))
+            at = pipe.send(len(data) + HEADERS, now=self.now)
+            if at is not None:
+                self._push(at, receiver, _Packet(sender, is_multicast, codec.decode(data, source=address_of(sender))))

@@ -57,7 +57,9 @@ class RunConfig:
 class TopologyConfig:
     """The graph."""
 
-    graph: str = key(text("a generator such as grid:10x10"), "Which generator; see `meshsim run --help`.", "grid:5x5")
+    graph: str = key(
+        text("a name such as grid:10x10 or map:freifunk-leipzig"), "Which; `meshsim run --help` lists them.", "grid:5x5"
+    )
     file: str = key(text("a file name"), "Read the graph from this file instead, relative to the scenario.", "")
     cost: tuple[int, int] = key(span(integer(1, 65534)), "Cost of a perfect link, where the file says none.", (96, 96))
     component: str = key(
@@ -161,6 +163,7 @@ class PaymentsConfig:
     tick: float = key(number(0.1, 60, "seconds"), "Longest time between settlements.", 5.0)
     window: int = key(integer(1, 10**12), "msat that a new neighbour may owe.", 10_000)
     max_window: int = key(integer(1, 10**12), "msat that a neighbour which always paid may owe.", 1_000_000)
+    block_interval: float = key(number(0.1, 86400, "seconds"), "Between two blocks of the chain.", 10.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,8 +231,8 @@ class AdversaryConfig:
     stop: float = key(_SECONDS, "Until when.", FOREVER)
     factor: float = key(
         number(0, 1e6),
-        "bait_and_switch: the rise; under_reporter: the share it admits; flooder: messages a second; "
-        "sybil_chain: false identities.",
+        "bait_and_switch, colluders: by how much the fee rises; under_reporter: it admits one part in so many; "
+        "flooder: messages a second to each neighbour; sybil_chain: false identities.",
         4.0,
     )
     period: float = key(number(0.1, FOREVER, "seconds"), "bait_and_switch, false_retraction: of one round.", 60.0)

@@ -1,0 +1,1 @@
+"""The exact fidelity: real speakers and payment engines, in virtual time."""

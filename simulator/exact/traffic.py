@@ -1,0 +1,281 @@
+"""Demand, carried as a fluid along the routes of the moment, metered and priced hop by hop.
+
+Once a second each flow's rate goes from hop to hop: what a link cannot take is dropped there, in proportion, and what a
+relay is handed is billed at the price that it announced. A packet is never simulated; so is a queue of data: control
+traffic comes first, and has queues of its own (`simulator.exact.pipe`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from payments import pricing
+from routing.events import AnnouncedPrice, LearnedPrice, SetFee
+from routing.rules import PRICE_NOT_FOR_SALE
+from simulator.exact.money import Bank
+from simulator.exact.pipe import UNLIMITED
+from simulator.network import Network, prefix_of
+from simulator.scenario import INTERNET, DemandConfig, PriceConfig
+
+DATA_INTERVAL = 1.0  # seconds
+LAG = 2.0  # an update and what follows it may overtake each other
+HOUR, MONTH = 3600.0, 30 * 86400.0
+
+
+@dataclass(slots=True)
+class Flow:
+    """From one node to another, or to the Internet. Bytes since the start; `spent` in msat by the prices it met."""
+
+    source: int
+    destination: int
+    demand: DemandConfig
+    wanted: int = 0
+    offered: int = 0  # after price and budget
+    delivered: int = 0
+    spent_hour: float = 0.0
+    spent_month: float = 0.0
+
+
+def rate_at(demand: DemandConfig, now: float) -> float:
+    """bit/s that the pattern asks for, before noise and price."""
+    if not demand.start <= now < demand.stop:
+        return 0.0
+    since = now - demand.start
+    phase = since % demand.period / demand.period
+    match demand.pattern:
+        case "on_off":
+            return demand.rate if phase < demand.duty else 0.0
+        case "diurnal":
+            return demand.rate * (0.55 - 0.45 * math.cos(2 * math.pi * phase))
+        case "flash_crowd":
+            return demand.rate * (demand.peak if since < demand.duty * demand.period else 1.0)
+    return demand.rate
+
+
+@dataclass(slots=True)
+class PriceLog:
+    """Prices of the last seconds, oldest first."""
+
+    changes: list[tuple[float, int]] = field(default_factory=list)
+
+    def change(self, price: int, *, now: float) -> None:
+        if not self.changes or self.changes[-1][1] != price:
+            self.changes.append((now, price))
+
+    def in_force(self, window: float, *, now: float) -> list[int]:
+        while len(self.changes) > 1 and self.changes[1][0] <= now - window:
+            del self.changes[0]
+        return [price for _, price in self.changes]
+
+
+@dataclass(slots=True)
+class AutoPrice:
+    """A seller that follows its load."""
+
+    config: PriceConfig
+    capacity: float  # bit/s
+    price: float
+    announced: int
+    average: float = -1.0
+
+
+@dataclass(slots=True)
+class NodeCount:
+    """Since the start. `earned` and `owed` are in units of 10^-9 msat, by the prices announced."""
+
+    carried: int = 0  # bytes handed to it for others
+    earned: int = 0
+    owed: int = 0
+    delivered: int = 0  # bytes of its own demand
+    offered: int = 0
+
+
+class Traffic:
+    """`bank` None: nobody pays, but what would be owed is counted all the same."""
+
+    def __init__(
+        self,
+        network: Network,
+        flows: list[Flow],
+        price_by_node: dict[int, PriceConfig],
+        bank: Bank | None,
+        fee_by_node: dict[int, int],
+    ) -> None:
+        self.flows = flows
+        self.nodes: dict[int, NodeCount] = {node: NodeCount() for node in network.graph}
+        self.link_bytes: dict[tuple[int, int], int] = defaultdict(int)
+        self.link_dropped: dict[tuple[int, int], int] = defaultdict(int)
+        self.fee_by_node = dict(fee_by_node)
+        self.black_holes: set[int] = set()
+        self.admitted: dict[int, float] = {}  # by node: the share of what it owes that it admits
+        self.autos: dict[int, AutoPrice] = {}
+        self._network = network
+        self._bank = bank
+        self._price_by_node = price_by_node
+        self._wanted = {prefix_of(flow.destination) for flow in flows}
+        self._asked: dict[tuple[int, object], PriceLog] = {}
+        self._heard: dict[tuple[int, int, object], PriceLog] = {}
+        self._carried_before: dict[int, int] = {}
+        self._rng = random.Random(f"{network.options.seed}/demand")
+        self._hour = self._month = 0.0
+        if flows:
+            network.on_price = self._price_told
+            network.call_at(DATA_INTERVAL, self._tick)
+        for node, config in price_by_node.items():
+            if config.policy == "auto":
+                self._follow(node, config)
+
+    def _follow(self, node: int, config: PriceConfig) -> None:
+        fee = self.fee_by_node[node]
+        capacity = config.capacity or min(
+            (self._network.pipe(node, peer).bandwidth for peer in self._network.graph[node]), default=UNLIMITED
+        )
+        self.autos[node] = AutoPrice(config, capacity, float(fee), fee)
+        # As daemons that were not all started in the same second.
+        first = random.Random(f"{self._network.options.seed}/price/{node}").uniform(0.0, config.interval)
+        self._network.call_at(first + config.interval, lambda: self._reprice(node))
+
+    def set_fee(self, node: int, fee: int) -> None:
+        self.fee_by_node[node] = fee
+        self._network.give(node, SetFee(fee))
+
+    def _reprice(self, node: int) -> None:
+        auto = self.autos[node]
+        config = auto.config
+        carried = self.nodes[node].carried
+        load = 8 * (carried - self._carried_before.get(node, 0)) / config.interval
+        self._carried_before[node] = carried
+        auto.average = pricing.smooth_load(auto.average, load)
+        auto.price = pricing.price_step(auto.price, auto.average, auto.capacity, config.floor, config.ceiling)
+        wanted = pricing.announced_price(auto.price, auto.announced, config.floor, config.ceiling)
+        if wanted != auto.announced:
+            auto.announced = wanted
+            self.set_fee(node, wanted)
+        self._network.call_at(self._network.now + config.interval, lambda: self._reprice(node))
+
+    def _price_told(self, node: int, event: AnnouncedPrice | LearnedPrice) -> None:
+        """A route that is withdrawn keeps its last price, for what is still on its way."""
+        if event.prefix not in self._wanted or event.price_msat_per_gb is None:
+            return
+        if isinstance(event, AnnouncedPrice):
+            log = self._asked.setdefault((node, event.prefix), PriceLog())
+        else:
+            peer = int(event.interface.removeprefix("to"))
+            log = self._heard.setdefault((node, peer, event.prefix), PriceLog())
+        log.change(event.price_msat_per_gb, now=self._network.now)
+
+    def price_asked(self, seller: int, destination: int) -> int:
+        """A rise counts after its notice."""
+        log = self._asked.get((seller, prefix_of(destination)))
+        notice = self._price_by_node[seller].notice
+        return 0 if log is None else min(log.in_force(notice, now=self._network.now))
+
+    def price_heard(self, buyer: int, seller: int, destination: int) -> int:
+        """The most that the buyer can owe."""
+        log = self._heard.get((buyer, seller, prefix_of(destination)))
+        notice = self._price_by_node[seller].notice + LAG
+        return 0 if log is None else max(log.in_force(notice, now=self._network.now))
+
+    # --- once a second
+
+    def _tick(self) -> None:
+        now = self._network.now
+        if now - self._hour >= HOUR:
+            self._hour = now
+            for flow in self.flows:
+                flow.spent_hour = 0.0
+        if now - self._month >= MONTH:
+            self._month = now
+            for flow in self.flows:
+                flow.spent_month = 0.0
+        paths = [(flow, self._offer(flow), self.path(flow.source, flow.destination)) for flow in self.flows]
+        load: dict[tuple[int, int], float] = defaultdict(float)
+        for _, size, path in paths:
+            for hop in itertools.pairwise(path):
+                load[hop] += size
+        for flow, size, path in paths:
+            if size:
+                self._carry(flow, size, path, load)
+        if self._bank is not None:
+            self._bank.settle()
+        self._network.call_at(now + DATA_INTERVAL, self._tick)
+
+    def _offer(self, flow: Flow) -> int:
+        """Bytes that the source sends in this second."""
+        demand = flow.demand
+        rate = rate_at(demand, self._network.now)
+        if demand.noise:
+            rate *= 1.0 + self._rng.uniform(-demand.noise, demand.noise)
+        flow.wanted += int(rate * DATA_INTERVAL / 8)
+        if not self._network.is_up(flow.source):
+            return 0
+        route = self._network.speaker(flow.source).selected(prefix_of(flow.destination))
+        price = 0 if route is None else route.price_msat_per_gb
+        if not (
+            pricing.is_affordable(price, demand.max_price, demand.budget_per_hour, flow.spent_hour)
+            and pricing.is_affordable(price, demand.max_price, demand.budget_per_month, flow.spent_month)
+        ):
+            return 0
+        if demand.elasticity and price > demand.reference_price:
+            rate *= (price / demand.reference_price) ** -demand.elasticity
+        size = int(rate * DATA_INTERVAL / 8)
+        flow.offered += size
+        self.nodes[flow.source].offered += size
+        return size
+
+    def path(self, source: int, destination: int) -> list[int]:
+        """The nodes that a packet passes, as far as it gets; the last one is where it arrives or is lost."""
+        network = self._network
+        hops = network.next_hop[destination]
+        path = [source]
+        while path[-1] != destination and not (destination == INTERNET and path[-1] in network.gateways):
+            hop = hops.get(path[-1])
+            if hop is None or not network.is_link_up(path[-1], hop) or len(path) > len(hops) + 1:
+                break
+            path.append(hop)
+        return path
+
+    def _carry(self, flow: Flow, size: int, path: list[int], load: dict[tuple[int, int], float]) -> None:
+        destination = flow.destination
+        for sender, receiver in itertools.pairwise(path):
+            pipe = self._network.pipe(sender, receiver)
+            capacity = pipe.bandwidth * DATA_INTERVAL / 8
+            share = min(1.0, capacity / load[sender, receiver]) * (1.0 - pipe.loss)
+            arrived = int(size * share)
+            self.link_bytes[sender, receiver] += arrived
+            self.link_dropped[sender, receiver] += size - arrived
+            is_last = receiver == path[-1] and self._is_there(receiver, destination)
+            if not is_last:
+                if self._bank is not None and (receiver, sender) in self._bank.suspended:
+                    return
+                self._bill(flow, receiver, sender, size, arrived)
+                if receiver in self.black_holes:
+                    return
+            size = arrived
+        if self._is_there(path[-1], destination):
+            flow.delivered += size
+            self.nodes[flow.source].delivered += size
+
+    def _is_there(self, node: int, destination: int) -> bool:
+        return node == destination or (destination == INTERNET and node in self._network.gateways)
+
+    def _bill(self, flow: Flow, seller: int, buyer: int, sent: int, arrived: int) -> None:
+        asked = self.price_asked(seller, flow.destination)
+        if asked >= PRICE_NOT_FOR_SALE:
+            return
+        limit = sent * self.price_heard(buyer, seller, flow.destination)
+        earned = arrived * asked
+        self.nodes[seller].carried += arrived
+        self.nodes[seller].earned += earned
+        self.nodes[buyer].owed += earned
+        if buyer == flow.source:
+            flow.spent_hour += earned / 1e9
+            flow.spent_month += earned / 1e9
+        if self._bank is not None:
+            self._bank.traffic(
+                seller, buyer, earned_units=earned, limit_units=int(limit * self.admitted.get(buyer, 1.0))
+            )
