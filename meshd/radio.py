@@ -32,6 +32,7 @@ READ_INTERVAL = 2.0
 LOOK_INTERVAL = 30.0  # for interfaces that have become radios, and neighbours that have another MAC address
 FRAMES_MIN = 25  # from one reading to the next: a driver learns from what is sent, and guesses low on an idle link
 INACTIVE_MAX = 60.0  # seconds
+TABLE_INTERVAL = 10.0  # between two readings of batman-adv's table of clients, which strangers can make long
 MISSES_MAX = 5  # readings without a figure, until it is forgotten
 CHANGE_MIN = 1 / 32  # what the engine is told of; it takes no notice of less than an eighth
 KBIT_PER_MBIT = 1000
@@ -136,8 +137,9 @@ class QualityReader:
         self._tracks: dict[Neighbour, Track] = {}
         self._looked_at = -math.inf
         self._is_radio: dict[str, bool] = {}  # by interface; those missing are neither radio nor batman-adv's
-        self._clients: dict[bytes, bytes] = {}  # originators by MAC address behind them
-        self._clients_at = -math.inf
+        self._clients: dict[
+            str, tuple[float, dict[bytes, bytes]]
+        ] = {}  # when read, originators by MAC address behind them
 
     def known(self, interface: str, address: IPv6Address) -> tuple[float, Sample] | None:
         """The smoothed quality of a neighbour, and the last figure that went into it."""
@@ -211,10 +213,17 @@ class QualityReader:
             stations = await self._radios.stations(index)
             return {key: self._of_station(self._tracks[key], stations.get(mac), full) for key, mac in macs.items()}
         paths = {path.mac: path for path in await self._meshes.originators(index) if path.is_best}
-        if now - self._clients_at >= LOOK_INTERVAL or any(mac and mac not in self._clients for mac in macs.values()):
-            self._clients = await self._meshes.clients(index)
-            self._clients_at = now
-        return {key: _of_path(paths.get(self._clients.get(mac, b"")), full) for key, mac in macs.items()}
+        clients = await self._clients_of(name, index, macs.values(), now=now)
+        return {key: _of_path(paths.get(clients.get(mac, b"")), full) for key, mac in macs.items()}
+
+    async def _clients_of(self, name: str, index: int, macs: Iterable[bytes], *, now: float) -> dict[bytes, bytes]:
+        """Where everybody is in this mesh; read again when it is old, sooner if somebody is missing."""
+        read_at, clients = self._clients.get(name, (-math.inf, {}))
+        is_complete = all(not mac or mac in clients for mac in macs)
+        if now - read_at >= (LOOK_INTERVAL if is_complete else TABLE_INTERVAL):
+            clients = await self._meshes.clients(index)
+            self._clients[name] = now, clients
+        return clients
 
     async def _mac(self, key: Neighbour, name: str, address: IPv6Address, *, now: float) -> bytes:
         """Empty: not known, or not any more."""

@@ -16,7 +16,7 @@ from meshd.kernel.generic import GenericNetlink, mac_address, number, text, u32,
 from meshd.kernel.netlink import NetlinkError, attribute
 
 FAMILY = "batadv"
-MAX_ENTRIES = 16384  # of each table: strangers can announce as many clients as they like
+MAX_ENTRIES = 4096  # of each table: strangers can announce as many nodes and clients as they like
 
 _GET_MESH, _GET_HARDIF, _GET_CLIENTS, _GET_ORIGINATORS, _GET_NEIGHBOURS, _SET_MESH = 1, 5, 7, 8, 9, 15
 _VERSION, _ALGORITHM, _MESH_INDEX, _MESH_NAME, _HARD_INDEX, _ORIGINATOR = 1, 2, 3, 4, 6, 9

@@ -243,6 +243,22 @@ def test_batman_adv_by_tq_or_throughput_of_the_originator_that_the_neighbour_is_
     checked(scenario)
 
 
+def test_who_is_unknown_to_batman_adv_does_not_make_us_read_its_tables_all_the_time() -> None:
+    async def scenario(b: Bench) -> None:
+        b.kernel.meet(BAT)
+        b.kernel.macs[BAT] = b"bat-02"
+        b.kernel.paths = [path()]
+        await b.read(11)  # 0 to 20 s
+        assert b.kernel.told == []
+        assert b.kernel.asked.count("clients 2") == 3
+        b.kernel.macs[BAT] = CLIENT
+        b.now += LOOK_INTERVAL
+        await b.read()
+        assert b.share(BAT) == 0.8
+
+    checked(scenario)
+
+
 def test_through_a_tunnel_the_link_under_it_counts() -> None:
     def below(name: str, address: IPv6Address) -> tuple[str, IPv6Address] | None:
         return {"mw1": WLAN, "mw2": None}.get(name, (name, address))
