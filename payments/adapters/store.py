@@ -13,7 +13,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
+from payments.agreement import CountBook
+from payments.channel import Channel
 from payments.channel_tx import ChannelTerms
+from payments.counts import CountsError
+from payments.ledger import Ledger
+from payments.life import InvariantError
 from payments.ports import Outpoint
 from payments.records import (
     Change,
@@ -119,6 +124,14 @@ _PUT_COUNTS = f"INSERT OR REPLACE INTO counts ({_COUNTS_COLUMNS}) VALUES (?, ?, 
 _PRUNE_READINGS = "DELETE FROM reading WHERE rowid <= (SELECT rowid FROM reading ORDER BY rowid DESC LIMIT 1 OFFSET ?)"
 
 
+# What a database of the first version has.
+_TABLES = {"ledger", "channel", "chain", "reading"}
+_ADVICE = (
+    "Do not delete it: it holds what neighbours have paid and what is in channels. Restore a copy, however old; "
+    "neighbours bring it up to date"
+)
+
+
 class StoreError(Exception):
     """The database cannot be opened, is damaged, of another version, in use, or could not be written."""
 
@@ -132,18 +145,18 @@ class Store:
 
     @classmethod
     def open(cls, path: Path) -> Store:
-        """Creates it if missing (mode 0600), checks it. Raises StoreError. May be called, and the store used, from
-        changing threads, one at a time."""
+        """Creates it if missing (mode 0600), checks it, brings it up to date; a copy as it was before stays beside it.
+        Raises StoreError. May be called, and the store used, from changing threads, one at a time."""
         try:
             path.touch(mode=0o600)
             connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.5)
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"{path}: {error}") from error
         try:
-            _prepare(connection)
-        except (sqlite3.Error, StoreError) as error:
+            _prepare(connection, path)
+        except (OSError, sqlite3.Error, StoreError) as error:
             connection.close()
-            raise StoreError(f"{path}: {error}") from error
+            raise StoreError(f"{path}: {error}. {_ADVICE}") from error
         return cls(connection)
 
     def close(self) -> None:
@@ -190,7 +203,7 @@ class Store:
             raise StoreError(str(error)) from error
 
     def load(self) -> EngineState:
-        """Raises StoreError if a row is not what was written."""
+        """Raises StoreError if a row is not what was written, or contradicts itself."""
         try:
             with closing(self._connection.cursor()) as cursor:
                 cursor.execute(f"SELECT {_LEDGER_COLUMNS} FROM ledger ORDER BY peer")  # noqa: S608 - constants
@@ -200,12 +213,18 @@ class Store:
                 cursor.execute(f"SELECT {_COUNTS_COLUMNS} FROM counts ORDER BY peer")  # noqa: S608
                 counts = tuple(CountsRecord(*row) for row in cursor)
                 (height,) = cursor.execute("SELECT height FROM chain").fetchone()
-        except (sqlite3.Error, ValueError, TypeError) as error:
-            raise StoreError(f"a damaged row: {error}") from error
+            for ledger in ledgers:
+                Ledger.from_record(ledger).check()
+            for channel in channels:
+                Channel.from_record(channel).check()
+            for record in counts:
+                CountBook(0).restore(record)
+        except (sqlite3.Error, ValueError, TypeError, InvariantError, CountsError) as error:
+            raise StoreError(f"a damaged row: {error}. {_ADVICE}") from error
         return EngineState(ledgers, channels, height, counts)
 
 
-def _prepare(connection: sqlite3.Connection) -> None:
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA locking_mode = EXCLUSIVE")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
@@ -213,13 +232,24 @@ def _prepare(connection: sqlite3.Connection) -> None:
     if problems != ["ok"]:
         raise StoreError(f"damaged: {problems[0]}")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
+    tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if tables and (version == 0 or not tables >= _TABLES):
+        raise StoreError("not a database of payments")
     if version == 0:
         connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
     elif version in _MIGRATIONS:
+        _keep_copy(connection, path.with_name(f"{path.name}.version-{version}"))
         for step in range(version, SCHEMA_VERSION):
             connection.executescript(f"BEGIN IMMEDIATE; {_MIGRATIONS[step]} PRAGMA user_version = {step + 1}; COMMIT;")
     elif version != SCHEMA_VERSION:
         raise StoreError(f"schema version {version}, this program knows {SCHEMA_VERSION}")
+
+
+def _keep_copy(connection: sqlite3.Connection, path: Path) -> None:
+    """Whole, in one file, for whoever goes back to the older program before anything new was paid."""
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)  # SQLite fills an empty file
+    connection.execute("VACUUM INTO ?", (str(path),))
 
 
 def _apply(connection: sqlite3.Connection, change: Change) -> None:

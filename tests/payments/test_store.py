@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import sqlite3
 import stat
 from dataclasses import replace
@@ -9,7 +10,8 @@ import pytest
 
 from payments.adapters.store import Store, StoreError
 from payments.channel import Channel
-from payments.channel_tx import ChannelTerms, public_key
+from payments.channel_tx import MAX_MONEY_SAT, ChannelTerms, public_key
+from payments.counts import CountReport, Traffic
 from payments.ports import Outpoint
 from payments.records import (
     ChannelRecord,
@@ -33,19 +35,19 @@ TERMS = ChannelTerms(
 )
 LEDGER = LedgerRecord(b"p" * 32, MAX_UNITS, 2**64, 2**63, 1, 0, 7, 10_000, 5)
 SUSPENDED = replace(LEDGER, peer=b"s" * 32, is_suspended=True)
-COUNTS = CountsRecord(b"p" * 32, b"body", b"signature", 2, 7, 1)
+COUNTS = CountsRecord(b"p" * 32, CountReport(1, 2, 3, 4, Traffic(5), 6, 7).pack(), b"signature", 2, 7, 1)
 BARE = Channel(b"c" * 16, b"p" * 32, Direction.IN, ChannelState.OPENING, TERMS, 100).record()
 FULL = ChannelRecord(
     channel_id=b"d" * 16,
     peer=b"p" * 32,
     direction=Direction.OUT,
     state=ChannelState.CLAIMING,
-    terms=TERMS,
+    terms=replace(TERMS, capacity_sat=MAX_MONEY_SAT),
     opened_height=101,
     funding=Outpoint(b"t" * 32, 7),
     funding_raw=b"raw",
     is_confirmed=True,
-    cumulative_msat=MAX_MSAT,
+    cumulative_msat=MAX_MSAT - 330_000,
     signature=b"s" * 72,
     acknowledged_msat=3,
     spend_txid=b"u" * 32,
@@ -68,8 +70,8 @@ def test_a_later_row_replaces_an_earlier_one_and_a_forgotten_one_is_gone(tmp_pat
     store = Store.open(tmp_path / "payments.db")
     newer = replace(FULL, cumulative_msat=5)
     store.apply([FULL, newer, BARE])
-    store.apply([ForgottenChannel(BARE.channel_id), replace(LEDGER, billed_units=9)])
-    assert store.load() == EngineState((replace(LEDGER, billed_units=9),), (newer,), 0)
+    store.apply([ForgottenChannel(BARE.channel_id), replace(LEDGER, lost_meter_units=9)])
+    assert store.load() == EngineState((replace(LEDGER, lost_meter_units=9),), (newer,), 0)
     store.close()
 
 
@@ -139,6 +141,11 @@ def test_a_database_of_the_first_version_keeps_what_it_holds(tmp_path: Path) -> 
         store = Store.open(path)
         assert store.load().ledgers == (LEDGER,)
         store.close()
+    copy = tmp_path / "payments.db.version-1"
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    connection = sqlite3.connect(copy)
+    assert connection.execute("SELECT * FROM reading").fetchall() == [(b"flow", 10)]
+    connection.close()
     store = Store.open(path)
     assert store.take_readings() == {b"flow": Reading(10, 0)}
     store.close()
@@ -162,6 +169,66 @@ def test_no_database_at_all(tmp_path: Path) -> None:
         Store.open(tmp_path / "text")
     with pytest.raises(StoreError):
         Store.open(tmp_path / "missing" / "payments.db")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE ledger SET their_billed_units = zeroblob(16)",
+        "UPDATE channel SET capacity_sat = 330",
+        "UPDATE channel SET signature = NULL",
+        "UPDATE channel SET state = 'dreaming'",
+        "UPDATE channel SET payer_pubkey = x'02'",
+        "UPDATE counts SET standing = 9",
+        "UPDATE counts SET body = x'00'",
+    ],
+)
+def test_a_row_that_contradicts_itself_is_refused_with_advice(tmp_path: Path, statement: str) -> None:
+    path = tmp_path / "payments.db"
+    store = Store.open(path)
+    store.apply([LEDGER, COUNTS, replace(FULL, cumulative_msat=5_000)])
+    store.load()
+    store.close()
+    connection = sqlite3.connect(path)
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+    store = Store.open(path)
+    with pytest.raises(StoreError, match="Do not delete it"):
+        store.load()
+    store.close()
+
+
+def test_a_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
+    for version in (0, 2):
+        path = tmp_path / f"other-{version}"
+        connection = sqlite3.connect(path)
+        connection.executescript(f"CREATE TABLE wallet (id INTEGER); PRAGMA user_version = {version};")
+        connection.close()
+        with pytest.raises(StoreError, match="not a database of payments"):
+            Store.open(path)
+
+
+def test_a_torn_log_loses_the_last_rounds_whole(tmp_path: Path) -> None:
+    """As after a power loss in the middle of a write: whatever of the log is there, what is read was once true."""
+    path = tmp_path / "payments.db"
+    store = Store.open(path)
+    rounds = [[replace(FULL, cumulative_msat=n * 1000, acknowledged_msat=0), HeightRecord(n)] for n in range(1, 8)]
+    for changes in rounds:
+        store.apply(changes)
+    log = path.with_name("payments.db-wal").read_bytes()
+    rng, seen = random.Random(1), set()
+    for number in range(60):
+        torn = tmp_path / f"torn-{number}"
+        torn.write_bytes(path.read_bytes())
+        torn.with_name(torn.name + "-wal").write_bytes(log[: rng.randrange(len(log) + 1)])
+        again = Store.open(torn)
+        state = again.load()
+        again.close()
+        seen.add(state.height)
+        assert [c.cumulative_msat for c in state.channels] == ([state.height * 1000] if state.height else [])
+    store.close()
+    assert len(seen) > 4
 
 
 def test_readings_are_written_with_the_rows_and_taken_once(tmp_path: Path) -> None:
