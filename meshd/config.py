@@ -158,7 +158,9 @@ class DiscoveryConfig:
 
     port: int = key(integer(1, 65535), "UDP port of the beacons; all of the mesh must agree.", 6698)
     beacon_interval: float = key(
-        seconds(0.5, 60), "Time between beacons. Who is not heard of for 3.5 of them is gone.", 5.0
+        seconds(0.5, 60),
+        "Between beacons, less where there is nobody. Who is not heard of for 3.5 of them is gone.",
+        5.0,
     )
     max_neighbours: int = key(integer(1, 64), "Tunnels on one interface at most; working ones keep their place.", 64)
 

@@ -21,6 +21,8 @@ from meshd.identity import Identity
 
 LIFETIME_INTERVALS = 3.5
 EARLY_INTERVALS = (0.1, 0.3)  # a beacon that is lost while a node comes up is repeated soon
+# Between beacons of who has nobody there, and so takes nobody's air: who comes into range is known in under a second.
+LONELY_INTERVAL = 0.5
 ANSWER_TIMEOUT = 0.02  # news waits so long for more of it, and no beacon follows another sooner than...
 BEACON_SPACING = 0.1
 MAX_REMEMBERED = 4096  # keys of which the newest beacon is known, so that no older one counts again
@@ -174,6 +176,8 @@ class Discovery:
                 if peer.expires_at <= now:
                     del interface.peers[key]
                     outputs.append(PeerLost(name, key))
+            if not interface.peers:
+                interface.beacon_at = min(interface.beacon_at, now + LONELY_INTERVAL)
             if interface.beacon_at <= now:
                 outputs.append(SendBeacon(name, self._beacon(interface, now=now)))
         return outputs
@@ -260,7 +264,8 @@ class Discovery:
     def _beacon(self, interface: _Interface, *, now: float) -> bytes:
         self._number += 1
         sent = interface.beacons_sent
-        interval = EARLY_INTERVALS[sent] if sent < len(EARLY_INTERVALS) else self._interval
+        usual = self._interval if interface.peers else min(LONELY_INTERVAL, self._interval)
+        interval = EARLY_INTERVALS[sent] if sent < len(EARLY_INTERVALS) else usual
         interface.beacons_sent += 1
         interface.last_sent_at = now
         interface.beacon_at = now + interval

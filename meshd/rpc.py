@@ -105,7 +105,7 @@ class Methods:
             "endpoint": None if endpoint is None else str(endpoint),
             "port": None if status is None else status.port,
             "mtu": tunnel.mtu,
-            "state": "up" if tunnel.is_up else "waiting" if endpoint is None else "trying",
+            "state": tunnel.state(now=now),
             "heard_seconds_ago": None if math.isinf(tunnel.heard_at) else round(now - tunnel.heard_at, 1),
             "received_bytes": 0 if status is None else status.received,
         }

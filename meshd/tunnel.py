@@ -31,6 +31,7 @@ KEEPALIVE = 25  # seconds; so that a path through a NAT stays open
 STATUS_INTERVAL = 1.0
 HANDSHAKE_TIMEOUT = 15.0  # then the operator is told: it takes some milliseconds, or 5 s where a packet is lost
 RETRY_INITIAL, RETRY_MAX = 0.5, 30.0
+DEAD_TIMEOUT = 180.0  # WireGuard's own: a session that is older is used no more
 MAX_STARTING = 8  # at a time: each may be a process
 CLEANUP_TIMEOUT = 5.0
 LOOK_UP_INITIAL, LOOK_UP_MAX = 1.0, 60.0  # between questions for a name that has no answer
@@ -63,6 +64,14 @@ class Tunnel:
     @property
     def key(self) -> tuple[str, bytes]:
         return self.under.name, self.peer
+
+    def state(self, *, now: float) -> str:
+        """In a word, for people."""
+        if self.is_up:
+            return "up" if now - self.heard_at < DEAD_TIMEOUT else "silent"
+        if self.wanted is not None:
+            return "trying"
+        return "looking up" if self.static is not None and self.static.endpoint is not None else "waiting"
 
     def look_for(self, endpoint: Endpoint | None) -> None:
         """Tells it again also where it has been told the same: the device follows the peer by itself meanwhile."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import IPv6Address
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -220,8 +221,24 @@ def test_beacons_go_on_and_news_does_not_make_them_a_storm() -> None:
         alice.receive("wlan0", ADDRESS[BOB], beacon_of(other, ADDRESS[BOB]), now=now)
         sent += len(beacons(alice.expire(now=now)))
     assert 10 <= sent <= 24  # one in a tenth of a second, whatever happens
-    quiet = [alice.expire(now=now + n) for n in range(1, 61)]
-    assert 10 <= sum(len(beacons(outputs)) for outputs in quiet) <= 14
+    quiet = []
+    (first, *_) = alice.peers()["wlan0"]
+    for n in range(1, 61):
+        alice.heard("wlan0", first.peer, now=now + n)
+        quiet += alice.expire(now=now + n)
+    assert 10 <= len(beacons(quiet)) <= 14
+
+
+def test_who_has_nobody_there_says_so_more_often() -> None:
+    alice = node(ALICE)
+    alice.interface_up("wlan0", ADDRESS[ALICE], now=0.0)
+    times = [n / 10 for n in range(1, 201) if beacons(alice.expire(now=n / 10))]
+    assert max(later - earlier for earlier, later in pairwise(times)) <= 0.7 and len(times) <= 45
+    alice.receive("wlan0", ADDRESS[BOB], beacon_of(BOB, ADDRESS[BOB]), now=20.0)
+    times = [20 + n / 10 for n in range(1, 175) if beacons(alice.expire(now=20 + n / 10))]
+    assert len(times) <= 5
+    assert PeerLost("wlan0", BOB.public_key) in alice.expire(now=37.5)
+    assert beacons(alice.expire(now=38.4))  # alone again
 
 
 def test_an_interface_that_goes_takes_its_peers_along() -> None:

@@ -410,6 +410,7 @@ def test_a_peer_by_name_has_a_tunnel_and_its_next_address_is_tried_when_it_is_si
             assert node.kernel.kept_out == tunnels_module.MARK and node.kernel.devices == [device.name]
             tunnel = tunnels.on(device.name)
             assert tunnel is not None and tunnel.under.cost == 77 and tunnel.under.kind is LinkKind.TUNNEL
+            assert tunnel.state(now=trio.current_time()) == "trying"
             await trio.sleep(SILENCE + 0.1)
             assert device.endpoint == SECOND and device.configurations == 2
             node.handshake_at = 1
@@ -437,6 +438,7 @@ def test_a_name_without_an_answer_is_asked_for_ever_more_seldom(
             await trio.sleep(600)
             assert 12 <= len(internet.asked) <= 20 and internet.asked[1] - internet.asked[0] < 2
             assert tunnels.counters == {"names_not_resolved": len(internet.asked)} and node.told == []
+            assert tunnels.all()[0].state(now=trio.current_time()) == "looking up"
             internet.found = [SECOND]
             await trio.sleep(61)
             assert node.devices[0].endpoint == SECOND and len(node.devices) == 1
@@ -463,8 +465,12 @@ def test_who_waits_has_a_tunnel_from_the_first_handshake_on(
             await trio.sleep(100)
             (device,) = node.devices
             assert device.configured == (4242, tunnels_module.MARK) and node.told == []
+            (tunnel,) = tunnels.all()
+            assert tunnel.state(now=trio.current_time()) == "waiting"
             node.handshake_at, device.endpoint = 1, FIRST
             await trio.sleep(1.1)
+            assert tunnel.state(now=trio.current_time()) == "up"
+            assert tunnel.state(now=trio.current_time() + 200) == "silent"
             assert node.told == [("up", device.name)] and internet.asked == []
             assert [entry[2] for entry in node.kernel.journal if entry[0] == "up"] == [1420]
             internet.mtu = 1400
