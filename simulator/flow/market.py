@@ -1,0 +1,256 @@
+"""The economy of a mesh at rest: who carries what, what it costs, who earns.
+
+Every node sends its demand to the nearest root (a gateway), by quality and price. Two ways to the prices:
+
+- `equilibrium`: prices are a given, rising function of a relay's load; flows are moved until nobody gains by another
+  way (Wardrop), by the method of Frank and Wolfe. The gap says how far it is from there.
+- `follow_rule`: the daemons' own rule, interval by interval, with or without their hysteresis: it shows whether the
+  prices settle, and whether the routes flap.
+
+Costs are in metric units; `price_weight` of them are 1 sat/MB. Loads are in bit/s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from payments import pricing
+from routing import rules
+from routing.rules import MSAT_PER_GB_AT_1_SAT_PER_MB
+from simulator import jit
+from simulator.flow import trees
+from simulator.flow.mesh import Floats, Mesh
+
+PRICE_WEIGHT = 256.0
+BITS_PER_GB = 8e9
+_HELPERS = (trees.sift_up, trees.sift_down, *jit.functions(rules, pricing))
+
+Progress = Callable[[int, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Congestion:
+    """What a relay asks at a load x, in metric units: `base + slope * x ** power`. Arrays have one entry for each node.
+
+    At roots it is asked of all that ends there."""
+
+    base: Floats
+    slope: Floats
+    power: float
+
+    def price(self, load: Floats) -> Floats:
+        return np.asarray(self.base + self.slope * load**self.power)
+
+    def toll(self, load: Floats) -> Floats:
+        """What one more unit costs all the others: with it as a price, selfish routes are the best for all (Pigou)."""
+        return np.asarray(self.slope * self.power * load**self.power)
+
+
+@dataclass(frozen=True, slots=True)
+class Equilibrium:
+    """`load` that each node carries for others, its `price` (metric units), the relative `gap` and how it fell."""
+
+    load: Floats
+    price: Floats
+    gap: float
+    gaps: list[float]
+    reached: int
+    total: float  # metric units times bit/s, of all flows: of links, and of relays and roots
+    link_cost: float  # the part of the links
+
+    def earnings_msat_per_s(self, price_weight: float = PRICE_WEIGHT) -> Floats:
+        """Of each node: bit/s times the price, in msat per second."""
+        price_msat_per_gb = self.price * (MSAT_PER_GB_AT_1_SAT_PER_MB / price_weight)
+        return np.asarray(self.load / BITS_PER_GB * price_msat_per_gb)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One interval of `follow_rule`. Prices in msat per GB, of relays that carry something."""
+
+    switched: float  # share of the nodes that have taken another next hop
+    utilisation_max: float  # load over capacity
+    price_median: float
+    price_max: float
+
+
+@dataclass(frozen=True, slots=True)
+class RuleRun:
+    rounds: list[Round]
+    load: Floats
+    price: Floats  # announced, msat per GB
+    reached: int
+
+    def flapping(self, last: int = 20) -> float:
+        """Mean share of nodes that move their routes in an interval, in the last ones."""
+        tail = self.rounds[-last:]
+        return sum(item.switched for item in tail) / max(1, len(tail))
+
+
+class Forest:
+    """The tree of cheapest paths at given prices, and the loads on it; keeps its arrays from one time to the next."""
+
+    def __init__(self, mesh: Mesh, roots: Sequence[int], *, is_compiled: bool = True) -> None:
+        """Raises ValueError unless there are roots, all of them nodes."""
+        count = mesh.node_count
+        if not len(roots) or min(roots) < 0 or max(roots) >= count:
+            raise ValueError(f"roots must be some of the nodes 0 to {count - 1}")
+        self.mesh = mesh
+        self.roots = np.array(sorted(set(roots)), np.int32)
+        self.distance = np.zeros(count)
+        self.parent = np.full(count, -1, np.int32)
+        self.order = np.zeros(count, np.int32)
+        self.reached = 0
+        self._heap = np.zeros(count, np.int32)
+        self._place = np.zeros(count, np.int32)
+        self._graph = (mesh.offsets, mesh.neighbours, mesh.costs)
+        self.kernel: Callable[[Any], Any] = (lambda f: jit.compiled(f, _HELPERS)) if is_compiled else (lambda f: f)
+
+    def grow(self, relay_cost: Floats, *, is_root_paid: bool = True) -> None:
+        root_cost = relay_cost[self.roots] if is_root_paid else np.zeros(len(self.roots))
+        self.reached = self.kernel(trees.grow_tree)(
+            *self._graph,
+            relay_cost,
+            self.roots,
+            root_cost,
+            self.distance,
+            self.parent,
+            self.order,
+            self._heap,
+            self._place,
+        )
+
+    def stick(self, relay_cost: Floats, before: NDArray[np.int32], fraction: float) -> int:
+        """After `grow`: hysteresis. Returns the number of changed next hops."""
+        arguments = (relay_cost, before, self.distance, self.parent, self.order, self.reached, fraction)
+        return int(self.kernel(trees.stick)(*self._graph, *arguments))
+
+    def served(self, demand: Floats) -> Floats:
+        """Of nodes that reach a root, and are none."""
+        served = np.where(self.distance < trees.UNREACHED, demand, 0.0)
+        served[self.roots] = 0.0
+        return np.asarray(served)
+
+    def load(self, demand: Floats) -> tuple[Floats, float]:
+        """What each node carries, and the sum of flow times link cost."""
+        through = np.zeros(len(demand))
+        arguments = (self.parent, self.order, self.reached, demand, through)
+        return through, float(self.kernel(trees.gather)(*self._graph, *arguments))
+
+
+def equilibrium(
+    mesh: Mesh,
+    roots: Sequence[int],
+    demand: Floats,
+    congestion: Congestion,
+    *,
+    gap: float = 5e-3,
+    rounds: int = 500,
+    with_tolls: bool = False,
+    is_compiled: bool = True,
+    progress: Progress = lambda _round, _gap: None,
+) -> Equilibrium:
+    """Until the relative gap is at most `gap`, or for so many rounds. Nodes that reach no root send nothing.
+
+    `with_tolls`: relays ask their marginal cost in place of the average one."""
+    forest = Forest(mesh, roots, is_compiled=is_compiled)
+    asked = _with_toll(congestion) if with_tolls else congestion
+    zero = np.zeros(mesh.node_count)
+    forest.grow(asked.price(zero))
+    demand = forest.served(demand)
+    load, link_cost = forest.load(demand)
+    gaps: list[float] = []
+    for number in range(1, rounds + 1):
+        price = asked.price(load)
+        forest.grow(price)
+        best, best_link_cost = forest.load(demand)
+        now = float(price @ load) + link_cost
+        least = float(price @ best) + best_link_cost
+        gaps.append(max(0.0, (now - least) / now) if now > 0 else 0.0)
+        progress(number, gaps[-1])
+        if gaps[-1] <= gap:
+            break
+        step = _line_search(asked, load, best, best_link_cost - link_cost)
+        load = load + step * (best - load)
+        link_cost += step * (best_link_cost - link_cost)
+    price = asked.price(load)
+    return Equilibrium(
+        load=load,
+        price=price,
+        gap=gaps[-1],
+        gaps=gaps,
+        reached=forest.reached,
+        link_cost=link_cost,
+        total=float(price @ load) + link_cost,
+    )
+
+
+def _with_toll(congestion: Congestion) -> Congestion:
+    return Congestion(congestion.base, congestion.slope * (1.0 + congestion.power), congestion.power)
+
+
+def _line_search(asked: Congestion, load: Floats, best: Floats, link_difference: float) -> float:
+    """Where Beckmann's function is least on the way from `load` to `best`: its slope rises, so it is halved."""
+    difference = best - load
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        slope = float(asked.price(load + middle * difference) @ difference) + link_difference
+        low, high = (middle, high) if slope < 0 else (low, middle)
+    return max((low + high) / 2, 1e-6)
+
+
+def follow_rule(
+    mesh: Mesh,
+    roots: Sequence[int],
+    demand: Floats,
+    capacity: Floats,
+    *,
+    start_price: float = 100_000.0,
+    floor: float = 1_000.0,
+    ceiling: float = 100_000_000.0,
+    rounds: int = 100,
+    sticky_fraction: float = 0.1,
+    price_weight: float = PRICE_WEIGHT,
+    is_compiled: bool = True,
+    progress: Progress = lambda _round, _switched: None,
+) -> RuleRun:
+    """`rounds` intervals of the daemons' rule. Prices in msat per GB. `sticky_fraction` < 0: without hysteresis."""
+    forest = Forest(mesh, roots, is_compiled=is_compiled)
+    count = mesh.node_count
+    price = np.full(count, float(start_price))
+    announced = np.full(count, round(start_price), np.int64)
+    average = np.full(count, -1.0)
+    relay_cost = np.full(count, float(rules.price_metric(round(start_price), price_weight)))
+    forest.grow(relay_cost)
+    demand = forest.served(demand)
+    history: list[Round] = []
+    load, _ = forest.load(demand)
+    step = forest.kernel(trees.step_prices)
+    for number in range(1, rounds + 1):
+        step(price, announced, average, load, capacity, floor, ceiling, price_weight, relay_cost)
+        before = forest.parent.copy()
+        forest.grow(relay_cost)
+        if sticky_fraction >= 0:
+            switched = forest.stick(relay_cost, before, sticky_fraction)
+        else:
+            switched = int(((forest.parent != before) & (before >= 0)).sum())
+        load, _ = forest.load(demand)
+        history.append(_round(switched / count, load, capacity, announced))
+        progress(number, switched / count)
+    return RuleRun(history, load, announced.astype(float), forest.reached)
+
+
+def _round(switched: float, load: Floats, capacity: Floats, announced: NDArray[np.int64]) -> Round:
+    busy = announced[load > 0]
+    return Round(
+        switched=switched,
+        utilisation_max=float((load / capacity).max(initial=0.0)),
+        price_median=float(np.median(busy)) if len(busy) else 0.0,
+        price_max=float(busy.max(initial=0)),
+    )

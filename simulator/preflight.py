@@ -1,0 +1,73 @@
+"""Before a large run: about how long it will take and how much memory, and whether that is allowed.
+
+The constants were measured on a machine of two cores (docs/simulator.md); they are right within a factor of two or so.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from simulator import jit
+
+BASE_BYTES = 150e6  # the interpreter, numpy and numba
+SLOWDOWN = 150.0  # without a compiler
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+
+
+class PreflightError(Exception):
+    """The run would need more than it may; the message has both figures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """CPU seconds, and bytes of memory at the most."""
+
+    seconds: float
+    memory: float
+
+    def __str__(self) -> str:
+        return f"about {_duration(self.seconds)} of CPU time and {self.memory / 2**20:.0f} MiB"
+
+    def check(self, max_memory: float | None) -> None:
+        """Raises PreflightError."""
+        if max_memory is not None and self.memory > max_memory:
+            raise PreflightError(
+                f"this run needs about {self.memory / 2**20:.0f} MiB; at most {max_memory / 2**20:.0f} are allowed "
+                "(--max-memory)"
+            )
+
+
+def batch(nodes: int, links: int, *, destinations: int | None = None, workers: int = 1) -> Estimate:
+    """Each destination costs some updates over each link, more in wide networks; each pair is kept twice."""
+    wanted = nodes if destinations is None else destinations
+    updates = wanted * 2 * links * (1.2 + 0.01 * nodes**0.5)
+    memory = BASE_BYTES + 12.0 * wanted * nodes + workers * (500.0 * nodes + 500.0 * links)
+    return Estimate(updates * 0.6e-6 * _slowdown(), memory)
+
+
+def flow(nodes: int, links: int, *, rounds: int = 20) -> Estimate:
+    """Each round is one search through the whole mesh."""
+    return Estimate((rounds + 1) * (nodes + links) * 0.7e-6 * _slowdown(), BASE_BYTES + 160.0 * nodes + 90.0 * links)
+
+
+def exact(nodes: int, links: int, *, seconds: float = 60.0) -> Estimate:
+    """Every pair of neighbours exchanges the whole table, and repeats it every 16 seconds of virtual time."""
+    updates = 2.0 * links * nodes * (2.0 + seconds / 16.0)
+    return Estimate(updates * 8e-6, BASE_BYTES + 1100.0 * 2 * links * nodes)
+
+
+def parse_size(text: str) -> float:
+    """`500M`, `2G`. Raises ValueError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not found:
+        raise ValueError(f"'{text}' is not a size; write 500M or 2G")
+    return float(found[1]) * _UNITS[found[2].upper()]
+
+
+def _slowdown() -> float:
+    return 1.0 if jit.is_available() else SLOWDOWN
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
