@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
 from meshd.kernel import NetlinkError, batman, nl80211
 from meshd.kernel.batman import read_client, read_mesh, read_path
-from meshd.kernel.generic import mac_address, nested, number, string, text, u32, values
+from meshd.kernel.devices import Device, Devices, read_device
+from meshd.kernel.generic import GenericNetlink, mac_address, nested, number, string, text, u32, values
 from meshd.kernel.netlink import attribute
 from meshd.kernel.nl80211 import RadioType, read_radio, read_station, read_wiphy
 
@@ -129,3 +132,49 @@ def test_values_of_another_length_are_not_taken() -> None:
     assert text(found, 4) == "x" and text(found, 5) is None
     with pytest.raises(NetlinkError):
         values(u32(1, 5)[:-2])
+
+
+def test_families_are_found_by_name_in_this_kernel() -> None:
+    async def scenario() -> None:
+        with GenericNetlink("nlctrl") as control:
+            assert await control.is_there()
+            answers = await control.dump(3)
+            assert "nlctrl" in {text(values(answer), 2) for answer in answers}
+        with GenericNetlink("no such thing") as nothing:
+            assert not await nothing.is_there()
+            with pytest.raises(NetlinkError, match="this kernel has no no such thing") as refused:
+                await nothing.request(1, b"")
+            assert refused.value.code == errno.ENOENT
+
+    trio.run(scenario)
+
+
+def test_without_a_wireless_stack_or_batman_adv_there_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nl80211, "FAMILY", "no such thing")
+    monkeypatch.setattr(batman, "FAMILY", "no such thing")
+
+    async def scenario() -> None:
+        with nl80211.Nl80211() as radios, batman.Batman() as meshes:
+            assert await radios.radios() == {}
+            assert not await meshes.is_there()
+            assert await meshes.mesh(1) is None
+
+    trio.run(scenario)
+
+
+def test_devices_of_this_kernel() -> None:
+    async def scenario() -> None:
+        with Devices() as devices:
+            loopback = (await devices.all())["lo"]
+            assert (loopback.index, loopback.mac, loopback.kind, loopback.master) == (1, bytes(6), "", 0)
+
+    trio.run(scenario)
+
+
+def test_a_member_of_a_mesh() -> None:
+    head = bytes((0, 0, 1, 0)) + (7).to_bytes(4, "little") + (1).to_bytes(4, "little") + bytes(4)
+    info = nested(18, string(1, "batadv"))
+    told = head + string(3, "wlan0") + attribute(1, NEAR) + u32(4, 1532) + u32(10, 5) + info + string(20, "a mesh")
+    assert read_device(told) == Device(7, "wlan0", NEAR, 1532, True, 5, "batadv", "a mesh")
+    assert read_device(head) is None
+    assert read_device(head[:8]) is None
