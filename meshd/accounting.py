@@ -27,6 +27,7 @@ UNPAID_INTERVAL = 5.0  # where the readings are only for show
 FRESH = 0.02
 MAX_LOAD = 0.25  # of the time, for readings that messages ask for: whoever sends many must not keep us busy with them
 BUSY_BYTES = 2_000
+FLOWS_AT_ONCE = 256
 RESOLVE_INTERVAL = 1.0
 # Whoever sends chooses its MAC address, and under security "none" may choose a new one for every packet.
 MAX_TOTALS = 1024  # links whose totals are kept apart; neighbours can come under ever new addresses
@@ -151,8 +152,10 @@ class Accounting:
             self._billing.forget_withdrawn(now=now)
             for entry in self._take_recovered(now=now):
                 self._count(entry.flow, entry, now=now)
-            for flow in flows:
+            for number, flow in enumerate(flows):
                 self._count(flow, now=now)
+                if number % FLOWS_AT_ONCE == FLOWS_AT_ONCE - 1:
+                    await trio.lowlevel.cancel_shielded_checkpoint()  # ten thousand would hold up everybody else
             await self._settle_pending()
             self._read_at = now  # only now does the engine know
         return sum(flow.bytes for flow in flows) >= BUSY_BYTES
@@ -287,9 +290,17 @@ class Accounting:
             return False
         if link in self._present:
             self.neighbours.learn_port(link, mac)
+            await self._expect(link[0], mac)
             self._place()
             await self._enforcement.apply()
         return True
+
+    async def _expect(self, interface: str, mac: bytes) -> None:
+        try:
+            await self._kernel.meter.expect(interface, mac)
+        except NftError as error:  # it is counted all the same, but for what comes faster than the kernel finds memory
+            self.failures += 1
+            log.error("no place for a neighbour in the meter", interface=interface, mac=mac, reason=error)
 
     def _place(self) -> None:
         """Bill what was sent to neighbours before it was known whose address that is."""
@@ -302,7 +313,10 @@ class Accounting:
         await self.read()
         if link not in self._present and link not in self._connected:
             self._billing.neighbour_gone(link)
+            port = self.neighbours.port_by_link.get(link)
             self.neighbours.forget(link)
+            if port is not None and port not in self.neighbours.links_by_port:
+                self._kernel.meter.unexpect(*port)
 
     async def peer_connected(self, peer: bytes, link: LinkKey) -> None:
         """A session says who is at the other end of the link."""

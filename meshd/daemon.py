@@ -28,7 +28,7 @@ from meshd.config import Config, load
 from meshd.control import ControlServer
 from meshd.enforcement import Enforcement, HeldFile
 from meshd.identity import Identity
-from meshd.kernel import Kernel, KernelConfig
+from meshd.kernel import Kernel, KernelConfig, NetlinkError
 from meshd.kernel.batman import Batman
 from meshd.kernel.nl80211 import Nl80211
 from meshd.logs import Logger
@@ -335,6 +335,10 @@ class Daemon:
         """After the neighbours were told to turn away: what they still had carried is to be billed."""
         with trio.move_on_after(LAST_READING_TIMEOUT) as scope:
             scope.shield = True
+            try:
+                await self._kernel.routes.cleanup()  # first: what is carried after the last reading is in none
+            except NetlinkError as error:
+                log.error("routes not removed", reason=error)
             await self.accounting.read()
 
     async def _rank_peers(self) -> None:

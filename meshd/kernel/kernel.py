@@ -78,6 +78,7 @@ class Kernel:
             rtnetlink = stack.enter_context(NetlinkSocket(NETLINK_ROUTE))
             netfilter = stack.enter_context(NetlinkSocket(NETLINK_NETFILTER))
             kernel = cls(config, rtnetlink, netfilter)
+            await kernel.routes.cleanup()  # first: what is carried after the look at the counters is in none
             kernel.leftover = await kernel.meter.leftover()
             await kernel._remove_all()
             kernel._nft.hold_before_load(held)

@@ -1,35 +1,36 @@
 """Reads the counters of `nft` out of the kernel: who sent how much, by neighbour and flow, without losing a byte.
 
 The counters only ever grow; what is new since the last reading is worked out here. A reading may run while packets are
-counted: what it misses, the next one has.
+counted: what it misses, the next one has. Flows that have ended cost time at each reading, so now and then counting
+goes over to empty sets (`Nft.switch_generation`), and the old ones are read a last time and emptied.
 """
 
 from __future__ import annotations
 
 import errno
+import math
 import socket
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
 
 import trio
 
-from meshd.kernel.netlink import NetlinkError, NetlinkSocket, Request, attribute, attributes
-from meshd.kernel.nft import COUNTER_SETS, TABLE, CounterSet, Direction, Nft
+from meshd.kernel.elements import elements
+from meshd.kernel.netlink import NetlinkError, NetlinkSocket, Request, attribute
+from meshd.kernel.nft import COUNTER_SETS, SET_SIZE, TABLE, CounterSet, Direction, Nft
 
 _NFT_MSG_GETSETELEM = (10 << 8) | 13  # NFNL_SUBSYS_NFTABLES
 _NFGENMSG = struct.Struct(">BBH")
 _NFPROTO = {"inet": 1, "ip": 2, "netdev": 5, "ip6": 10}
-_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
-_ELEM_KEY, _ELEM_EXPR = 1, 7
-_EXPR_DATA = 2
-_COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
-_BE64 = struct.Struct(">Q")
+_LIST_TABLE, _LIST_SET = 1, 2
 
 _ETHERNET_HEADER = 14
-_BROADCAST = IPv4Address("255.255.255.255")
-_MANY_ELEMENTS = 8192
+_BROADCAST = b"\xff\xff\xff\xff"
+_MANY_ELEMENTS = SET_SIZE * 3 // 4  # in one set: the next flows may find it full
+_FEW_ELEMENTS = 1024  # not worth switching generations for
+_ROTATION_INTERVAL = 10.0  # at most so often: it takes two runs of nft, and live flows begin anew
+_IDLE_TIMEOUT = 60.0
 _MAX_TOTALS = 4096
 _GRACE_PERIOD = 0.1  # much more than a packet spends in the rules
 
@@ -63,19 +64,10 @@ class _Counter:
     mac: bytes
     source: IPAddress | None
     destination: IPAddress | None
+    is_billed: bool
+    period: int  # in which it last had something new
     bytes: int = 0
     packets: int = 0
-
-    @property
-    def is_billed(self) -> bool:
-        """Neither link-local nor multicast. Whatever is carried on is billed, no matter what it pretends to be."""
-        if self.direction is Direction.FORWARD_IN:
-            return True
-        if self.direction is Direction.OUT and self.mac and self.mac[0] & 1:  # a multicast group, not a neighbour
-            return False
-        if isinstance(self.source, IPv6Address) and self.source.is_link_local:
-            return False
-        return self.destination is None or not (self.destination.is_multicast or self.destination == _BROADCAST)
 
     def layer3(self, size: int, packets: int) -> int:
         """At egress the Ethernet header is already there."""
@@ -92,7 +84,10 @@ class Meter:
         self._nft = nft
         self._interface_by_index: dict[int, str] = {}
         self._gone: set[int] = set()  # indices of interfaces that are no more; what they counted is still to be read
-        self._counters: dict[tuple[str, int, bytes], _Counter] = {}
+        self._counters: dict[tuple[str, int], dict[bytes, _Counter]] = {}  # by set and generation, then by key
+        self._period = 0
+        self._period_ends_at = -math.inf
+        self._rotate_at = -math.inf  # not before
         self._draining: int | None = None  # the generation to be read a last time
         self._unreported: list[FlowCount] = []
         self._lock = trio.Lock()
@@ -105,6 +100,14 @@ class Meter:
         """It counts nothing any more; after the next reading it is forgotten."""
         self._gone.add(index)
 
+    async def expect(self, interface: str, mac: bytes) -> None:
+        """Of a neighbour on a link, once its address is known: its packets find a counter however many flows begin at
+        once. Raises NftError."""
+        await self._nft.expect(interface, mac)
+
+    def unexpect(self, interface: str, mac: bytes) -> None:
+        self._nft.unexpect(interface, mac)
+
     async def read(self) -> list[FlowCount]:
         """All that was counted since the last reading. Raises NetlinkError, NftError.
 
@@ -114,7 +117,7 @@ class Meter:
             gone = frozenset(self._gone)
             try:
                 await self._read_generation(self._nft.generation)
-                if self._draining is None and len(self._counters) > _MANY_ELEMENTS:
+                if self._draining is None and self._should_rotate(now=trio.current_time()):
                     old = self._nft.generation
                     await self._nft.switch_generation()
                     self._draining = old
@@ -139,8 +142,23 @@ class Meter:
         await trio.sleep(_GRACE_PERIOD)
         await self._read_generation(generation)
         await self._nft.empty(generation)
-        self._counters = {key: c for key, c in self._counters.items() if key[1] != generation}
+        self._counters = {place: known for place, known in self._counters.items() if place[1] != generation}
         self._draining = None
+        self._rotate_at = trio.current_time() + _ROTATION_INTERVAL
+
+    def _should_rotate(self, *, now: float) -> bool:
+        """A set is nearly full, or most flows have ended: each costs two microseconds at each reading."""
+        known = idle = 0
+        if now >= self._period_ends_at:
+            known = sum(map(len, self._counters.values()))
+            busy = sum(c.period == self._period for counters in self._counters.values() for c in counters.values())
+            idle = known - busy
+            self._period += 1
+            self._period_ends_at = now + _IDLE_TIMEOUT
+        if now < self._rotate_at:
+            return False
+        fullest = max(map(len, self._counters.values()), default=0)
+        return fullest > _MANY_ELEMENTS or idle > max(_FEW_ELEMENTS, known // 2)
 
     async def leftover(self) -> list[FlowCount]:
         """All that the tables of a killed daemon have counted since it started, the part included that it had read."""
@@ -148,12 +166,12 @@ class Meter:
         for generation in (0, 1):
             for counter_set in COUNTER_SETS:
                 try:
-                    elements = await self._dump(counter_set, generation)
+                    found_there = [e for part in await self._dump(counter_set, generation) for e in elements(part)]
                 except NetlinkError as error:
                     if error.code != errno.ENOENT:
                         raise
                     continue
-                for key, size, packets in elements:
+                for key, size, packets in found_there:
                     counter = _decode_key(counter_set, key)
                     interface = _interface_name(counter.index)
                     if packets and interface is not None and counter.is_billed:
@@ -162,38 +180,41 @@ class Meter:
 
     async def _read_generation(self, generation: int) -> None:
         for counter_set in self._nft.counter_sets:
-            for key, size, packets in await self._dump(counter_set, generation):
-                self._book(counter_set, generation, key, size, packets)
+            for part in await self._dump(counter_set, generation):
+                self._book(counter_set, generation, part)
+                await trio.lowlevel.checkpoint()  # what is booked is reported, by the next reading if not by this one
 
-    async def _dump(self, counter_set: CounterSet, generation: int) -> list[tuple[bytes, int, int]]:
-        """(key, bytes, packets) of each element."""
+    async def _dump(self, counter_set: CounterSet, generation: int) -> list[bytes]:
+        """Messages of the kernel, some hundred elements in each (`elements`)."""
         header = _NFGENMSG.pack(_NFPROTO[counter_set.family], 0, 0)
         name = f"{counter_set.name}_{generation}".encode() + b"\0"
         payload = header + attribute(_LIST_TABLE, TABLE.encode() + b"\0") + attribute(_LIST_SET, name)
-        elements: list[tuple[bytes, int, int]] = []
-        for message in await self._netlink.dump(Request(_NFT_MSG_GETSETELEM, payload)):
-            elements += _elements(message.payload)
-            await trio.lowlevel.checkpoint()
-        return elements
+        answer = await self._netlink.dump(Request(_NFT_MSG_GETSETELEM, payload))
+        return [message.payload for message in answer]
 
-    def _book(self, counter_set: CounterSet, generation: int, key: bytes, size: int, packets: int) -> None:
-        """Set apart what is new in one element."""
-        identity = (counter_set.name, generation, key)
-        counter = self._counters.get(identity)
-        if counter is None:
-            counter = self._counters[identity] = _decode_key(counter_set, key)
-        if packets < counter.packets:  # somebody emptied the set
-            counter.bytes = counter.packets = 0
-        new_bytes, new_packets = size - counter.bytes, packets - counter.packets
-        counter.bytes, counter.packets = size, packets
-        interface = self._interface_by_index.get(counter.index)
-        if new_packets and interface is not None and counter.is_billed:
-            count = _flow_count(counter, interface, (new_bytes, new_packets), (size, packets))
-            neighbour = (count.direction, interface, count.mac)
-            self.totals[neighbour] = self.totals.get(neighbour, 0) + count.bytes
-            if len(self.totals) > _MAX_TOTALS:
-                del self.totals[next(iter(self.totals))]
-            self._unreported.append(count)
+    def _book(self, counter_set: CounterSet, generation: int, payload: bytes) -> None:
+        """Set apart what is new in these elements."""
+        counters = self._counters.setdefault((counter_set.name, generation), {})
+        for key, size, packets in elements(payload):
+            counter = counters.get(key)
+            if counter is None:
+                counter = counters[key] = _decode_key(counter_set, key)
+            elif packets == counter.packets:
+                continue
+            elif packets < counter.packets:  # somebody emptied the set
+                counter.bytes = counter.packets = 0
+            new = size - counter.bytes, packets - counter.packets
+            counter.bytes, counter.packets, counter.period = size, packets, self._period
+            interface = self._interface_by_index.get(counter.index)
+            if new[1] and interface is not None and counter.is_billed:
+                self._report(_flow_count(counter, interface, new, (size, packets)))
+
+    def _report(self, count: FlowCount) -> None:
+        neighbour = (count.direction, count.interface, count.mac)
+        self.totals[neighbour] = self.totals.get(neighbour, 0) + count.bytes
+        if len(self.totals) > _MAX_TOTALS:
+            del self.totals[next(iter(self.totals))]
+        self._unreported.append(count)
 
 
 def _flow_count(counter: _Counter, interface: str, new: tuple[int, int], total: tuple[int, int]) -> FlowCount:
@@ -222,39 +243,25 @@ def _decode_key(counter_set: CounterSet, key: bytes) -> _Counter:
     (index,) = struct.unpack_from("=I", key)
     size = counter_set.address_size
     mac, start = (key[4:10], 12) if counter_set.has_mac else (b"", 4)
-    source, destination = (_address(key[start + size * n :][:size]) for n in (0, 1))
-    return _Counter(counter_set.direction, index, mac, source, destination)
+    source, destination = key[start : start + size], key[start + size : start + 2 * size]
+    direction = counter_set.direction
+    billed = _is_billed(direction, mac, source, destination)
+    return _Counter(direction, index, mac, _address(source), _address(destination), billed, period=-1)
+
+
+def _is_billed(direction: Direction, mac: bytes, source: bytes, destination: bytes) -> bool:
+    """Neither link-local nor multicast. Whatever is carried on is billed, no matter what it pretends to be."""
+    if direction is Direction.FORWARD_IN:
+        return True
+    if direction is Direction.OUT and mac and mac[0] & 1:  # a multicast group, not a neighbour
+        return False
+    if len(destination) == 4:
+        return destination[0] >> 4 != 0xE and destination != _BROADCAST
+    is_link_local = bool(source) and source[0] == 0xFE and source[1] >> 6 == 2
+    return not is_link_local and (not destination or destination[0] != 0xFF)
 
 
 def _address(data: bytes) -> IPAddress | None:
-    return ip_address(data) if data else None
-
-
-def _elements(payload: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(key, bytes, packets) of each element in a NFT_MSG_NEWSETELEM."""
-    for kind, start, end in attributes(payload, _NFGENMSG.size, len(payload)):
-        if kind == _LIST_ELEMENTS:
-            for _, element, element_end in attributes(payload, start, end):
-                yield _element(payload, element, element_end)
-
-
-def _element(payload: bytes, start: int, end: int) -> tuple[bytes, int, int]:
-    key, size, packets = b"", 0, 0
-    for kind, inner, inner_end in attributes(payload, start, end):
-        if kind == _ELEM_KEY:
-            key = payload[inner + 4 : inner_end]  # NFTA_DATA_VALUE alone
-        elif kind == _ELEM_EXPR:
-            size, packets = _counter(payload, inner, inner_end)
-    return key, size, packets
-
-
-def _counter(payload: bytes, start: int, end: int) -> tuple[int, int]:
-    size = packets = 0
-    for kind, inner, inner_end in attributes(payload, start, end):
-        if kind == _EXPR_DATA:
-            for what, value, _ in attributes(payload, inner, inner_end):
-                if what == _COUNTER_BYTES:
-                    (size,) = _BE64.unpack_from(payload, value)
-                elif what == _COUNTER_PACKETS:
-                    (packets,) = _BE64.unpack_from(payload, value)
-    return size, packets
+    if not data:
+        return None
+    return IPv4Address(data) if len(data) == 4 else IPv6Address(data)

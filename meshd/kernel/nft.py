@@ -12,7 +12,7 @@ time and emptied. That is how elements are got rid of without losing the bytes t
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -24,13 +24,22 @@ from meshd.kernel import gate
 from meshd.kernel.gate import Held, Port, Tier
 
 TABLE = "meshd"
-_SET_SIZE = 16384  # also its number of hash buckets, which each reading walks through
+SET_SIZE = 16384  # also its number of hash buckets, which each reading walks through
 _REST_SIZE = 1024
 _NFT_TIMEOUT = 20.0  # it takes 10 ms; on a small machine that is busy, seconds
 _FEW = 4  # comparisons that are faster than one look-up in a set
 
 # Of `Nft`: values that are replaced as a whole, never changed.
-_STATE = ("generation", "counter_sets", "_index_by_interface", "_shared_by_port", "_held", "_tunnels", "_guarded")
+_STATE = (
+    "generation",
+    "counter_sets",
+    "_index_by_interface",
+    "_shared_by_port",
+    "_held",
+    "_tunnels",
+    "_guarded",
+    "_expected",
+)
 
 
 class NftError(Exception):
@@ -121,6 +130,7 @@ class Nft:
         self._guarded: dict[str, int] = {}
         self._shared_by_port: dict[Port, bool] = {}  # those that are held
         self._held: frozenset[Held] = frozenset()  # what the kernel knows of them
+        self._expected: frozenset[Port] = frozenset()  # neighbours on links
         self._lock = trio.Lock()
 
     async def load(self) -> None:
@@ -132,7 +142,7 @@ class Nft:
             lines += [*self._ingress_lines(), *self._gate_lines()]
             for interface in self._present():
                 lines += self._interface_lines(interface)
-            await _run(lines)
+            await _run(lines + self._places(range(2)))
 
     async def unload(self) -> None:
         """Delete our tables, also those of a daemon that was killed."""
@@ -143,6 +153,7 @@ class Nft:
             self._held = frozenset()
             self._tunnels = frozenset()
             self._guarded = {}
+            self._expected = frozenset()
 
     async def add_interface(self, interface: str, index: int, *, is_tunnel: bool = False) -> None:
         """Or, if it was made anew, the one that it is now. `is_tunnel`: its packets have no MAC addresses."""
@@ -156,7 +167,22 @@ class Nft:
                     self.counter_sets = COUNTER_SETS
                     lines += _set_definitions(TUNNEL_SETS)
             lines += self._interface_lines(interface)
-            await _run([*lines, *self._ingress_lines(), *self._gate_lines()])
+            await _run([*lines, *self._ingress_lines(), *self._gate_lines(), *self._places(range(2), interface)])
+
+    async def expect(self, interface: str, mac: bytes) -> None:
+        """Keep a place for this neighbour where is counted what does not find one by flow.
+
+        The kernel cannot always make an element while it handles a packet: a hundred new flows at once, and memory for
+        their counters has yet to be found. Raises NftError, also when there is no place left.
+        """
+        async with self._lock, self._rollback():
+            if mac and (interface, mac) not in self._expected and interface in self._index_by_interface:
+                self._expected |= {(interface, mac)}
+                await _run(self._places(range(2), interface))
+
+    def unexpect(self, interface: str, mac: bytes) -> None:
+        """Its place goes when the sets are emptied the next time."""
+        self._expected -= {(interface, mac)}
 
     async def guard_interface(self, interface: str, index: int) -> None:
         """Carry nothing that comes in there: it is under tunnels, and what is outside of them is nobody's to bill.
@@ -174,6 +200,7 @@ class Nft:
             if index is not None:
                 self._index_by_interface = {n: i for n, i in self._index_by_interface.items() if n != interface}
                 self._tunnels -= {interface}
+                self._expected = frozenset(port for port in self._expected if port[0] != interface)
                 await _run([*_remove_interface_lines(index), *self._ingress_lines(), *self._gate_lines()])
             return index
 
@@ -189,6 +216,7 @@ class Nft:
     async def empty(self, generation: int) -> None:
         async with self._lock:
             await _run([f"flush set {s.family} {TABLE} {s.name}_{generation}" for s in self.counter_sets])
+            await _run(self._places([generation]))
 
     async def hold(self, interface: str, mac: bytes, *, is_shared: bool) -> None:
         await self._set_held(self._shared_by_port | {(interface, mac): is_shared})
@@ -219,6 +247,20 @@ class Nft:
     def _present(self) -> dict[str, int]:
         """One that was unplugged took its chain along, and a line about that would fail all of the transaction."""
         return {name: index for name, index in self._index_by_interface.items() if _index_of(name) == index}
+
+    def _places(self, generations: Iterable[int], interface: str | None = None) -> list[str]:
+        """Elements for all neighbours that are known, or those on that interface, in the sets that are not by flow."""
+        ports = [*self._expected, *((tunnel, b"") for tunnel in self._tunnels)]
+        wanted = [Held(self._index_by_interface[name], mac) for name, mac in ports if interface in (None, name)]
+        lines = []
+        for counters in self.counter_sets:
+            keys = [entry.key for entry in sorted(wanted) if bool(entry.mac) is counters.has_mac]
+            if keys and not counters.address_size:
+                lines += [
+                    f"add element {counters.family} {TABLE} {counters.name}_{generation} {{ {', '.join(keys)} }}"
+                    for generation in generations
+                ]
+        return lines
 
     def _ingress_lines(self) -> list[str]:
         indices = list(self._index_by_interface.values())
@@ -316,7 +358,7 @@ def _definitions() -> list[str]:
 def _set_definitions(sets: Sequence[CounterSet]) -> list[str]:
     lines: list[str] = []
     for counters in sets:
-        size = _SET_SIZE if counters.address_size else _REST_SIZE
+        size = SET_SIZE if counters.address_size else _REST_SIZE
         options = f"{{ typeof {_key(counters)}; flags dynamic; size {size}; counter; }}"
         lines += [f"add set {counters.family} {TABLE} {counters.name}_{generation} {options}" for generation in (0, 1)]
     return lines
@@ -340,7 +382,9 @@ def _ingress_rules(
         for hook, direction in (("input", Direction.IN), ("forward", Direction.FORWARD_IN)):
             lines.append(f"flush chain {family} {TABLE} {hook}")
             counting = _counting(sets, family, direction, generation)
-            rules = [_not_ours(indices), *first[family, hook], *counting] if indices else []
+            # Beyond the rest is nothing: what can be counted for nobody is not carried.
+            last = ["drop"] if direction is Direction.FORWARD_IN else []
+            rules = [_not_ours(indices), *first[family, hook], *counting, *last] if indices else []
             lines += [f"add rule {family} {TABLE} {hook} {rule}" for rule in rules]
     return lines
 

@@ -33,6 +33,14 @@ class FakeMeter:
     failures: list[Exception] = field(default_factory=list)
     readings: int = 0
     takes: float = 0.0
+    expected: set[tuple[str, bytes]] = field(default_factory=set)
+
+    async def expect(self, interface: str, mac: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        self.expected.add((interface, mac))
+
+    def unexpect(self, interface: str, mac: bytes) -> None:
+        self.expected.discard((interface, mac))
 
     async def read(self) -> list[FlowCount]:
         self.readings += 1
@@ -120,6 +128,10 @@ class FakeRoutes:
         self.journal = journal
         self.refusing = False
         self.install_failures = 0
+
+    async def cleanup(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.journal.append(("cleanup",))
 
     async def install_many(self, routes: Iterable[Route]) -> dict[Prefix, NetlinkError]:
         await trio.lowlevel.checkpoint()

@@ -23,6 +23,7 @@ from meshd.kernel import nft as nft_module
 from meshd.kernel.gate import Tier
 
 _PORT = 7000
+_SPRAY_PORT = 7001
 _UDP_SIZE = 1200
 
 
@@ -111,21 +112,24 @@ class Agent:
         flows, self.flows = [*self.flows, *new], []
         return [_plain(flow) for flow in flows]
 
-    async def read_all_the_time(self) -> None:
+    async def read_all_the_time(self, interval: float = 0.001) -> None:
         self.reader = trio.CancelScope()
-        self.nursery.start_soon(self._read_loop, self.reader)
+        self.nursery.start_soon(self._read_loop, self.reader, interval)
 
     async def stop_reading(self) -> None:
         assert self.reader is not None
         self.reader.cancel()
         await trio.sleep(0)
 
-    async def _read_loop(self, scope: trio.CancelScope) -> None:
+    async def _read_loop(self, scope: trio.CancelScope, interval: float) -> None:
         with scope:
             while True:
                 flows = await self.kernel.meter.read()
                 self.flows += flows
-                await trio.sleep(0.001)
+                await trio.sleep(interval)
+
+    async def expect(self, interface: str, mac: str) -> None:
+        await self.kernel.meter.expect(interface, bytes.fromhex(mac))
 
     async def totals(self) -> dict[str, int]:
         return {f"{d.value} {i} {m.hex()}": size for (d, i, m), size in self.kernel.meter.totals.items()}
@@ -134,11 +138,14 @@ class Agent:
         return self.kernel.meter.reloads
 
     async def rotate_at(self, elements: int) -> None:
+        """Go over to empty sets when one has more than so many elements, at each reading."""
         meter_module._MANY_ELEMENTS = elements
+        meter_module._ROTATION_INTERVAL = 0.0
 
-    async def set_size(self, elements: int) -> None:
+    async def set_size(self, elements: int, rest: int = 1024) -> None:
         """From the next loading of the rules."""
-        nft_module._SET_SIZE = elements
+        nft_module.SET_SIZE = elements
+        nft_module._REST_SIZE = rest
 
     async def link(self, interface: str) -> dict[str, Any]:
         link = await self.kernel.links.get(interface)
@@ -226,6 +233,20 @@ class Agent:
             await udp.connect((address, _PORT))
             for _ in range(size // _UDP_SIZE):
                 await udp.send(bytes(_UDP_SIZE))
+
+    async def listen_everywhere(self) -> None:
+        """Take in what is sprayed, whatever address of ours it is for."""
+        udp = trio.socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        await udp.bind(("::", _SPRAY_PORT))
+        self.nursery.start_soon(self._udp_sink, udp)
+
+    async def spray(self, network: str, first: int, flows: int, size: int) -> None:
+        """One datagram to each of so many addresses: as many flows."""
+        base = int(IPv6Network(network).network_address)
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as udp:
+            for number in range(first, first + flows):
+                udp.sendto(bytes(size), (str(IPv6Address(base + number)), _SPRAY_PORT))
 
     async def answers(self, address: str) -> bool:
         """Whether a TCP connection comes about within half a second."""

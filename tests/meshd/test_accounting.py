@@ -179,6 +179,47 @@ def test_what_was_counted_until_the_neighbour_went_is_billed_then_it_is_forgotte
     run(scenario)
 
 
+def test_the_meter_keeps_a_place_for_each_neighbour_while_it_is_there() -> None:
+    async def scenario() -> None:
+        books = Books()
+        async with books.running() as accounts:
+            books.kernel.links.mac_by_link = {LINK: MAC, LINK_OTHER: MAC}
+            for link in (LINK, LINK_OTHER):
+                accounts.neighbour_up(*link)
+            await trio.sleep(1)
+            assert books.kernel.meter.expected == {PORT}
+            accounts.neighbour_down(*LINK)
+            await trio.sleep(1)
+            assert books.kernel.meter.expected == {PORT}  # it has two addresses
+            accounts.neighbour_down(*LINK_OTHER)
+            await trio.sleep(1)
+            assert books.kernel.meter.expected == set()
+
+    run(scenario)
+
+
+def test_thousands_of_flows_hold_up_nobody() -> None:
+    async def scenario() -> None:
+        books = Books(paid=False)
+        books.kernel.meter.waiting = [flow(Direction.OUT, MAC, 10)] * 2000
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(others)
+            await books.under_test.read()
+            assert turns >= 2000 // accounting.FLOWS_AT_ONCE
+            nursery.cancel_scope.cancel()
+        assert books.under_test.sum().sent == 20_000
+
+    run(scenario)
+
+
 def test_a_neighbour_that_is_back_before_it_was_forgotten_is_not_forgotten() -> None:
     async def scenario() -> None:
         books = Books()

@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.meshd.kernel_lab import Flow, Node, eventually, lab, line, mac, plain, prepare, total
+from tests.meshd.kernel_lab import Flow, Node, eventually, lab, line, link_local, mac, plain, prepare, total
 from tests.meshd.kernel_lab import needs_namespaces as pytestmark  # noqa: F401
 
 Line = tuple[Node, Node, Node]
 _SIZE = 3_000_000
+_FLOWS_AT_ONCE = 200
 
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Line]:
     with line(tmp_path_factory.mktemp("meter"), "mk-m-") as made:
+        made[2].call("listen_everywhere")
         yield made
 
 
@@ -162,6 +164,78 @@ def test_flows_beyond_the_size_of_the_set_are_counted_by_neighbour(nodes: Line) 
         b.call("set_size", 16384)
         b.run("nft flush ruleset")
         b.call("read")
+
+
+def test_what_can_be_counted_for_nobody_is_not_carried(nodes: Line) -> None:
+    a, b, c = nodes
+    a.run("ip -6 address add fd00::aa dev lo")
+    b.call("set_size", 1, 1)
+    b.run("nft flush ruleset")
+    b.call("read")
+    try:
+        b.call("read")
+        before = c.call("sunk")
+        a.call("send_from", a.ip6, c.ip6)  # takes the only place for a flow
+        c.call("send_from", c.ip6, a.ip6)  # and this the only one for a neighbour
+        a.call("send_from", "fd00::aa", c.ip6)  # now there is none
+        a.call("send_from", a.ip6, c.ip6)
+        assert eventually(lambda: c.call("sunk") >= before + 200)
+        assert c.call("sunk") == before + 200
+        c.call("send_from", c.ip6, a.ip6)
+        read: list[Flow] = []
+
+        def all_read() -> bool:
+            read.extend(b.call("read"))
+            return sum(flow["packets"] for flow in read if flow["direction"] == "forward_in") == 4
+
+        assert eventually(all_read), read
+    finally:
+        a.run("ip -6 address del fd00::aa dev lo")
+        b.call("set_size", 16384)
+        b.run("nft flush ruleset")
+        b.call("read")
+
+
+@pytest.mark.parametrize("flows", [10_000, 18_000], ids=["as-many-as-fit", "more-than-fit"])
+def test_of_thousands_of_flows_every_byte_is_counted(nodes: Line, flows: int) -> None:
+    a, b, c = nodes
+    network = f"fd0a:{flows:x}::/64"
+    a.call("route", network, "ab", link_local(mac("b", "ba")))
+    b.call("route", network, "bc", link_local(mac("c", "cb")))
+    c.run(f"ip -6 route add local {network} dev lo")
+    book = Book(nodes)
+    for node, interface, at in ((a, "ab", "ba"), (b, "ba", "ab"), (b, "bc", "cb"), (c, "cb", "bc")):
+        node.call("expect", interface, plain(mac(at[0], at)))
+    for node in nodes:
+        node.call("rotate_at", 12_288)
+        node.call("read_all_the_time", 0.25)
+    before = c.call("sunk")
+    for first in range(0, flows, _FLOWS_AT_ONCE):  # more at once would overflow some queue
+        a.call("spray", network, first, _FLOWS_AT_ONCE, 100)
+        sent = before + 100 * (first + _FLOWS_AT_ONCE)
+        assert eventually(lambda arrived=sent: c.call("sunk") >= arrived)  # type: ignore[misc]
+    for node in nodes:
+        node.call("stop_reading")
+    book.update()
+    expected = flows * (100 + 8 + 40)
+    assert book.hop("a", "ab", "b", "ba", "forward_in") == (expected, expected)
+    assert book.hop("b", "bc", "c", "cb", "in") == (expected, expected)
+    told_apart = {flow["destination"] for flow in book.flows["b"] if flow["direction"] == "forward_in"}
+    assert len(told_apart) > flows // 10  # of those that begin at once, the kernel cannot make counters for all
+
+
+def test_an_interface_that_was_renamed_and_taken_anew_counts_all(nodes: Line) -> None:
+    a, b, c = nodes
+    book = Book(nodes)
+    b.run("ip link set ba down && ip link set ba name was && ip link set was up")
+    book.update()
+    b.run("ip link set was down && ip link set was name ba && ip link set ba up")
+    b.call("manage", "ba")
+    b.route(a, "ba", mac("a", "ab"))
+    for node in (a, c):
+        node.call("send", "tcp", (c if node is a else a).ip6, 100_000)
+    assert eventually(book.agrees), book.flows
+    assert total(book.flows["b"], "forward_in", interface="ba") > 100_000
 
 
 def test_rules_that_somebody_flushed_come_back(nodes: Line) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
-from meshd.kernel import meter
+from meshd.kernel.elements import elements
 from meshd.kernel.links import Links
 from meshd.kernel.netlink import (
     NETLINK_ROUTE,
@@ -40,7 +40,7 @@ def test_garbage_raises_only_netlink_error(data: bytes) -> None:
     for parse in (
         lambda: list(attributes(data, 0, len(data))),
         lambda: list(_split(data)),
-        lambda: list(meter._elements(data)),
+        lambda: list(elements(data)),
     ):
         try:
             parse()

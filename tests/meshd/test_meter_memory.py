@@ -7,10 +7,11 @@ from typing import cast
 
 import pytest
 import trio
+import trio.testing
 
 from meshd.kernel import meter as meter_module
 from meshd.kernel.meter import Meter
-from meshd.kernel.netlink import NetlinkSocket
+from meshd.kernel.netlink import NetlinkSocket, attribute
 from meshd.kernel.nft import LINK_SETS, CounterSet, Direction, Nft
 
 OUT = next(s for s in LINK_SETS if s.direction is Direction.OUT and not s.address_size)
@@ -21,16 +22,47 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, int, int]]:
     """The elements of one set; the others are empty."""
     elements: list[tuple[bytes, int, int]] = []
 
-    async def dump(_: Meter, counter_set: CounterSet, generation: int) -> list[tuple[bytes, int, int]]:
+    async def dump(meter: Meter, counter_set: CounterSet, generation: int) -> list[bytes]:
         await trio.lowlevel.checkpoint()
-        return list(elements) if counter_set is OUT else []
+        is_there = counter_set is OUT and generation == meter._nft.generation
+        return [message(elements[at : at + 300]) for at in range(0, len(elements), 300)] if is_there else []
 
     monkeypatch.setattr(Meter, "_dump", dump)
     return elements
 
 
-def made() -> Meter:
-    return Meter(cast("NetlinkSocket", None), Nft())
+class NoNft(Nft):
+    """Whose sets are emptied only here."""
+
+    def __init__(self, elements: list[tuple[bytes, int, int]]) -> None:
+        super().__init__()
+        self.switches = 0
+        self._elements = elements
+
+    async def switch_generation(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.switches += 1
+        self.generation = 1 - self.generation
+        self._elements.clear()
+
+    async def empty(self, generation: int) -> None:
+        await trio.lowlevel.checkpoint()
+        assert generation != self.generation
+
+
+def made(nft: Nft | None = None) -> Meter:
+    return Meter(cast("NetlinkSocket", None), nft or Nft())
+
+
+def message(elements: list[tuple[bytes, int, int]]) -> bytes:
+    return bytes(4) + attribute(3, b"".join(attribute(1, kernel_element(*fields)) for fields in elements))
+
+
+def kernel_element(key: bytes, size: int, packets: int) -> bytes:
+    """As Linux 6.18 writes it, inside of its NFTA_LIST_ELEM."""
+    values = attribute(1, struct.pack(">Q", size)) + attribute(2, struct.pack(">Q", packets))
+    expression = attribute(1, b"counter\0") + attribute(2, values)
+    return attribute(1, attribute(1, key)) + attribute(7, expression)
 
 
 def element(index: int, mac: int, packets: int) -> tuple[bytes, int, int]:
@@ -66,3 +98,60 @@ def test_totals_are_not_kept_for_every_address_that_was_ever_seen(
         assert len(meter.totals) == 10
 
     trio.run(scenario)
+
+
+def test_when_most_flows_have_ended_counting_begins_anew_in_empty_sets(counted: list[tuple[bytes, int, int]]) -> None:
+    async def scenario() -> None:
+        nft = NoNft(counted)
+        meter = made(nft)
+        meter.name_interface(7, "eth0")
+        counted.extend(element(7, 2 * mac, 1) for mac in range(1, 2000))
+        assert len(await meter.read()) == 1999
+        for _ in range(3):  # all are idle now, but not for long
+            assert await meter.read() == []
+        assert nft.switches == 0
+        await trio.sleep(meter_module._IDLE_TIMEOUT)
+        assert await meter.read() == []  # up to here, all had something new
+        await trio.sleep(meter_module._IDLE_TIMEOUT)
+        assert await meter.read() == []
+        assert nft.switches == 1
+        counted.append(element(7, 2, 1))
+        assert [flow.packets for flow in await meter.read()] == [1]
+        assert sum(map(len, meter._counters.values())) == 1
+
+    trio.run(scenario, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_live_flows_are_not_counted_anew_all_the_time_where_there_are_many(
+    counted: list[tuple[bytes, int, int]],
+) -> None:
+    async def scenario() -> None:
+        nft = NoNft(counted)
+        meter = made(nft)
+        meter.name_interface(7, "eth0")
+        for packets in range(1, 16):
+            counted[:] = [element(7, 2 * mac, packets) for mac in range(1, 2_001)]
+            assert sum(flow.packets for flow in await meter.read()) == 2_000
+            await trio.sleep(15)
+        assert nft.switches == 0
+
+    assert meter_module._MANY_ELEMENTS > 10_000
+    trio.run(scenario, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_set_that_is_nearly_full_is_left_for_an_empty_one_but_not_at_each_reading(
+    counted: list[tuple[bytes, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meter_module, "_MANY_ELEMENTS", 10)
+
+    async def scenario() -> None:
+        nft = NoNft(counted)
+        meter = made(nft)
+        meter.name_interface(7, "eth0")
+        while trio.current_time() < 1.5 * meter_module._ROTATION_INTERVAL:
+            counted[:] = [element(7, 2 * mac, 1) for mac in range(1, 20)]
+            await meter.read()
+            await trio.sleep(0.1)
+        assert nft.switches == 1 + 1  # the first at once
+
+    trio.run(scenario, clock=trio.testing.MockClock(autojump_threshold=0))
