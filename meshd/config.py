@@ -1,18 +1,15 @@
 """The configuration file: TOML into frozen, typed objects.
 
 Each key is declared once, with default, range and meaning, in the dataclasses below: the loader, its error messages,
-`reference()` and `example_config()` are all made from them.
+and the reference (`meshd.config_reference`) are all made from them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import Enum
 from ipaddress import IPv6Address, ip_network
 from pathlib import Path
 from typing import Any
@@ -304,8 +301,18 @@ class RedistributeConfig(_PrefixMatch):
 class PriceConfig:
     """What this node asks."""
 
+    price: str = key(
+        choice("fixed", "auto"), "auto: the fee rises and falls with the load, from fee_msat_per_gb on.", "fixed"
+    )
     fee_msat_per_gb: int = key(
         fee(), "Asked for carrying one GB (10^9 bytes) to anybody else, on top of our own costs.", 100_000
+    )
+    floor_msat_per_gb: int = key(integer(0, _MAX_PRICE), "auto: the fee is never below it.", 1_000)
+    ceiling_msat_per_gb: int = key(integer(1, _MAX_PRICE), "auto: the fee is never above it.", 100_000_000)
+    capacity_mbit: int = key(
+        integer(0, 1_000_000),
+        "auto: the Mbit/s that this node can carry. Above 70 % of it the fee rises, below it falls.",
+        0,
     )
     price_notice: float = key(seconds(0, 3600), "How long the old price is still honoured after a rise.", 10.0)
 
@@ -369,7 +376,7 @@ class Config:
     chain: ChainConfig = ChainConfig()
 
 
-_TABLES: dict[str, type[Any]] = {
+TABLES: dict[str, type[Any]] = {
     "node": NodeConfig,
     "interface": InterfaceConfig,
     "discovery": DiscoveryConfig,
@@ -382,7 +389,7 @@ _TABLES: dict[str, type[Any]] = {
     "chain": ChainConfig,
 }
 # Those that may be there more than once, and what they are called together.
-_ARRAYS = {"interface": "interfaces", "peer": "peers", "filter": "filters", "redistribute": "redistributions"}
+ARRAYS = {"interface": "interfaces", "peer": "peers", "filter": "filters", "redistribute": "redistributions"}
 
 
 def load(path: Path) -> Config:
@@ -404,12 +411,10 @@ def parse(text: str) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(str(error)) from error
     for name in document:
-        if name not in _TABLES:
-            raise ConfigError(f"unknown table [{name}]{_nearest(name, _TABLES)}")
+        if name not in TABLES:
+            raise ConfigError(f"unknown table [{name}]{_nearest(name, TABLES)}")
     tables = {
-        _ARRAYS.get(name, name): _table(name, kind, document[name])
-        for name, kind in _TABLES.items()
-        if name in document
+        ARRAYS.get(name, name): _table(name, kind, document[name]) for name, kind in TABLES.items() if name in document
     }
     config = Config(**tables)
     _check_together(config)
@@ -417,12 +422,12 @@ def parse(text: str) -> Config:
 
 
 def _table(name: str, kind: type[Any], raw: Any) -> Any:
-    if name not in _ARRAYS:
+    if name not in ARRAYS:
         if not isinstance(raw, dict):
             raise ConfigError(f"[{name}] must be a table")
         return _read(f"[{name}]", kind, raw)
     if not isinstance(raw, list) or not all(isinstance(item, dict) for item in raw):
-        raise ConfigError(f"{_ARRAYS[name]} are written as [[{name}]], with two brackets, one for each")
+        raise ConfigError(f"{ARRAYS[name]} are written as [[{name}]], with two brackets, one for each")
     return tuple(_read(f"[[{name}]] number {number}", kind, item) for number, item in enumerate(raw, start=1))
 
 
@@ -476,6 +481,7 @@ def _check_together(config: Config) -> None:
             _check_lengths(f"[[{name}]] number {number}", match)
     for number, rule in enumerate(config.filters, start=1):
         _check_filter(f"[[filter]] number {number}", rule, names)
+    _check_price(config.price)
     payments = config.payments
     if payments.window_msat > payments.max_window_msat:
         raise ConfigError(
@@ -516,6 +522,23 @@ def _check_peers(config: Config, interfaces: list[str]) -> None:
             raise ConfigError(f"{where}: expected an endpoint, where it waits, or a listen_port, where we wait for it")
 
 
+def _check_price(price: PriceConfig) -> None:
+    if price.price != "auto":
+        return
+    if not price.capacity_mbit:
+        raise ConfigError('[price]: capacity_mbit = 0: expected what the node can carry, for price = "auto"')
+    if price.floor_msat_per_gb > price.ceiling_msat_per_gb:
+        raise ConfigError(
+            f"[price]: floor_msat_per_gb = {price.floor_msat_per_gb}: expected at most ceiling_msat_per_gb "
+            f"({price.ceiling_msat_per_gb})"
+        )
+    if not price.floor_msat_per_gb <= price.fee_msat_per_gb <= price.ceiling_msat_per_gb:
+        raise ConfigError(
+            f"[price]: fee_msat_per_gb = {price.fee_msat_per_gb}: expected from floor_msat_per_gb "
+            f'({price.floor_msat_per_gb}) to ceiling_msat_per_gb ({price.ceiling_msat_per_gb}), for price = "auto"'
+        )
+
+
 def _check_lengths(where: str, match: _PrefixMatch) -> None:
     low, high = match.lengths
     longest = 128 if match.prefix is None else match.prefix.max_prefixlen
@@ -533,58 +556,3 @@ def _check_filter(where: str, rule: FilterConfig, interfaces: list[str]) -> None
         raise ConfigError(f"{where}: neighbour is for import only: all of an interface hear the same; use interface")
     if rule.action == "refuse" and rule.add_metric:
         raise ConfigError(f"{where}: add_metric = {rule.add_metric}: a route that is refused has no metric")
-
-
-@dataclass(frozen=True, slots=True)
-class KeyReference:
-    """One key, for the documentation. `default` is TOML; None: there is none (`is_required`: it must be given)."""
-
-    table: str
-    name: str
-    expected: str
-    default: str | None
-    doc: str
-    is_required: bool
-
-
-def reference() -> Iterator[KeyReference]:
-    """Every key that the file may hold, in the order of the example."""
-    for table, kind in _TABLES.items():
-        for item in dataclasses.fields(kind):
-            is_required = item.default is dataclasses.MISSING
-            default = None if is_required or item.default is None else _toml(item.default)
-            expected, doc = item.metadata["kind"].expected, item.metadata["doc"]
-            yield KeyReference(table, item.name, expected, default, doc, is_required)
-
-
-def example_config() -> str:
-    """A configuration file with every key at its default, commented, and one interface."""
-    lines = [
-        "# meshd configuration. Keys that are commented out have the value shown; those of [[peer]],",
-        "# [[filter]] and [[redistribute]] are examples.",
-    ]
-    for table, kind in _TABLES.items():
-        header = f"[[{table}]]" if table in _ARRAYS else f"[{table}]"
-        is_example = table in _ARRAYS and table != "interface"
-        lines += ["", *(f"# {line.strip()}" for line in (kind.__doc__ or "").splitlines())]
-        lines.append(f"#{header}" if is_example else header)
-        for item in dataclasses.fields(kind):
-            lines.append(f"# {item.metadata['doc']} Takes {item.metadata['kind'].expected}.")
-            required = item.default is dataclasses.MISSING
-            value = item.metadata["example"] if required or item.default is None else item.default
-            lines.append(f"{'' if required and not is_example else '#'}{item.name} = {_toml(value)}")
-    return "\n".join(lines) + "\n"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if value is None:
-        return '""'
-    if isinstance(value, Enum):
-        return json.dumps(value.value)
-    if isinstance(value, tuple):
-        return json.dumps([str(item) for item in value])
-    if isinstance(value, str | Path):
-        return json.dumps(str(value))
-    return repr(value)

@@ -35,6 +35,7 @@ from meshd.logs import Logger
 from meshd.neighbours import Neighbours
 from meshd.paymaster import Paymaster
 from meshd.policy import policy_of
+from meshd.pricing import PriceFollower
 from meshd.radio import QualityReader
 from meshd.recorder import Recorder
 from meshd.recovery import unbilled
@@ -51,7 +52,7 @@ from payments.engine import PaymentConfig, PaymentEngine
 from payments.ports import WalletError, WalletPort
 from payments.records import Reading
 from routing.config import SpeakerConfig
-from routing.events import SetPolicy
+from routing.events import SetFee, SetPolicy
 from routing.filters import Policy
 from routing.recording import RecordedSpeaker
 from routing.speaker import Speaker
@@ -270,6 +271,14 @@ class Daemon:
             for prefix, source_prefix in self.config.routing.announce_from:
                 await self.router.originate(prefix, source_prefix)
             nursery.start_soon(self.redistribution.run)
+            if self.payments_enabled and self.config.price.price == "auto":
+                follower = PriceFollower(
+                    self.config.price,
+                    carried=lambda: self.accounting.sum().carried,
+                    fee=lambda: self.fee_msat_per_gb,
+                    set_fee=self.set_fee,
+                )
+                nursery.start_soon(follower.run)
             nursery.start_soon(self.quality.run)
             await nursery.start(ControlServer(self.config.node.control_socket, methods(self)).run)
             if self.config.node.metrics_port:
@@ -288,6 +297,11 @@ class Daemon:
             )
 
         return MetricsServer(self.config.node.metrics_port, read)
+
+    async def set_fee(self, fee_msat_per_gb: int) -> None:
+        """Until the next start. Neighbours hear of it at once, and a rise is billed after `price_notice`."""
+        self.fee_msat_per_gb = fee_msat_per_gb
+        await self.router.put(SetFee(fee_msat_per_gb))
 
     async def reload(self) -> None:
         """Take filters, redistribution, `unpriced`, costs and MAC keys of interfaces anew from the configuration file.

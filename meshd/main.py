@@ -14,7 +14,8 @@ from pathlib import Path
 import trio
 
 from meshd import __version__, logs, radio_command
-from meshd.config import Config, ConfigError, example_config, load
+from meshd.config import Config, ConfigError, load
+from meshd.config_reference import example_config
 from meshd.control import ControlError
 from meshd.daemon import Daemon, running
 from meshd.identity import IdentityError, load_or_create

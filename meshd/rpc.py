@@ -19,7 +19,7 @@ from payments import events as pay
 from payments.agreement import CountsView
 from payments.ports import ChainError, WalletError
 from payments.records import ChannelState, Direction
-from routing.events import Prefix, SetFee
+from routing.events import Prefix
 from routing.rules import PRICE_NOT_FOR_SALE
 from routing.speaker import RouteView
 
@@ -310,8 +310,7 @@ class Methods:
             raise RpcError(
                 INVALID_PARAMS, f"fee_msat_per_gb = {fee}: expected 0 to {PRICE_NOT_FOR_SALE} (not for sale)"
             )
-        self._node.fee_msat_per_gb = fee
-        await self._node.router.put(SetFee(fee))
+        await self._node.set_fee(fee)
         return await self.price_show({})
 
     async def interface_cost(self, params: dict[str, Any]) -> Any:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from meshd.config import NOT_FOR_SALE, Config, ConfigError, example_config, load, parse, reference
+from meshd.config import NOT_FOR_SALE, Config, ConfigError, load, parse
+from meshd.config_reference import example_config, reference
 from routing.authentication import MacAlgorithm, MacKey
 from routing.events import LinkKind
 
+AUTO = '[price]\nprice = "auto"\ncapacity_mbit = 10\n'
 FILTER = '[[filter]]\ndirection = "import"\n'
 
 
@@ -100,6 +102,9 @@ def test_configuration_cannot_be_changed() -> None:
         ('[routing]\nannounce_from = ["::/0 from ::/0"]', "both of one family, and not from everywhere"),
         ('[routing]\nannounce_from = "::/0 from 2001:db8::/32"', "expected a list such as"),
         ('[price]\nfee_msat_per_gb = "free"', 'fee_msat_per_gb = "free": expected an integer from 0 to 4294967294, or'),
+        ('[price]\nprice = "auto"', 'capacity_mbit = 0: expected what the node can carry, for price = "auto"'),
+        (AUTO + "floor_msat_per_gb = 9\nceiling_msat_per_gb = 8", "floor_msat_per_gb = 9: expected at most ceiling"),
+        (AUTO + "fee_msat_per_gb = 5", "fee_msat_per_gb = 5: expected from floor_msat_per_gb (1000) to"),
         ("[price]\nfee_msat_per_gb = 4294967295", "fee_msat_per_gb = 4294967295: expected an integer from 0"),
         ('[[interface]]\nname="a"\n[[interface]]\nname="a"', '[[interface]]: name = "a" is there 2 times'),
         ("[payments]\nwindow_msat = 2000000", "window_msat = 2000000: expected at most max_window_msat (1000000)"),

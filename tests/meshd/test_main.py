@@ -14,7 +14,8 @@ import pytest
 import trio
 
 from meshd import main as command
-from meshd.config import Config, ConfigError, example_config
+from meshd.config import Config, ConfigError
+from meshd.config_reference import example_config
 from meshd.identity import Identity
 from meshd.kernel import NetlinkError, NftError
 from meshd.main import EXIT_ERROR, EXIT_USAGE, main

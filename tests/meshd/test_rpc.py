@@ -27,7 +27,6 @@ from payments.agreement import CountsView, Finding, Standing
 from payments.counts import Traffic
 from payments.ports import ChainError
 from payments.records import ChannelState, Direction
-from routing.events import SetFee
 from routing.speaker import NeighbourView, RouteView
 from tests.meshd.fakes import FakeKernel, run
 
@@ -75,6 +74,7 @@ class Node:
             own_prefixes=[ip_network("fd00::1/128")],
             redistribution=SimpleNamespace(announced={ip_network("::/0"): 7}),
             set_cost=self._set_cost,
+            set_fee=self._set_fee,
             reload=self._reload,
             accounting=Accounting(kernel, Billing(price_notice=1), enforcement, report=None, strangers_window_msat=1),
             enforcement=enforcement,
@@ -96,6 +96,10 @@ class Node:
 
     async def _put(self, what: object) -> None:
         self.asked.append(what)
+
+    async def _set_fee(self, fee: int) -> None:
+        self.daemon.fee_msat_per_gb = fee
+        self.asked.append(fee)
 
     async def _set_cost(self, interface: str, cost: int) -> None:
         if interface != "eth0":
@@ -257,7 +261,7 @@ def test_price_is_set_within_its_range() -> None:
             assert await code_of(node.methods.price_set, {"fee_msat_per_gb": bad}) == INVALID_PARAMS
         assert node.asked == [] and node.daemon.fee_msat_per_gb == 100
         assert await node.methods.price_set({"fee_msat_per_gb": 2**32 - 1}) == {"fee_msat_per_gb": 2**32 - 1}
-        assert node.asked == [SetFee(2**32 - 1)]
+        assert node.asked == [2**32 - 1]
 
     run(scenario)
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from meshd import __version__
-from meshd.config import example_config
+from meshd.config_reference import example_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DEBIAN = Path(__file__).parent / "debian"
