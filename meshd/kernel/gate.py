@@ -9,7 +9,7 @@ What is for ourselves (routing, payment sessions, neighbour discovery) never com
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 FAMILY = "inet"
@@ -24,6 +24,10 @@ _DNS = "meta l4proto { tcp, udp } th dport 53"
 _BURST = 3_028
 _DNS_SHARE = 16
 _MIN_DNS_RATE = 512  # bytes per second: some six questions
+_LIGHT_SHARE = 16  # of the tier, on top of it, for flows that take little of it
+_LIGHT_FLOWS = 4  # that share can serve so many at once
+_LIGHT_TIMEOUT = "1m"  # a flow that was silent for so long is a new one
+_FLOW = {"ip": ("ipv4", "@nh,96,32 . @nh,128,32"), "ip6": ("ipv6", "@nh,64,256")}  # source and destination
 
 Port = tuple[str, bytes]  # (interface, MAC address; empty in a tunnel)
 
@@ -38,6 +42,16 @@ class Tier:
     def bucket(self) -> int:
         """Bytes that may come at once after silence."""
         return self.rate + _BURST
+
+    @property
+    def light_rate(self) -> int:
+        """On top, for the first bytes of each flow and for flows that need no more than a `_LIGHT_FLOWS`th of this: one
+        that takes all that it can get leaves the others so much."""
+        return self.rate // _LIGHT_SHARE
+
+    @property
+    def light_bucket(self) -> int:
+        return self.light_rate + _LIGHT_FLOWS * _BURST
 
     @property
     def dns_rate(self) -> int:
@@ -69,22 +83,47 @@ class Held:
 
 def definitions(tier: Tier) -> list[str]:
     """The table, which is not there yet, and all that is in it for good."""
-    over = f"{_limit(tier.rate, over=True)} " if tier.rate else ""
-    dns = _limit(tier.dns_rate)
     lines = [f"add table {FAMILY} meshd", f"add chain {FAMILY} meshd {REFUSE}"]
     for kind, key in (("", _LINK), ("_tunnels", _TUNNEL)):
-        lines += [
-            f"add set {FAMILY} meshd who{kind} {{ typeof {key}; size {_SIZE}; }}",
-            f"add set {FAMILY} meshd held{kind} {{ typeof {key}; size {_SIZE}; {f'{over}; ' if over else ''}}}",
-            f"add set {FAMILY} meshd held_dns{kind} {{ typeof {key}; size {_SIZE}; {dns}; }}",
-            f"add set {FAMILY} meshd shared{kind} {{ typeof {key}; size {_SIZE}; }}",
-            f"add chain {FAMILY} meshd tier{kind}",
-            f"add rule {FAMILY} meshd tier{kind} {_DNS} {key} @held_dns{kind} accept",
-            f"add rule {FAMILY} meshd tier{kind} {_DNS} {key} @shared{kind} {dns} accept",
-            f"add rule {FAMILY} meshd tier{kind} {key} @held{kind} goto {REFUSE}",
-            f"add rule {FAMILY} meshd tier{kind} {key} @shared{kind} {over}goto {REFUSE}",
-        ]
+        lines += _set_lines(tier, kind, key)
+        lines.append(f"add chain {FAMILY} meshd tier{kind}")
+        lines += [f"add rule {FAMILY} meshd tier{kind} {rule}" for rule in _rules(tier, kind, key)]
     return lines
+
+
+def _set_lines(tier: Tier, kind: str, key: str) -> list[str]:
+    """Where a set has a limit, each of its elements has one, and matches by it: a bucket for each neighbour."""
+    limits = {
+        "who": "",
+        "held": _limit(tier.rate, over=True) if tier.rate else "",
+        "held_light": _limit(tier.light_rate, burst=_LIGHT_FLOWS * _BURST) if tier.light_rate else "",
+        "held_dns": _limit(tier.dns_rate),
+        "shared": "",
+    }
+    lines = [
+        f"add set {FAMILY} meshd {name}{kind} {{ typeof {key}; size {_SIZE}; {f'{limit}; ' if limit else ''}}}"
+        for name, limit in limits.items()
+    ]
+    for family, (_, flow) in _FLOW.items():
+        options = f"typeof {key} . {flow}; flags dynamic,timeout; timeout {_LIGHT_TIMEOUT}; size {_SIZE};"
+        lines.append(f"add set {FAMILY} meshd light_{family}{kind} {{ {options} }}")
+    return lines
+
+
+def _rules(tier: Tier, kind: str, key: str) -> Iterator[str]:
+    """What they accept goes on to the chain that counts it."""
+    dns = _limit(tier.dns_rate)
+    yield f"{_DNS} {key} @held_dns{kind} accept"
+    yield f"{_DNS} {key} @shared{kind} {dns} accept"
+    over = f"{_limit(tier.rate, over=True)} " if tier.rate else ""
+    yield f"{key} @shared{kind} {over}goto {REFUSE}"
+    yield f"{key} @shared{kind} accept"
+    if tier.light_rate >= _LIGHT_FLOWS:
+        own = _limit(tier.light_rate // _LIGHT_FLOWS)
+        for family, (protocol, flow) in _FLOW.items():
+            is_light = f"update @light_{family}{kind} {{ {key} . {flow} {own} }}"
+            yield f"meta nfproto {protocol} {is_light} {key} @held_light{kind} accept"
+    yield f"{key} @held{kind} goto {REFUSE}"
 
 
 def changes(before: Iterable[Held], after: Iterable[Held]) -> list[str]:
@@ -116,9 +155,9 @@ def _hook(held: Iterable[Held]) -> list[str]:
 
 
 def _element_lines(verb: str, held: Held) -> list[str]:
-    names = ["who", "shared"] if held.is_shared else ["who", "held", "held_dns"]
+    names = ["who", "shared"] if held.is_shared else ["who", "held", "held_light", "held_dns"]
     return [f"{verb} element {FAMILY} meshd {name}{held.kind} {{ {held.key} }}" for name in names]
 
 
-def _limit(rate: int, *, over: bool = False) -> str:
-    return f"limit rate {'over ' if over else ''}{rate} bytes/second burst {_BURST} bytes"
+def _limit(rate: int, *, burst: int = _BURST, over: bool = False) -> str:
+    return f"limit rate {'over ' if over else ''}{rate} bytes/second burst {burst} bytes"

@@ -70,6 +70,7 @@ def test_who_is_suspended_can_be_told(nodes: Line) -> None:
 
 _BITS = 8_000
 _TIER = Tier(_BITS // 8)
+_ALONE = _TIER.rate + _TIER.light_rate, _TIER.bucket + _TIER.light_bucket
 _UDP = {4: 28, 6: 48}  # of headers, with IP's
 _COUNT, _SIZE = 60, 1000
 
@@ -100,8 +101,9 @@ class Flood:
         return sum(total(self._flows, direction, interface=i, mac=m) for *_, i, m in self._senders)
 
     def assert_within(self, rate: int, bucket: int) -> None:
+        """At least the tier's own bucket was filled up; at most so much was carried."""
         most = bucket + rate * (time.monotonic() - self._began)
-        assert bucket - _SIZE - max(_UDP.values()) < self.count("free") <= most
+        assert _TIER.bucket - _SIZE - max(_UDP.values()) < self.count("free") <= most
         assert self.count("forward_in") == 0  # nothing is billed
 
 
@@ -120,7 +122,7 @@ def test_a_debtor_gets_one_free_tier_for_both_families_and_all_else_is_refused_a
     b.call("read")
     b.call("suspend", "ba", _A)
     flood.run()
-    flood.assert_within(_TIER.rate, _TIER.bucket)
+    flood.assert_within(*_ALONE)
 
 
 def test_a_debtor_that_is_told_so_again_gets_no_fresh_bucket(tiered: Line) -> None:
@@ -134,7 +136,21 @@ def test_a_debtor_that_is_told_so_again_gets_no_fresh_bucket(tiered: Line) -> No
     b.call("resume", "bc", "020000000001")
     a.call("send_datagrams", c.ip4, 7000, _SIZE, 5)
     assert eventually(lambda: flood.count("free") + flood.count("refused") == _COUNT * 2076 + 5 * 1028)
-    flood.assert_within(_TIER.rate, _TIER.bucket)
+    flood.assert_within(*_ALONE)
+
+
+def test_one_flow_that_takes_all_leaves_the_others_something(tiered: Line) -> None:
+    """They share no bucket with it: all that they send is carried."""
+    a, b, c = tiered
+    b.call("read")
+    b.call("suspend", "ba", _A)
+    a.call("send_datagrams", c.ip4, 7000, _SIZE, _COUNT)
+    flood = Flood(tiered, (a, c, "ba", _A))
+    assert eventually(lambda: flood.count("free") + flood.count("refused") == _COUNT * (_SIZE + _UDP[4]))
+    before = flood.count("free"), flood.count("refused")
+    a.call("send_datagrams", c.ip6, 7000, 100, 10)
+    assert eventually(lambda: flood.count("free") == before[0] + 10 * (100 + _UDP[6]))
+    assert flood.count("refused") == before[1]
 
 
 def test_strangers_share_one_tier(tiered: Line) -> None:
