@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -80,9 +80,10 @@ class Kernel:
             kernel = cls(config, rtnetlink, netfilter)
             await kernel.routes.cleanup()  # first: what is carried after the look at the counters is in none
             kernel.leftover = await kernel.meter.leftover()
-            await kernel._remove_all()
             kernel._nft.hold_before_load(held)
             try:
+                # Not the old rules: the new ones take their place at once, so that nobody slips through in between.
+                await kernel._remove(kernel.routes.cleanup, kernel._changes.restore)
                 await kernel._set_up()
                 yield kernel
             finally:
@@ -151,8 +152,12 @@ class Kernel:
 
     async def _remove_all(self) -> None:
         """Ours, whoever of our kind has made it. Every part is tried even if another fails."""
+        await self._remove(self.routes.cleanup, self._nft.unload, self._changes.restore)
+
+    @staticmethod
+    async def _remove(*parts: Callable[[], Awaitable[None]]) -> None:
         errors: list[Exception] = []
-        for part in (self.routes.cleanup, self._nft.unload, self._changes.restore):
+        for part in parts:
             try:
                 await part()
             except Exception as error:

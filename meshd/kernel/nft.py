@@ -274,9 +274,13 @@ class Nft:
         return lines
 
     def _wanted(self) -> frozenset[Held]:
-        indices = self._index_by_interface
-        ports = self._shared_by_port.items()
-        return frozenset(Held(indices[name], mac, shared) for (name, mac), shared in ports if name in indices)
+        """An interface that is not managed yet carries as well."""
+        held = set()
+        for (name, mac), is_shared in self._shared_by_port.items():
+            index = self._index_by_interface.get(name) or _index_of(name)
+            if index is not None:
+                held.add(Held(index, mac, is_shared))
+        return frozenset(held)
 
     def _gate_lines(self) -> list[str]:
         """Brings those that are held in line; for what counts them, too."""

@@ -55,7 +55,11 @@ def test_an_interface_that_was_unplugged_does_not_spoil_the_rules_of_the_others(
         assert " out_3 " in text and " out_4 " not in text and " out_5 " not in text
 
 
-def test_who_was_held_before_is_held_by_the_rules_that_begin_to_carry_for_its_interface(given: list[list[str]]) -> None:
+def test_who_was_held_before_is_held_by_the_first_rules_and_by_those_of_an_interface_that_comes_later(
+    given: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nft_module, "_index_of", {"eth0": 2}.get)
+
     async def scenario() -> None:
         nft = Nft(Tier(1000))
         nft.hold_before_load({("eth0", b"\x02\0\0\0\0\x07"): False, ("mw1", b""): True})
@@ -64,7 +68,10 @@ def test_who_was_held_before_is_held_by_the_rules_that_begin_to_carry_for_its_in
         await nft.add_interface("mw1", 4, is_tunnel=True)
 
     trio.run(scenario)
-    _, link, tunnel = given
+    first, link, tunnel = given
+    assert "add element inet meshd held { 2 . 0x020000000007 }" in first
+    assert "add rule inet meshd forward iif . @ll,48,48 @who goto tier" in first
+    assert "delete element inet meshd held { 2 . 0x020000000007 }" in link  # made anew
     assert "add element inet meshd held { 3 . 0x020000000007 }" in link
     assert "add rule inet meshd forward iif . @ll,48,48 @who goto tier" in link
     assert "add element inet meshd shared_tunnels { 4 }" in tunnel
