@@ -219,19 +219,19 @@ class Nft:
             await _run(self._places([generation]))
 
     async def hold(self, interface: str, mac: bytes, *, is_shared: bool) -> None:
-        await self._set_held(self._shared_by_port | {(interface, mac): is_shared})
+        async with self._lock, self._rollback():
+            await self._set_held(self._shared_by_port | {(interface, mac): is_shared})
 
     async def release(self, interface: str, mac: bytes) -> None:
-        await self._set_held(
-            {port: shared for port, shared in self._shared_by_port.items() if port != (interface, mac)}
-        )
+        async with self._lock, self._rollback():
+            kept = {port: shared for port, shared in self._shared_by_port.items() if port != (interface, mac)}
+            await self._set_held(kept)
 
     async def _set_held(self, shared_by_port: dict[Port, bool]) -> None:
-        async with self._lock, self._rollback():
-            before, self._shared_by_port = self._shared_by_port, shared_by_port
-            # The rules that look them up are only there when there is somebody to look up.
-            if before != shared_by_port:
-                await _run([*self._ingress_lines(), *self._gate_lines()])
+        before, self._shared_by_port = self._shared_by_port, shared_by_port
+        # The rules that look them up are only there when there is somebody to look up.
+        if before != shared_by_port:
+            await _run([*self._ingress_lines(), *self._gate_lines()])
 
     @asynccontextmanager
     async def _rollback(self) -> AsyncIterator[None]:

@@ -30,7 +30,9 @@ OVERLAY_RULE = ["priority", "1", "table", "99"]
 
 @pytest.fixture(scope="module")
 def mesh(lab_base: Path) -> Iterator[Mesh]:
-    with running("t-tun", topology(LINKS, dict.fromkeys(NODES, FEE), security="wireguard")) as mesh:
+    payments = {"free_rate": 64_000}
+    graph = topology(LINKS, dict.fromkeys(NODES, FEE), payments=payments, security="wireguard")
+    with running("t-tun", graph) as mesh:
         yield mesh
 
 
@@ -80,6 +82,26 @@ def test_tunnel_session_and_ledger_belong_to_one_key(mesh: Mesh) -> None:
         rows = mesh.lab.rpc(node, "neighbours")
         assert {row["identity"] for row in rows} == {mesh.identity[peer] for peer in mesh.lab.topology.neighbours(node)}
         assert all(row["interface"].startswith("mw") and row["under"].startswith("to-") for row in rows)
+
+
+def test_who_does_not_pay_is_held_to_the_free_tier_in_its_tunnel(mesh: Mesh) -> None:
+    payee = "n2"
+    upload = mesh.transfer(BUYER, SHOP)
+    upload.await_more(MB)
+    mesh.lab.rpc(BUYER, "pay.hold")
+    until("the suspension", lambda: mesh.neighbour(payee, BUYER)["state"] == "suspended")
+    before = mesh.neighbour(payee, BUYER)
+
+    def has_grown(key: str) -> bool:
+        return int(mesh.neighbour(payee, BUYER)[key]) > int(before[key])
+
+    until("free bytes, and refused ones", lambda: has_grown("bytes_free") and has_grown("bytes_refused"))
+    mesh.lab.rpc(BUYER, "pay.resume")
+    until("being carried again", lambda: mesh.neighbour(payee, BUYER)["state"] == "open")
+    upload.await_more(MB)
+    upload.finish(now=True)
+    mesh.settle()
+    mesh.assert_paid_as_received()
 
 
 def test_whoever_sends_past_the_tunnel_is_not_carried(mesh: Mesh) -> None:

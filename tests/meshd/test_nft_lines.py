@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import trio
 
@@ -132,5 +134,17 @@ def test_neighbours_keep_a_place_where_is_counted_what_finds_none_by_flow(
         await nft.remove_interface("eth0")
         await nft.empty(0)
         assert not places(given[-1], "forward_in_ip6_rest_0")
+
+    trio.run(scenario)
+
+
+def test_of_two_who_are_held_at_once_neither_is_forgotten(given: list[list[str]]) -> None:
+    async def scenario() -> None:
+        nft = Nft()
+        await nft.load()
+        async with trio.open_nursery() as nursery:
+            for name in ("eth0", "eth1", "eth2"):
+                nursery.start_soon(partial(nft.hold, name, b"\x02\0\0\0\0\x07", is_shared=False))
+        assert {interface for interface, _ in nft.held} == {"eth0", "eth1", "eth2"}
 
     trio.run(scenario)

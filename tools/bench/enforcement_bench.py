@@ -30,6 +30,7 @@ _DEBTOR, _HONEST, _RELAY, _SINK = "d", "h", "r", "s"
 _NUMBER = {_DEBTOR: 1, _HONEST: 2, _RELAY: 3, _SINK: 4}
 _LINK_RATE = "100mbit"  # of the neighbours' links: below what this machine forwards, so that the relay is not its limit
 _FLOOD = "20M"
+_PRIORITY = ("nice", "-n", "-19")  # the senders are not to be short of processor time: the network is measured
 _WARM_UP = 3.0  # the bucket is full at first, and TCP has to find its rate
 _PORT = 5300
 _TICK = 1.0
@@ -118,12 +119,12 @@ def _traffic(
 ) -> Iterator[subprocess.Popen[Any]]:
     """iperf3 from there to the sink, for as long as the block lasts."""
     namespaces = relay.namespaces
-    server = namespaces.popen(_SINK, ["iperf3", "-s", "-1", "-p", str(port), "--forceflush"])
+    server = namespaces.popen(_SINK, [*_PRIORITY, "iperf3", "-s", "-1", "-p", str(port), "--forceflush"])
     try:
         while "listening" not in str(server.stdout.readline() if server.stdout else ""):
             if server.poll() is not None:
                 raise RuntimeError("iperf3 -s ended")
-        argv = ["iperf3", "-J", "-c", _address(_SINK), "-p", str(port), "-t", str(seconds), *extra]
+        argv = [*_PRIORITY, "iperf3", "-J", "-c", _address(_SINK), "-p", str(port), "-t", str(seconds), *extra]
         client = namespaces.popen(sender, argv)
         try:
             yield client
@@ -252,7 +253,7 @@ def _cases() -> dict[str, _Measure]:
         for kind, extra in (("tcp", ()), ("tcp-8-flows", ("-P", "8")), ("udp", ("-u", "-b", _FLOOD, "-l", "1200"))):
             name = f"enforced-debtor-{kind}-{label}"
             cases[name] = partial(_debtor_rates, name, extra, rate)
-    for kind, extra in (("tcp", ()), ("udp", ("-u", "-b", "50M", "-l", "1200"))):
+    for kind, extra in (("tcp", ()), ("udp", ("-u", "-b", "20M", "-l", "1200"))):
         name = f"enforced-honest-neighbour-{kind}"
         cases[name] = partial(_honest, name, extra)
     cases["enforced-payment-restores"] = partial(_payment, "enforced-payment-restores")
