@@ -46,13 +46,13 @@ PUMP = Path(__file__).with_name("pump.py")
 Record = dict[str, Any]
 
 
-def until(what: str, is_so: Callable[[], bool], timeout: float = PATIENCE) -> float:
-    """Seconds until it was so; the test fails if it is not in time."""
+def until(what: str, is_so: Callable[[], bool], timeout: float = PATIENCE, *, interval: float = 0.05) -> float:
+    """Seconds until it was so, looking every `interval`; the test fails if it is not in time."""
     started = time.monotonic()
     while not is_so():
         if time.monotonic() > started + timeout:
             pytest.fail(f"not seen within {timeout:.0f} s: {what}")
-        time.sleep(0.05)
+        time.sleep(interval)
     return time.monotonic() - started
 
 

@@ -154,7 +154,7 @@ class Lab:
     def _build(self) -> None:
         self._progress(f"making {len(self.nodes)} namespaces and {len(self.state.links)} links")
         network.create_namespaces(self.state.namespaces)
-        network.create_links({node: self.namespace(node) for node in self.nodes}, self.state.links)
+        self.make_links()
         self._progress("starting the chain")
         self._start_chain()
         self._progress(f"starting {len(self.nodes)} daemons")
@@ -168,6 +168,15 @@ class Lab:
             self.fund(self.nodes, self.funds_sat)
         self.state.is_complete = True
         state.save(self.state)
+
+    def make_links(self) -> None:
+        """What the nodes reach each other by; a lab of other links has another one, and other `interfaces`."""
+        network.create_links({node: self.namespace(node) for node in self.nodes}, self.state.links)
+
+    def interfaces(self, node: str) -> list[dict[str, Any]]:
+        """The tables [[interface]] of the node's configuration."""
+        peers = self.topology.neighbours(node)
+        return [{"name": network.interface_to(peer), "security": self.topology.security} for peer in peers]
 
     def down(self, *, keep_files: bool = False) -> None:
         """Stops every process of the lab, deletes its namespaces and, unless told to keep them, its files.
@@ -259,10 +268,7 @@ class Lab:
             document["node"]["record"] = str(self.recording(node.name))
         for table, values in node.config.items():
             document[table] = document.get(table, {}) | dict(values)
-        document["interface"] = [
-            {"name": network.interface_to(peer), "security": self.topology.security}
-            for peer in self.topology.neighbours(node.name)
-        ]
+        document["interface"] = self.interfaces(node.name)
         (files / "config.toml").write_text(toml_text.dump(document))
 
     def start_node(self, node: str) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import IO
 
@@ -29,13 +30,20 @@ class VmTimeoutError(VmError):
     """The command did not end in time; the machine was stopped."""
 
 
+class Time(StrEnum):
+    """How the guest's clock goes. All but `REAL` are for User-Mode Linux only."""
+
+    REAL = "real"
+    SKIP = "skip"  # where every process waits, it jumps to the next timer
+    STILL = "still"  # and it stands still while one computes: a program that waits by looking at it hangs
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """`argv` runs as root with the host's files (read-only, writes are forgotten) in the folder `cwd`.
 
     `exchange`: a folder that is written through to the host; the guest has it under the same name. `timeout`: seconds
-    of real time. `skip_idle`: virtual time, in which nobody waits (User-Mode Linux only). `kernel_options`: words for
-    the kernel's command line.
+    of real time. `kernel_options`: words for the kernel's command line.
     """
 
     argv: Sequence[str]
@@ -44,7 +52,7 @@ class Request:
     environment: Mapping[str, str] = field(default_factory=dict)
     memory_mb: int = 1024
     timeout: float = 600.0
-    skip_idle: bool = False
+    time: Time = Time.REAL
     kernel_options: Sequence[str] = ()
 
 

@@ -66,7 +66,7 @@ def _run(options: argparse.Namespace) -> int:
         environment=variables,
         memory_mb=options.memory,
         timeout=options.timeout,
-        skip_idle=options.time == "skip",
+        time=job.Time(options.time),
         kernel_options=options.option,
     )
     return machine.run(request, Backend(options.backend))
@@ -106,7 +106,10 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run a command in the machine: run -- uname -a")
     run.add_argument("--backend", choices=[*Backend], default="auto", help="default: uml where it is built, else qemu")
     run.add_argument(
-        "--time", choices=["real", "skip"], default="real", help="skip: idle time takes none (uml only; default: real)"
+        "--time",
+        choices=[*job.Time],
+        default="real",
+        help="skip: idle time takes none; still: nor does computing (both uml only; default: real)",
     )
     run.add_argument(
         "--timeout", type=float, default=600, metavar="S", help="seconds of real time (default: %(default)g)"

@@ -14,7 +14,7 @@ from typing import IO
 
 from tools.vm import initramfs, job, packages
 from tools.vm.common import Progress, VmError, cache, exclusive, output_of, require_commands, run_quietly
-from tools.vm.job import Request
+from tools.vm.job import Request, Time
 
 INIT = Path(__file__).with_name("qemu-init")
 _PROGRAM = "qemu-system-x86_64"
@@ -109,8 +109,8 @@ def run(request: Request, out: IO[str], err: IO[str]) -> int:
     """The command's exit code. Raises VmError."""
     if reason := why_not_here():
         raise VmError(reason)
-    if request.skip_idle:
-        raise VmError("only the User-Mode Linux kernel can skip idle time: --backend uml")
+    if request.time is not Time.REAL:
+        raise VmError("only the User-Mode Linux kernel has another time than the real one: --backend uml")
     found = kernel()
     if found is None:
         raise VmError("no kernel for QEMU: tools/vmlab build --backend qemu")

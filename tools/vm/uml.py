@@ -9,9 +9,10 @@ from typing import IO
 
 from tools.vm import job, uml_build
 from tools.vm.common import VmError
-from tools.vm.job import Request
+from tools.vm.job import Request, Time
 
 INIT = Path(__file__).with_name("uml-init")
+_TIME: dict[Time, list[str]] = {Time.REAL: [], Time.SKIP: ["time-travel"], Time.STILL: ["time-travel=inf-cpu"]}
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108 - the guest's memory is a file, which had better not be on a disk
 
 
@@ -53,8 +54,7 @@ def _parameters(request: Request, folder: Path) -> list[str]:
     ]
     if request.exchange is not None:
         words.append(f"vmlab.exchange={request.exchange}")
-    if request.skip_idle:
-        words.append("time-travel=inf-cpu")
+    words += _TIME[request.time]
     words += request.kernel_options
     for word in words:
         if len(word.split()) != 1:

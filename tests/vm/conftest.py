@@ -1,0 +1,117 @@
+"""Tests marked `vm` run in a virtual machine (tools/vmlab), those of one module in one: pytest runs there again with
+exactly these, and its reports are taken over here, as xdist does. Where there is no kernel, or the machine breaks, they
+skip and say why: only what a test itself has found wrong fails.
+
+Inside a machine (`tools/vmlab run -- .venv/bin/python -m pytest tests/vm`) they are ordinary tests.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.lab.conftest import lab_base, pytest_runtest_makereport
+from tools.vm import machine
+from tools.vm.common import VmError
+from tools.vm.job import Request, Time
+
+__all__ = ["lab_base", "pytest_runtest_makereport"]  # fixture and hook, for what runs inside
+INSIDE = "VMLAB"  # in the environment of what runs in a machine
+REPORTS = "VMLAB_REPORTS"  # a file to which the pytest in there writes them, a line each
+ROOT = Path(__file__).parents[2]
+TIMEOUT = 420.0  # of real time for a module; the tests' own limits are for what they wait for
+RADIOS = 4
+MEMORY_MB = 2048
+
+_done: dict[str, dict[str, list[dict[str, object]]]] = {}  # reports by test, by module
+_broken: dict[str, str] = {}  # why there are none, by module
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.vm)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    del nextitem
+    if INSIDE in os.environ:
+        return None
+    module = item.nodeid.partition("::")[0]
+    if module not in _done:
+        wanted = [other.nodeid for other in item.session.items if other.nodeid.partition("::")[0] == module]
+        _done[module] = _run_inside(module, wanted)
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for data in _done[module].get(item.nodeid) or [
+        _skipped(item, _broken.get(module, "the machine told nothing of it"))
+    ]:
+        report = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Inside: told at once, so that it is known even if the machine breaks at the next test."""
+    if (file := os.environ.get(REPORTS)) and INSIDE in os.environ:
+        with open(file, "a") as reports:
+            reports.write(json.dumps(report._to_json()) + "\n")
+
+
+def _run_inside(module: str, wanted: Sequence[str]) -> dict[str, list[dict[str, object]]]:
+    with tempfile.TemporaryDirectory(prefix="vmtests-") as name:
+        exchange = Path(name)
+        reports = exchange / "reports"
+        words = io.StringIO()
+        try:
+            machine.run(_request(wanted, exchange, reports), out=words, err=words)
+            _broken[module] = f"pytest in the machine said: {words.getvalue()[-2000:]}"
+        except VmError as error:
+            _broken[module] = str(error)
+        return _read(reports)
+
+
+def _request(wanted: Sequence[str], exchange: Path, reports: Path) -> Request:
+    return Request(
+        argv=[sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *wanted],
+        cwd=ROOT,
+        exchange=exchange,
+        environment={REPORTS: str(reports), "PYTHONUNBUFFERED": "1"},
+        memory_mb=MEMORY_MB,
+        timeout=TIMEOUT,
+        time=Time.SKIP if machine.choose() is machine.Backend.UML else Time.REAL,
+        kernel_options=[f"mac80211_hwsim.radios={RADIOS}"],
+    )
+
+
+def _read(reports: Path) -> dict[str, list[dict[str, object]]]:
+    found: dict[str, list[dict[str, object]]] = {}
+    if reports.exists():
+        with reports.open() as file:
+            for line in file:
+                if line.endswith("\n"):  # a machine may break in the middle of one
+                    data = json.loads(line)
+                    found.setdefault(data["nodeid"], []).append(data | {"$report_type": "TestReport"})
+    # A test of which the end is not told did not end: the machine broke.
+    return {nodeid: reports for nodeid, reports in found.items() if reports[-1]["when"] == "teardown"}
+
+
+def _skipped(item: pytest.Item, reason: str) -> dict[str, object]:
+    return {
+        "$report_type": "TestReport",
+        "nodeid": item.nodeid,
+        "location": item.location,
+        "keywords": {item.name: 1},
+        "outcome": "skipped",
+        "longrepr": (str(item.path), 0, f"Skipped: no virtual machine: {reason}"),
+        "when": "setup",
+        "duration": 0,
+    }
