@@ -134,6 +134,14 @@ def test_a_machine_that_takes_too_long_is_ended(empty_cache: Path) -> None:
         machine.run(job.Request(["true"], timeout=0.1))
 
 
+def test_a_machine_is_ended_when_nobody_waits_any_more(empty_cache: Path) -> None:
+    built(empty_cache, "6.12-1", "exec sleep 1000")
+    request = job.Request(["true"])
+    request.cancelled.set()
+    with pytest.raises(VmError, match="before its end"):
+        machine.run(request)
+
+
 def test_the_guest_is_told_command_folder_and_variables(tmp_path: Path) -> None:
     request = job.Request(["sh", "-c", 'echo "$PWD $COLOUR"; exit 5'], cwd=tmp_path, environment={"COLOUR": "a 'b'"})
     with job.folder(request) as folder:

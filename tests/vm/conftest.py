@@ -13,7 +13,9 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -25,13 +27,19 @@ from tools.vm.job import Request, Time
 __all__ = ["lab_base", "pytest_runtest_makereport"]  # fixture and hook, for what runs inside
 INSIDE = "VMLAB"  # in the environment of what runs in a machine
 REPORTS = "VMLAB_REPORTS"  # a file to which the pytest in there writes them, a line each
+HOURS = "VMLAB_HOURS"  # for test_long.py, which takes minutes an hour
+collect_ignore = [] if HOURS in os.environ else ["test_long.py"]
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 420.0  # of real time for a module; the tests' own limits are for what they wait for
 RADIOS = 4
 MEMORY_MB = 2048
 
-_done: dict[str, dict[str, list[dict[str, object]]]] = {}  # reports by test, by module
-_broken: dict[str, str] = {}  # why there are none, by module
+Reports = dict[str, list[dict[str, object]]]  # by test
+
+# Modules at work, or done, by name: their reports, and why some are missing. Each machine has one processor, and all
+# start at once when the first test is due.
+_cancelled = Event()
+_running: dict[str, Future[tuple[Reports, str]]] = {}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,16 +51,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     del nextitem
-    if INSIDE in os.environ:
+    if INSIDE in os.environ or not item.get_closest_marker("vm"):  # pytest asks of all tests
         return None
-    module = item.nodeid.partition("::")[0]
-    if module not in _done:
-        wanted = [other.nodeid for other in item.session.items if other.nodeid.partition("::")[0] == module]
-        _done[module] = _run_inside(module, wanted)
+    if not _running:
+        _start(item.session.items)
+    reports, broken = _running[_module(item)].result()
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    for data in _done[module].get(item.nodeid) or [
-        _skipped(item, _broken.get(module, "the machine told nothing of it"))
-    ]:
+    for data in reports.get(item.nodeid) or [_skipped(item, broken)]:
         report = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
@@ -66,34 +71,57 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
             reports.write(json.dumps(report._to_json()) + "\n")
 
 
-def _run_inside(module: str, wanted: Sequence[str]) -> dict[str, list[dict[str, object]]]:
+def pytest_sessionfinish() -> None:
+    """Nobody waits for machines whose tests are not asked for any more (pytest -x, Ctrl-C)."""
+    _cancelled.set()
+
+
+def _module(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
+
+
+def _start(items: Sequence[pytest.Item]) -> None:
+    wanted: dict[str, list[str]] = {}
+    for item in items:
+        if item.get_closest_marker("vm"):
+            wanted.setdefault(_module(item), []).append(item.nodeid)
+    pool = ThreadPoolExecutor(os.cpu_count(), "machine")
+    for module, tests in wanted.items():
+        _running[module] = pool.submit(_run_inside, tests)
+    pool.shutdown(wait=False)
+
+
+def _run_inside(wanted: Sequence[str]) -> tuple[Reports, str]:
+    """What became of these tests, and, for those of which nothing is known, why."""
     with tempfile.TemporaryDirectory(prefix="vmtests-") as name:
         exchange = Path(name)
         reports = exchange / "reports"
         words = io.StringIO()
         try:
             machine.run(_request(wanted, exchange, reports), out=words, err=words)
-            _broken[module] = f"pytest in the machine said: {words.getvalue()[-2000:]}"
+            broken = f"pytest in the machine said: {words.getvalue()[-2000:]}"
         except VmError as error:
-            _broken[module] = str(error)
-        return _read(reports)
+            broken = str(error)
+        return _read(reports), broken
 
 
 def _request(wanted: Sequence[str], exchange: Path, reports: Path) -> Request:
+    passed_on = {key: value for key, value in os.environ.items() if key in (HOURS, "CI")}
     return Request(
         argv=[sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *wanted],
         cwd=ROOT,
         exchange=exchange,
-        environment={REPORTS: str(reports), "PYTHONUNBUFFERED": "1"},
+        environment={REPORTS: str(reports), "PYTHONUNBUFFERED": "1"} | passed_on,
         memory_mb=MEMORY_MB,
-        timeout=TIMEOUT,
+        timeout=TIMEOUT + 600 * float(os.environ.get(HOURS, "0")),
         time=Time.SKIP if machine.choose() is machine.Backend.UML else Time.REAL,
+        cancelled=_cancelled,
         kernel_options=[f"mac80211_hwsim.radios={RADIOS}"],
     )
 
 
-def _read(reports: Path) -> dict[str, list[dict[str, object]]]:
-    found: dict[str, list[dict[str, object]]] = {}
+def _read(reports: Path) -> Reports:
+    found: Reports = {}
     if reports.exists():
         with reports.open() as file:
             for line in file:

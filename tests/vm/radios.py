@@ -5,7 +5,7 @@ In a virtual machine only: it takes all radios that the kernel has.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from itertools import combinations, pairwise
@@ -25,7 +25,13 @@ MESH_ID, FREQUENCY, CELL = "vmlab", "2412", "02:ca:fe:ca:ca:40"
 MTU_UNDER_BATMAN = "1532"
 RATE = "20mbit"  # hwsim knows no airtime: without a limit any sum is carried at once
 POLL = 0.5  # seconds: each look costs as much as a second of the mesh
+PATIENCE = 300.0  # virtual seconds, where the machine skips those in which nothing happens
 NODES = ("n1", "n2", "n3", "n4")
+
+
+def eventually(what: str, is_so: Callable[[], bool]) -> None:
+    """The test fails if it is never so."""
+    until(what, is_so, PATIENCE, interval=POLL)
 
 
 class Layer(StrEnum):
@@ -38,10 +44,6 @@ class Layer(StrEnum):
 
 def line() -> tuple[Link, ...]:
     return tuple(Link(a, b) for a, b in pairwise(NODES))
-
-
-def free_radios() -> list[str]:
-    return sorted((path.name for path in PHYS.iterdir()), key=lambda name: int(name.removeprefix("phy")))
 
 
 class RadioLab(Lab):
@@ -63,15 +65,21 @@ class RadioLab(Lab):
         return [table | self.options]
 
     def make_links(self) -> None:
-        # Those of a lab before come back some time after its namespaces are gone.
-        until("a radio for each node", lambda: len(free_radios()) >= len(self.nodes))
-        self.phys = dict(zip(self.nodes, free_radios(), strict=False))
+        phys = sorted((path.name for path in PHYS.iterdir()), key=lambda name: int(name.removeprefix("phy")))
+        assert len(phys) >= len(self.nodes), f"{len(phys)} radios for {len(self.nodes)} nodes"
+        self.phys = dict(zip(self.nodes, phys, strict=False))
         self.hear(self.topology.links)
         for node, phy in self.phys.items():
             network.run(["iw", "phy", phy, "set", "netns", "name", self.namespace(node)])
         for node in self.nodes:
             for command in self._commands(node):
                 self.exec(node, command.split())
+
+    def down(self, *, keep_files: bool = False) -> None:
+        """The radios go back first: a namespace that is deleted lives on while TCP has farewells to send in it."""
+        for node, phy in self.phys.items():
+            self.exec(node, ["iw", "phy", phy, "set", "netns", "1"], check=False)
+        super().down(keep_files=keep_files)
 
     def hear(self, links: Sequence[Link]) -> None:
         """From now on the ends of these hear each other, and nobody else: a group of radios for each."""

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.mesh import until
 from tests.vm.carry import FEE, carry
-from tests.vm.radios import BATMAN, NODES, POLL, RADIO, Layer, RadioMesh, line, on_air
+from tests.vm.radios import BATMAN, NODES, RADIO, Layer, RadioMesh, eventually, line, on_air
 
-PATIENCE = 120.0
 TQ_TOLERANCE = 24  # of 255: ours is of a moment ago, and theirs moves with every lost broadcast
 
 
@@ -49,7 +47,7 @@ def test_all_are_neighbours_through_it(mesh: RadioMesh) -> None:
     def is_whole() -> bool:
         return all(mesh.neighbours(node) == set(NODES) - {node} for node in NODES)
 
-    until("neighbours over several hops of batman-adv", is_whole, PATIENCE, interval=POLL)
+    eventually("neighbours over several hops of batman-adv", is_whole)
 
 
 def test_our_figures_are_batman_advs(mesh: RadioMesh) -> None:
@@ -58,7 +56,7 @@ def test_our_figures_are_batman_advs(mesh: RadioMesh) -> None:
         return {peer: abs(ours.get(peer, 1000) - tq) for peer, tq in theirs.items()}
 
     for node in NODES:
-        until(f"{node} agreeing", lambda: max(differences(node).values()) <= TQ_TOLERANCE, PATIENCE, interval=POLL)  # noqa: B023
+        eventually(f"{node} agreeing", lambda: max(differences(node).values()) <= TQ_TOLERANCE)  # noqa: B023
     for near, far in permutations(NODES, 2):  # worse the farther away: what routes by quality live on
         if NODES.index(far) - NODES.index(near) == 1:
             view = daemons_view(mesh, near)

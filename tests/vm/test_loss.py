@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.mesh import SAT_PER_MB, until
-from tests.vm.radios import POLL, Layer, RadioMesh, on_air
+from tests.lab.mesh import SAT_PER_MB
+from tests.vm.radios import Layer, RadioMesh, eventually, on_air
 from tools.lab.topology import Link
 
 BUYER, CHEAP, DEAR, SHOP = "n1", "n2", "n3", "n4"
 FEES = {BUYER: 0, CHEAP: 1 * SAT_PER_MB, DEAR: 20 * SAT_PER_MB, SHOP: 0}
 LINKS = [Link(BUYER, CHEAP), Link(BUYER, DEAR), Link(CHEAP, SHOP), Link(DEAR, SHOP)]
-PATIENCE = 300.0  # sixteen Hellos make a figure, and a link that was bad has to prove itself
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +35,7 @@ def lose(mesh: RadioMesh, percent: int) -> None:
 
 
 def await_way(mesh: RadioMesh, relay: str) -> None:
-    until(f"the way through {relay}", lambda: mesh.way(BUYER, SHOP) == [BUYER, relay, SHOP], PATIENCE, interval=POLL)
+    eventually(f"the way through {relay}", lambda: mesh.way(BUYER, SHOP) == [BUYER, relay, SHOP])
 
 
 def test_much_loss_moves_the_route_and_a_little_does_not_keep_it_away(mesh: RadioMesh) -> None:

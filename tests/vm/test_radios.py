@@ -11,13 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.mesh import until
 from tests.vm.carry import FEE, carry
-from tests.vm.radios import NODES, POLL, Layer, RadioMesh, line, on_air
+from tests.vm.radios import NODES, Layer, RadioMesh, eventually, line, on_air
 from tools.lab.topology import Link
 
 FIRST, LAST = NODES[0], NODES[-1]
-PATIENCE = 120.0
 LEFT_BY_KERNEL = {"local", "main", "default"}  # tables of the rules that each namespace has
 
 
@@ -52,17 +50,12 @@ def test_a_radio_that_moves_away_is_routed_around(mesh: RadioMesh) -> None:
     """n3 leaves, and n4 comes into the range of n2; then all is as before."""
     shorter = ["n1", "n2", "n4"]
     mesh.lab.hear([Link(a, b) for a, b in pairwise(shorter)])
-    until("the way without n3", lambda: mesh.way(FIRST, LAST) == shorter, PATIENCE, interval=POLL)
-    until(
-        "n3 being no neighbour",
-        lambda: "n3" not in mesh.neighbours("n2") | mesh.neighbours("n4"),
-        PATIENCE,
-        interval=POLL,
-    )
+    eventually("the way without n3", lambda: mesh.way(FIRST, LAST) == shorter)
+    eventually("n3 being no neighbour", lambda: "n3" not in mesh.neighbours("n2") | mesh.neighbours("n4"))
     carry(mesh, shorter)
     mesh.lab.hear(mesh.lab.topology.links)
-    until("the way with n3", lambda: mesh.way(FIRST, LAST) == list(NODES), PATIENCE, interval=POLL)
-    until("n4 being no neighbour of n2", lambda: mesh.neighbours("n2") == {"n1", "n3"}, PATIENCE, interval=POLL)
+    eventually("the way with n3", lambda: mesh.way(FIRST, LAST) == list(NODES))
+    eventually("n4 being no neighbour of n2", lambda: mesh.neighbours("n2") == {"n1", "n3"})
 
 
 def test_a_stopped_daemon_leaves_nothing(mesh: RadioMesh) -> None:
@@ -70,8 +63,8 @@ def test_a_stopped_daemon_leaves_nothing(mesh: RadioMesh) -> None:
     mesh.lab.kill_node(LAST)
     assert tunnel in tunnels(mesh, LAST)  # it carries on without the daemon
     mesh.lab.start_node(LAST)
-    until("the neighbour of before", lambda: mesh.neighbours(LAST) == {"n3"}, PATIENCE, interval=POLL)
-    until("the tunnel of before, and no other", lambda: tunnels(mesh, LAST) == [tunnel], PATIENCE, interval=POLL)
+    eventually("the neighbour of before", lambda: mesh.neighbours(LAST) == {"n3"})
+    eventually("the tunnel of before, and no other", lambda: tunnels(mesh, LAST) == [tunnel])
     mesh.lab.kill_node(LAST, signal.SIGTERM)
     assert tunnels(mesh, LAST) == []
     assert mesh.lab.exec(LAST, ["nft", "list", "ruleset"]).stdout == ""

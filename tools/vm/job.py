@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from threading import Event
 from typing import IO
 
 from tools.vm.common import VmError
@@ -43,7 +44,7 @@ class Request:
     """`argv` runs as root with the host's files (read-only, writes are forgotten) in the folder `cwd`.
 
     `exchange`: a folder that is written through to the host; the guest has it under the same name. `timeout`: seconds
-    of real time. `kernel_options`: words for the kernel's command line.
+    of real time. `kernel_options`: words for the kernel's command line. `cancelled`: set to end it before its time.
     """
 
     argv: Sequence[str]
@@ -54,6 +55,7 @@ class Request:
     timeout: float = 600.0
     time: Time = Time.REAL
     kernel_options: Sequence[str] = ()
+    cancelled: Event = field(default_factory=Event)
 
 
 @contextmanager
@@ -82,12 +84,12 @@ def folder(request: Request) -> Iterator[Path]:
         yield job
 
 
-def follow(machine: subprocess.Popen[bytes], job: Path, timeout: float, out: IO[str], err: IO[str]) -> int:
+def follow(machine: subprocess.Popen[bytes], job: Path, request: Request, out: IO[str], err: IO[str]) -> int:
     """Passes on what the command writes until the machine has ended; the command's exit code.
 
     Raises VmTimeoutError, or VmError with the end of the console when the machine ended without an exit code.
     """
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + request.timeout
     with (job / "stdout").open("rb") as stdout, (job / "stderr").open("rb") as stderr:
 
         def pass_on() -> None:
@@ -97,7 +99,7 @@ def follow(machine: subprocess.Popen[bytes], job: Path, timeout: float, out: IO[
                     target.flush()
 
         try:
-            while machine.poll() is None and time.monotonic() < deadline:
+            while machine.poll() is None and time.monotonic() < deadline and not request.cancelled.is_set():
                 time.sleep(POLL_INTERVAL)
                 pass_on()
             is_late = machine.poll() is None
@@ -105,7 +107,9 @@ def follow(machine: subprocess.Popen[bytes], job: Path, timeout: float, out: IO[
             end(machine)
         pass_on()
     if is_late:
-        raise VmTimeoutError(f"stopped after {timeout:g} s: --timeout gives it more")
+        if request.cancelled.is_set():
+            raise VmError("stopped before its end")
+        raise VmTimeoutError(f"stopped after {request.timeout:g} s: --timeout gives it more")
     return _status(job)
 
 

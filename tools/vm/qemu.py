@@ -122,7 +122,7 @@ def run(request: Request, out: IO[str], err: IO[str]) -> int:
             stderr=console,
             start_new_session=True,
         )
-        return job.follow(machine, folder, request.timeout, out, err)
+        return job.follow(machine, folder, request, out, err)
 
 
 def _command(request: Request, found: Path, folder: Path) -> list[str]:

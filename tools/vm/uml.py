@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 from typing import IO
@@ -32,7 +31,7 @@ def run(request: Request, out: IO[str], err: IO[str]) -> int:
             start_new_session=True,
             env={"PATH": job.PATH, "HOME": str(folder), "TMPDIR": _SHARED_MEMORY},
         )
-        return job.follow(machine, folder, request.timeout, out, err)
+        return job.follow(machine, folder, request, out, err)
 
 
 def _parameters(request: Request, folder: Path) -> list[str]:
@@ -48,7 +47,7 @@ def _parameters(request: Request, folder: Path) -> list[str]:
         "con=null",
         "con0=null,fd:1",
         f"uml_dir={folder}",
-        f"umid=vmlab{os.getpid()}",
+        f"umid={folder.name}",
         "initcall_blacklist=jent_mod_init",  # measures the clock's jitter: for ever, where time stands still
         f"vmlab.job={folder}",
     ]
