@@ -21,7 +21,7 @@ import pytest
 
 from tests.lab.conftest import lab_base, pytest_runtest_makereport
 from tools.vm import machine
-from tools.vm.common import VmError
+from tools.vm.common import VmError, require_commands
 from tools.vm.job import Request, Time
 
 __all__ = ["lab_base", "pytest_runtest_makereport"]  # fixture and hook, for what runs inside
@@ -32,6 +32,7 @@ collect_ignore = [] if HOURS in os.environ else ["test_long.py"]
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 420.0  # of real time for a module; the tests' own limits are for what they wait for
 RADIOS = 4
+TOOLS = {"iw": "iw", "batctl": "batctl", "wg": "wireguard-tools"}  # tools/setup --for vm
 MEMORY_MB = 2048
 
 Reports = dict[str, list[dict[str, object]]]  # by test
@@ -98,6 +99,7 @@ def _run_inside(wanted: Sequence[str]) -> tuple[Reports, str]:
         reports = exchange / "reports"
         words = io.StringIO()
         try:
+            require_commands(TOOLS, "what runs in the machine")
             machine.run(_request(wanted, exchange, reports), out=words, err=words)
             broken = f"pytest in the machine said: {words.getvalue()[-2000:]}"
         except VmError as error:
