@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshd.kernel.layout import OVERLAY, SOURCE_TABLES, TABLE_MAIN, Blocked, Cell, Layout, Prefix, Route, Rule
+from meshd.kernel.layout import (
+    OVERLAY,
+    SOURCE_TABLES,
+    TABLE_MAIN,
+    UNREACHABLE,
+    Blocked,
+    Cell,
+    Layout,
+    Prefix,
+    Route,
+    Rule,
+)
 from meshd.kernel.netlink import NetlinkError
 
 Address = IPv4Address | IPv6Address
@@ -138,3 +149,19 @@ def test_source_tables_are_bounded_used_again_and_none_of_the_kernels_own() -> N
     assert {cell.table for cell in layout.put(route(DEFAULT, sources[-1]))} == {freed}
     # The other family has its own.
     assert layout.put(route(ip_network("0.0.0.0/0"), IPv4Network("10.0.0.0/8")))
+
+
+def test_what_is_marked_takes_the_operators_routes_before_any_of_ours_and_ends_there() -> None:
+    """Only where there is a mark: each rule costs every packet a little."""
+    kernel = Kernel()
+    kernel.obey(kernel.layout.put(route(PREFIXES[1], A)))
+    before = kernel.layout.rules()
+    assert not any(rule.mark for rule in before)
+    kernel.layout.outside_mark = 7
+    marked = sorted(kernel.layout.rules() - before, key=lambda rule: (rule.version, rule.priority))
+    assert [(rule.version, rule.table, rule.mark) for rule in marked] == [
+        (version, table, 7) for version in (4, 6) for table in (TABLE_MAIN, UNREACHABLE)
+    ]
+    assert not any(rule.suppress_default or rule.source_prefix or rule.destination for rule in marked)
+    assert max(rule.priority for rule in marked) < min(rule.priority for rule in before)
+    assert kernel.layout.rules() >= before

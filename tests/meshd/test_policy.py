@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from meshd.config import Config, parse, reference
+from meshd.config import Config, parse
+from meshd.config_reference import reference
 from meshd.policy import policy_of
 from routing.config import Mode
 from routing.filters import REFUSED, Policy, Rule
