@@ -325,6 +325,11 @@ def parse(text: str, *, base: Path = Path()) -> Scenario:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ScenarioError(str(error)) from error
+    return build(document, base=base)
+
+
+def build(document: Mapping[str, Any], *, base: Path = Path()) -> Scenario:
+    """The scenario in the tables that a TOML text has been read into. Raises ScenarioError."""
     for name in document:
         if name not in TABLES:
             raise ScenarioError(f"unknown table [{name}]{nearest(name, TABLES)}")
