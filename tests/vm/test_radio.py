@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,6 @@ import pytest
 from meshd.ctl.client import CallError, call
 from meshd.main import main
 from routing import rules
-
-pytestmark = pytest.mark.skipif("VMLAB" not in os.environ, reason="needs radios: tools/vmlab")
 
 MESHD = str(Path(sys.executable).with_name("meshd"))
 NODES = ("rq1", "rq2", "rq3")
@@ -139,7 +138,7 @@ def daemon(node: str, folder: Path, interface: str, security: str) -> Iterator[C
             raise
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(60)
 
 
 @contextmanager
@@ -192,11 +191,10 @@ def assert_iw_agrees(node: str) -> None:
         assert station[f"tx_{name}"] == int(iw[f"tx {name}"])
 
 
-def assert_cost_follows(row: dict[str, Any]) -> None:
-    """The cost may lag behind by an eighth; a Hello that was lost may have made it dearer."""
+def cost_follows(row: dict[str, Any]) -> bool:
+    """It may lag behind by an eighth, and the engine is not told of less than 1/32; lost Hellos may add to it."""
     told = rules.blended_cost(NOMINAL, NOMINAL, row["quality"]["share"])
-    assert row["cost"] >= NOMINAL
-    assert row["cost"] * 9 // 8 + 3 >= told, row
+    return row["cost"] >= NOMINAL and told <= row["cost"] * 6 // 5 + 3
 
 
 @pytest.mark.parametrize(("options", "security"), [(IBSS, "none"), (MESH, "wireguard")], ids=["ad-hoc", "802.11s"])
@@ -213,32 +211,30 @@ def test_the_expected_throughput_of_a_radio(tmp_path: Path, options: tuple[str, 
         asks = [daemons.enter_context(daemon(node, tmp_path, "wlan0", security)) for node in NODES[:2]]
         for ask in asks:
             until("the other is reached", lambda ask=ask: reachable(ask(), 1))
-        assert asks[0]()[0]["under"] == "wlan0"
-        seen = []
+        seen: list[float] = []
         with traffic(NODES[0], overlay_address(NODES[1], tmp_path)):
 
             def is_read() -> bool:
                 """A figure that `iw` has shown a higher and a lower one of, or the same: under traffic they move."""
                 if by_iw := expected_by_iw(NODES[0]):
                     seen.append(by_iw)
-                quality = asks[0]()[0]["quality"]
-                if not seen or quality is None or quality["source"] != "expected throughput":
-                    return False
-                return min(seen) - 0.01 <= quality["throughput_kbps"] / 1024 <= max(seen) + 0.01
+                for row in asks[0]():
+                    quality = row["quality"]
+                    if seen and quality is not None and quality["source"] == "expected throughput":
+                        is_between = min(seen) - 0.01 <= quality["throughput_kbps"] / 1024 <= max(seen) + 0.01
+                        return is_between and quality["signal_dbm"] < 0 and cost_follows(row)
+                return False
 
-            until("the daemon has a figure, as iw shows it", is_read)
-            (row,) = asks[0]()
-        assert row["quality"]["signal_dbm"] < 0
-        assert_cost_follows(asks[0]()[0])
+            until("the daemon has a figure, as iw shows it, and the cost follows", is_read)
         daemons.close()
         assert_iw_agrees(NODES[0])
     assert not [path for path in Path("/run/netns").iterdir() if path.name in NODES]
 
 
-@pytest.mark.parametrize("algorithm", ["BATMAN_IV", "BATMAN_V"])
-def test_the_way_through_batman_adv(tmp_path: Path, algorithm: str) -> None:
-    """All are neighbours on `bat0`, the farther the dearer, and rated as `batctl` does."""
-    options = (*IBSS, "--batman", "bat0", "--algorithm", algorithm)
+def test_the_way_through_batman_adv(tmp_path: Path) -> None:
+    """All are neighbours on `bat0`, the farther the dearer, and rated as `batctl` does; of B.A.T.M.A.N. IV there is
+    `test_batman`."""
+    options = (*IBSS, "--batman", "bat0", "--algorithm", "BATMAN_V")
     with nodes(3), ExitStack() as daemons:
         for node in NODES:
             radio(node, "setup", *options)
@@ -248,44 +244,40 @@ def test_the_way_through_batman_adv(tmp_path: Path, algorithm: str) -> None:
         assert "mtu 1532" in on(first, "ip", "link", "show", "wlan0")
         ask, *_ = [daemons.enter_context(daemon(node, tmp_path, "bat0", "none")) for node in NODES]
         until("all others are reached", lambda: reachable(ask(), len(NODES) - 1))
-        kind = "tq" if algorithm == "BATMAN_IV" else "throughput"
-        clients = {entry["tt_address"]: entry["orig_address"] for entry in batctl(first, "transtable_global_json")}
         originator_of = {}
         for node in NODES[1:]:
             mac = on(node, "cat", "/sys/class/net/bat0/address").strip()
             local = re.findall(r"inet6 (fe80\S+)/", on(node, "ip", "address", "show", "bat0"))[0]
-            originator_of[local] = clients.get(mac) or batctl_originator(first, mac)
-        agreed: dict[str, dict[str, Any]] = {}
-        seen: dict[str, set[int]] = {originator: set() for originator in originator_of.values()}
+            originator_of[local] = until(f"batman-adv knows {node}", lambda mac=mac: originator_by_batctl(first, mac))
+        seen: dict[str, set[int]] = {}
+        agreed: set[str] = set()
 
         def all_agree() -> bool:
             """At some time each: the figures move every second, and are read every two."""
             for entry in batctl(first, "originators_json"):
                 if entry.get("best"):
-                    seen[entry["orig_address"]].add(entry[kind])
+                    seen.setdefault(entry["orig_address"], set()).add(entry["throughput"])
             for row in ask():
-                quality = row["quality"]
-                if quality is not None:
-                    ours = quality["tq"] if kind == "tq" else quality["throughput_kbps"]
-                    if ours in seen[originator_of[row["link_local"]]]:
-                        agreed[row["link_local"]] = row
-            return len(agreed) == len(NODES) - 1
+                figure = (row["quality"] or {}).get("throughput_kbps")
+                if figure in seen.get(originator_of[row["link_local"]], ()):
+                    agreed.add(row["link_local"])
+            return agreed == set(originator_of)
 
         until("batctl and the daemon agree", all_agree)
-        until("the farther is rated worse", lambda: in_order(ask(), list(originator_of)))
-        for row in ask():
-            assert row["quality"]["source"] == ("TQ" if kind == "tq" else "throughput")
-            assert_cost_follows(row)
+        until("the farther is rated worse, and costs follow", lambda: are_in_order(ask(), list(originator_of)))
         daemons.close()
         assert "Done: delete bat0." in radio(first, "remove")
         assert radio(first, "remove") == "Nothing to do.\n"
         assert "type managed" in on(first, "iw", "dev")
 
 
-def in_order(rows: list[dict[str, Any]], addresses: list[str]) -> bool:
-    share_of = {row["link_local"]: row["quality"]["share"] for row in rows if row["quality"] is not None}
-    shares = [share_of.get(address, 0.0) for address in addresses]
-    return shares == sorted(shares, reverse=True) and min(shares) > 0.0 and len(set(shares)) == len(shares)
+def are_in_order(rows: list[dict[str, Any]], addresses: list[str]) -> bool:
+    """By what batman-adv's throughput is made of."""
+    row_of = {row["link_local"]: row for row in rows if (row["quality"] or {}).get("source") == "throughput"}
+    if row_of.keys() != set(addresses) or not all(map(cost_follows, row_of.values())):
+        return False
+    shares = [row_of[address]["quality"]["share"] for address in addresses]
+    return all(near > far for near, far in pairwise(shares))
 
 
 def batctl(node: str, what: str) -> list[dict[str, Any]]:
@@ -293,8 +285,9 @@ def batctl(node: str, what: str) -> list[dict[str, Any]]:
     return entries
 
 
-def batctl_originator(node: str, mac: str) -> str:
-    return on(node, "batctl", "meshif", "bat0", "translate", mac).strip()
+def originator_by_batctl(node: str, client: str) -> str | None:
+    known = batctl(node, "transtable_global_json")
+    return next((entry["orig_address"] for entry in known if entry["tt_address"] == client), None)
 
 
 def test_what_cannot_be_is_refused() -> None:
