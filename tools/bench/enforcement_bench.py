@@ -33,6 +33,7 @@ _FLOOD = "20M"
 _PRIORITY = ("nice", "-n", "-19")  # the senders are not to be short of processor time: the network is measured
 _WARM_UP = 3.0  # the bucket is full at first, and TCP has to find its rate
 _PORT = 5300
+_LEAST_PACKETS = 100  # in each measurement of a rate: TCP comes in bursts, and waits in between
 _TICK = 1.0
 _SAT_PER_MB = 1_000_000
 _PATIENCE = 60.0
@@ -135,6 +136,7 @@ def _traffic(
 
 
 def _debtor_rates(name: str, extra: Sequence[str], free_rate: int, repeats: int, seconds: float) -> Case:
+    seconds = max(seconds, _LEAST_PACKETS * 1500 * 8 / free_rate)
     with _star(free_rate) as relay, _traffic(relay, _DEBTOR, _PORT, *extra):
         time.sleep(1.0)  # it is under way, paid for
         relay.ask("hold")
@@ -144,7 +146,12 @@ def _debtor_rates(name: str, extra: Sequence[str], free_rate: int, repeats: int,
             samples.append(relay.free_rate(seconds))
             print(f"{name} {samples[-1]:,.0f} of {free_rate:,} bit/s", file=sys.stderr)
         _, free, refused, _ = relay.ask("carried")
-        notes: dict[str, object] = {"goal": "0.9 to 1.1", "free_bytes": free, "refused_bytes": refused}
+        notes: dict[str, object] = {
+            "goal": "0.9 to 1.1",
+            "seconds": seconds,
+            "free_bytes": free,
+            "refused_bytes": refused,
+        }
         return Case(name, "bit/s", samples, [float(free_rate)] * repeats, notes=notes)
 
 
@@ -264,8 +271,10 @@ def main() -> None:
     cases = _cases()
     parser = argparse.ArgumentParser(prog="tools/bench/enforcement", description=__doc__.partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--repeats", type=int, default=7, help="measurements of each kind (default 7)")
-    parser.add_argument("--seconds", type=float, default=4, help="seconds of each measurement (default 4)")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each kind (default 5)")
+    parser.add_argument(
+        "--seconds", type=float, default=4, help="seconds of each measurement, more for low rates (default 4)"
+    )
     parser.add_argument("--case", action="append", choices=list(cases), help="which to run; all if not given")
     arguments = parser.parse_args()
     exit_on_signals()
