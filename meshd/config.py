@@ -14,6 +14,7 @@ from ipaddress import IPv6Address, ip_network
 from pathlib import Path
 from typing import Any
 
+from meshd.config_chain import ChainConfig
 from meshd.config_kinds import (
     NOT_FOR_SALE,
     InvalidError,
@@ -54,10 +55,6 @@ class ConfigError(Exception):
 
 
 _SECURITY = choice("wireguard", "none")
-_BACKEND = choice(
-    "kernel",
-    not_yet={name: f'"kernel" for now: {name} is not built yet (part 4)' for name in ("bitcoind", "explorer")},
-)
 _LINUX_NAME = text("an interface name of 1 to 15 characters", r"[^\s/:%]{1,15}")
 
 
@@ -351,18 +348,6 @@ class PaymentsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChainConfig:
-    """The Bitcoin chain."""
-
-    backend: str = key(
-        _BACKEND, "Where blocks come from; kernel is the embedded regtest chain of demo and tests.", "kernel"
-    )
-    socket: Path = key(  # noqa: RUF009
-        absolute_path(), "The Unix socket of the chain service.", Path("/run/meshd/chain.sock")
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     node: NodeConfig = NodeConfig()
     interfaces: tuple[InterfaceConfig, ...] = ()
@@ -373,7 +358,7 @@ class Config:
     redistributions: tuple[RedistributeConfig, ...] = ()
     price: PriceConfig = PriceConfig()
     payments: PaymentsConfig = PaymentsConfig()
-    chain: ChainConfig = ChainConfig()
+    chain: ChainConfig = ChainConfig()  # noqa: RUF009  frozen, like the others
 
 
 TABLES: dict[str, type[Any]] = {

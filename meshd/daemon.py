@@ -24,7 +24,8 @@ from meshd import __version__
 from meshd import session as sessions
 from meshd.accounting import Accounting
 from meshd.billing import Billing
-from meshd.config import Config, load
+from meshd.config import Config, ConfigError, load
+from meshd.config_chain import ChainConfig
 from meshd.control import ControlServer
 from meshd.enforcement import Enforcement, HeldFile
 from meshd.identity import Identity
@@ -45,11 +46,13 @@ from meshd.rpc import Methods, methods
 from meshd.tunnel import Tunnel
 from meshd.tunnels import SILENCE, Tunnels, next_incarnation
 from payments import events as pay
+from payments.adapters.bitcoind import BitcoindChain
+from payments.adapters.bitcoind_rpc import RpcConfig
 from payments.adapters.chain_client import KernelChainClient
 from payments.adapters.store import Store
 from payments.counts import Signer
 from payments.engine import PaymentConfig, PaymentEngine
-from payments.ports import WalletError, WalletPort
+from payments.ports import ChainPort, WalletError, WalletPort
 from payments.records import Reading
 from routing.config import SpeakerConfig
 from routing.events import SetFee, SetPolicy
@@ -68,7 +71,8 @@ RANK_INTERVAL = 10.0
 MEGABYTE = 1_000_000
 LOSS_INTERVAL = 5.0
 HELLO_HISTORY_BITS = 16
-NETWORK = "regtest"  # the only one that the embedded chain has
+# By Bitcoin Core's name of it, as in the configuration: the wallet's.
+WALLET_NETWORKS = {"regtest": "regtest", "signet": "signet", "test": "testnet"}
 
 
 class Daemon:
@@ -92,7 +96,7 @@ class Daemon:
         # Nobody could pay it where there are no payments.
         self.fee_msat_per_gb = config.price.fee_msat_per_gb if config.payments.enabled else 0
         self.billing = Billing(price_notice=config.price.price_notice)
-        self.chain = KernelChainClient(config.chain.socket)
+        self.chain = open_chain(config.chain)
         self.sessions = sessions.SessionManager(identity, network=sessions.LinkLocalTcp(config.payments.session_port))
         self.router = Router(
             self._speaker(recorder),
@@ -181,7 +185,7 @@ class Daemon:
             secured,
             self.config.discovery,
             peers=self.config.peers,
-            chain=NETWORK,
+            chain=self.config.chain.network,
             incarnation=next_incarnation(self.config.node.state_dir / "incarnation"),
             silence=max(SILENCE, SILENCE_HELLOS * self.config.routing.hello_interval),
             on_up=self._tunnel_up,
@@ -209,7 +213,7 @@ class Daemon:
     def _payment_engine(self, store: Store) -> PaymentEngine:
         wanted = self.config.payments
         config = PaymentConfig(
-            chain=NETWORK,
+            chain=self.config.chain.network,
             tick_interval=wanted.tick,
             start_window_msat=wanted.window_msat,
             max_window_msat=wanted.max_window_msat,
@@ -235,7 +239,10 @@ class Daemon:
             raise WalletError(f"{error}: install meshd[wallet]") from error
         seed = self.identity.derive_secret("wallet seed")
         return await BitcoinlibWallet.open(
-            self.config.node.state_dir / "wallet", self.chain, seed=seed, network=NETWORK
+            self.config.node.state_dir / "wallet",
+            self.chain,
+            seed=seed,
+            network=WALLET_NETWORKS[self.config.chain.network],
         )
 
     @property
@@ -419,6 +426,20 @@ class Daemon:
             self.sessions.neighbour_down(interface, address)
         elif interface in self.router.attached:
             self.sessions.neighbour_up(interface, address)
+
+
+def open_chain(config: ChainConfig) -> ChainPort:
+    """Nothing is connected yet. Raises ConfigError for a password that cannot be read."""
+    if config.backend == "kernel":
+        return KernelChainClient(config.socket)
+    password = ""
+    if config.rpc_password_file is not None:
+        try:
+            password = config.rpc_password_file.read_text("utf-8").rstrip("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"[chain] rpc_password_file: {error}") from error
+    rpc = RpcConfig(config.rpc_port, config.rpc_host, config.rpc_cookie, config.rpc_user, password)
+    return BitcoindChain(rpc, network=config.network)
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class RpcConfig:
     host: str = "127.0.0.1"
     cookie: Path | None = None
     user: str = ""
-    password: str = ""
+    password: str = field(default="", repr=False)
     timeout: float = 30.0  # seconds, of one request
 
     def credentials(self) -> str:

@@ -74,7 +74,10 @@ def test_configuration_cannot_be_changed() -> None:
             "payments, chain",
         ),
         ("[routing]\nhelo_interval = 1", '[routing]: unknown key helo_interval; did you mean "hello_interval"?'),
-        ("[chain]\nzzz = 1", "[chain]: unknown key zzz; known are backend, socket"),
+        (
+            "[chain]\nzzz = 1",
+            "[chain]: unknown key zzz; known are backend, socket, network, rpc_host",
+        ),
         ('[[interface]]\nname="a"\ncots = 1', '[[interface]] number 1: unknown key cots; did you mean "cost"?'),
         ("[[interface]]\n", "[[interface]] number 1: name is missing (an interface name of 1 to 15 characters)"),
         ("[interface]\n", "interfaces are written as [[interface]], with two brackets, one for each"),
@@ -91,10 +94,10 @@ def test_configuration_cannot_be_changed() -> None:
         ('[node]\nname = "a b"', "expected 1 to 63 letters, digits, dots, hyphens or underscores"),
         ('[[interface]]\nname = "a/b"', "expected an interface name of 1 to 15 characters"),
         ('[[interface]]\nname = "a"\nsecurity = "wep"', 'expected "wireguard" or "none"'),
-        ('[chain]\nbackend = "bitcoind"', "bitcoind is not built yet (part 4)"),
+        ('[chain]\nnetwork = "main"', "without real money"),
         ('[chain]\nbackend = "explorer"', "explorer is not built yet (part 4)"),
-        ('[chain]\nbackend = "bank"', 'backend = "bank": expected "kernel"'),
-        ("[chain]\nbackend = []", 'backend = []: expected "kernel"'),
+        ('[chain]\nbackend = "bank"', 'backend = "bank": expected "kernel" or "bitcoind"'),
+        ("[chain]\nbackend = []", 'backend = []: expected "kernel" or "bitcoind"'),
         ('[routing]\nannounce = ["10.0.0.1/24"]', "a list of prefixes: 10.0.0.1/24 has host bits set"),
         ('[routing]\nannounce = "10.0.0.0/24"', "expected a list of prefixes, such as"),
         ('[routing]\nannounce_from = ["::/0"]', 'expected a list such as ["::/0 from 2001:db8:1::/48"]'),
@@ -181,7 +184,7 @@ def test_every_key_is_in_the_example_and_its_shown_default_is_taken() -> None:
         if key.default is not None:
             assert tomllib.loads(f"value = {key.default}")["value"] == table[key.name]
         else:
-            assert key.is_required or key.table in ("filter", "redistribute", "node", "peer")
+            assert key.is_required or key.table in ("filter", "redistribute", "node", "peer", "chain")
     full = parse(uncommented)
     assert len(full.filters) == len(full.redistributions) == len(full.peers) == 1
     assert replace(full, filters=(), redistributions=(), peers=()) == parse(example_config())

@@ -10,10 +10,13 @@ from typing import Any, cast
 import pytest
 import trio
 
-from meshd.config import parse
-from meshd.daemon import Daemon, _serving
+from meshd.config import ConfigError, parse
+from meshd.config_chain import ChainConfig
+from meshd.daemon import Daemon, _serving, open_chain
 from meshd.neighbours import Neighbours
 from meshd.tunnels import Tunnel
+from payments.adapters.bitcoind import BitcoindChain
+from payments.adapters.chain_client import KernelChainClient
 from routing.events import SetPolicy
 from tests.meshd.fakes import run
 
@@ -174,3 +177,16 @@ def test_a_filter_on_an_interface_is_in_force_before_a_tunnel_over_it_is_used() 
         assert [rule.interface for rule in policy.policy.imports] == ["mw1", "mw2"]
 
     run(scenario)
+
+
+def test_the_chain_is_the_one_that_is_configured(tmp_path: Path) -> None:
+    assert isinstance(open_chain(ChainConfig()), KernelChainClient)
+    secret = tmp_path / "password"
+    config = ChainConfig(backend="bitcoind", rpc_user="me", rpc_password_file=secret)
+    with pytest.raises(ConfigError, match="rpc_password_file"):
+        open_chain(config)
+    secret.write_text("hidden\n")
+    chain = open_chain(config)
+    assert isinstance(chain, BitcoindChain)
+    assert chain._rpc._config.credentials() == "me:hidden"
+    assert "hidden" not in repr(chain._rpc._config)
