@@ -16,7 +16,7 @@ import pytest
 
 from meshd.identity import Identity
 from tests.lab.mesh import until
-from tools.lab import rpc, toml_text
+from tools.lab import network, rpc, toml_text
 from tools.ns import Namespaces
 
 pytestmark = [
@@ -63,6 +63,14 @@ class Node:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
+
+    def end(self) -> None:
+        """Nothing of it remains, also where it was killed last."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(20)
+        for number in network.pids_in(self.namespaces.full(self.name)):
+            os.kill(number, signal.SIGKILL)
 
     def run(self, command: str) -> str:
         return self.namespaces.run(self.name, ["sh", "-ec", command])
@@ -127,13 +135,10 @@ def internet(lab_base: Path) -> Iterator[Internet]:
             made.home.start()
             made.await_tunnel()
             yield made
-            for node in (made.home, made.gateway):
-                assert node.process is not None
-                node.process.send_signal(signal.SIGTERM)
-                node.process.wait(20)
         finally:
             shutil.rmtree(made.hosts.parent)
             for node in (made.home, made.gateway):
+                node.end()
                 print((node.directory / "log").read_text()[-4000:])
     shutil.rmtree(lab_base / "static")
 
