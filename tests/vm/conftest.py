@@ -88,8 +88,18 @@ def _start(items: Sequence[pytest.Item]) -> None:
             wanted.setdefault(_module(item), []).append(item.nodeid)
     pool = ThreadPoolExecutor(os.cpu_count(), "machine")
     for module, tests in wanted.items():
-        _running[module] = pool.submit(_run_inside, tests)
+        _running[module] = pool.submit(_run_module, tests)
     pool.shutdown(wait=False)
+
+
+def _run_module(wanted: Sequence[str]) -> tuple[Reports, str]:
+    """What fails is tried once more, in a new machine: a host that is busy can hold one up at any time."""
+    reports, broken = _run_inside(wanted)
+    failed = [test for test, told in reports.items() if any(data["outcome"] == "failed" for data in told)]
+    if failed and not _cancelled.is_set():
+        again, _ = _run_inside(failed)
+        reports |= again
+    return reports, broken
 
 
 def _run_inside(wanted: Sequence[str]) -> tuple[Reports, str]:
