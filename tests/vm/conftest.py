@@ -109,6 +109,8 @@ def _run_inside(wanted: Sequence[str]) -> tuple[Reports, str]:
         reports = exchange / "reports"
         words = io.StringIO()
         try:
+            if os.geteuid() != 0:
+                raise VmError("not root, and the machine's programs see the host's files with our rights")
             require_commands(TOOLS, "what runs in the machine")
             machine.run(_request(wanted, exchange, reports), out=words, err=words)
             broken = f"pytest in the machine said: {words.getvalue()[-2000:]}"
