@@ -229,6 +229,8 @@ class Network:
         node = self._nodes[number]
         match event:
             case None:
+                if self.now != node.timer_at:
+                    return []  # an entry that a nearer one has replaced
                 node.timer_at = float("inf")
                 due = node.speaker.next_deadline() if node.is_up else None
                 outputs = (
@@ -351,7 +353,7 @@ class Network:
         heapq.heappush(self._heap, (at, self._sequence, node, event))
 
     def _arm(self, number: int, node: _Node) -> None:
-        """One entry in the heap for each node's timers; a later deadline is found out when the entry comes up."""
+        """One entry in the heap counts for each node: that at `timer_at`. Others are passed over when they come up."""
         due = node.speaker.next_deadline() if node.is_up else None
         if due is not None and due < node.timer_at:
             node.timer_at = max(due, self.now)

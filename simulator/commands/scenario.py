@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from simulator import results, webmap
+from simulator import plots, results, webmap
 from simulator.exact.world import World
 from simulator.network import Network
 from simulator.scenario import Scenario, ScenarioError, load
@@ -30,6 +30,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("report", help="show a result folder of `meshsim run --output`")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--json", action="store_true", help="as it was written")
+    parser.add_argument("--plots", action="store_true", help="draw PNG files into the folder (needs matplotlib)")
     parser.set_defaults(handler=report)
 
 
@@ -181,6 +182,12 @@ def report(options: argparse.Namespace) -> int:
             print(text, end="")
         else:
             show(summary)
+        if options.plots:
+            for path in plots.draw(options.folder):
+                print(path, file=sys.stderr)
+    except plots.PlotError as error:
+        print(f"meshsim: {error}", file=sys.stderr)
+        return 2
     except OSError as error:
         print(f"meshsim: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2

@@ -190,9 +190,11 @@ class Bank:
         due = till.engine.next_deadline()
         if due < till.timer_at:
             till.timer_at = due
-            self._network.call_at(due, lambda: self._wake(till))
+            self._network.call_at(due, lambda: self._wake(till, due))
 
-    def _wake(self, till: _Till) -> None:
+    def _wake(self, till: _Till, at: float) -> None:
+        if at != till.timer_at:
+            return  # a nearer one has replaced it
         till.timer_at = float("inf")
         self._give(till, ev.TimerExpired())
 

@@ -256,6 +256,29 @@ def test_the_command_writes_results_that_it_can_verify(tmp_path: Path, capsys: p
     assert main.main(["run", str(path)]) == 2
 
 
+def test_plots_are_drawn_from_a_result_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "line.toml"
+    path.write_text(LINE)
+    assert main.main(["run", str(path), "--output", str(tmp_path)]) == 0
+    assert main.main(["report", str(tmp_path), "--plots"]) == 0
+    for name in ("convergence", "prices", "load", "earnings"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "nodes.csv").write_text("time\n")
+    assert main.main(["report", str(tmp_path), "--plots"]) == 2
+    assert "no results of meshsim" in capsys.readouterr().err
+
+
+def test_timers_that_were_replaced_leave_the_heap() -> None:
+    """Else each event makes another, and a long run never ends."""
+    counts = []
+    for until in (200, 400):
+        half = World(parse(LINE.replace("duration = 60", f"duration = {until}")), seed=1)
+        half.run()
+        counts.append(half.network.event_count)
+    assert counts[1] < 2.2 * counts[0]
+
+
 def test_the_map_asks_nothing_of_any_server() -> None:
     world = run(LINE + '[[fault]]\nat = 9\nkind = "node_down"\nnodes = 0')
     world.names[0] = "</script><b>"
