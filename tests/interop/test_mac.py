@@ -147,14 +147,14 @@ def test_keys_are_changed_while_routes_stay(tmp_path: Path) -> None:
         made.await_all()
         for keys in ([old, new], [new]):
             for node in (a, b):
-                rewrite(node, "interface", [{"name": node.interfaces[0], "mac_keys": keys}])
+                rewrite(node, "interface", [{"name": node.interfaces[0], "security": "none", "mac_keys": keys}])
                 node.rpc("reload")
                 seen = [counters(n)["packets received"] for n in (a, b)]
                 for n, before in zip((a, b), seen, strict=True):
                     eventually(lambda n=n, before=before: counters(n)["packets received"] > before, 30, "silence")
                 assert _has_route(a, b) and _has_route(b, a)
         assert not any(counters(node)["packets with wrong MAC"] for node in (a, b))
-        rewrite(a, "interface", [{"name": "ab", "mac_keys": [old]}])
+        rewrite(a, "interface", [{"name": "ab", "security": "none", "mac_keys": [old]}])
         a.rpc("reload")
         eventually(lambda: _count(b, "packets with wrong MAC") > 0, 30, "the key was not changed")
 
