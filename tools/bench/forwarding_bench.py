@@ -1,8 +1,9 @@
 """Throughput over three hops (four namespaces in a line): meshd's kernel state against plain static routes.
 
-Both lines exist side by side on the same machine, with the same offload settings (GRO, GSO, TSO off, no packets of more
+The lines exist side by side on the same machine, with the same offload settings (GRO, GSO, TSO off, no packets of more
 than one segment), and carry traffic in turns: anchor, ours, ours, anchor, ... On ours every node has the real rules,
-sets, policy rules and routing table, put there by `meshd.kernel`, which also reads the meter every second.
+sets, policy rules and routing table, put there by `meshd.kernel`, which also reads the meter every 100 ms. `metered`:
+nobody is held to the free tier. `enforced`: on each interface somebody is, but not the one who sends.
 """
 
 from __future__ import annotations
@@ -16,15 +17,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tools.bench.common import Case, report
+from tools.bench.reading_bench import reading_cases
 from tools.ns import Namespaces, exit_on_signals
 
 _NODES = 4
 _ROOT = Path(__file__).resolve().parents[2]
-_UDP_PAYLOAD = 64
+_SMALL, _FULL = 64, 1400  # bytes of payload of a datagram
+_FLOWS = 1000
+_NETWORK = "fd0a::"
+_STRANGER = "02:00:00:00:99:99"
+_READING = "metered, reading 10,000 counters"
 _PRIORITY = ("nice", "-n", "-19")  # whatever else runs on the machine disturbs less
 
 
@@ -86,32 +93,37 @@ def anchor_line() -> Iterator[Line]:
                 commands.append(f"ip -6 route add {_address(to, 6)} via {via} dev {interface} src {_address(n, 6)}")
                 v4 = f"ip route add {_address(to, 4)} via inet6 {via} dev {interface} src {_address(n, 4)}"
                 commands.append(v4)
+                if to == _NODES:
+                    commands.append(f"ip -6 route add {_NETWORK}/64 via {via} dev {interface} src {_address(n, 6)}")
             line.namespaces.run(str(n), ["sh", "-ec", "\n".join(commands)])
         yield line
 
 
 @contextmanager
-def our_line() -> Iterator[Line]:
+def our_line(*, is_enforced: bool = False) -> Iterator[Line]:
     """The same with `meshd.kernel` on every node."""
-    with tempfile.TemporaryDirectory(prefix="mk-bench-") as directory, _line("mk-ours-") as line:
-        nodes = [_start_node(line, n, Path(directory)) for n in range(1, _NODES + 1)]
+    prefix = "mk-enf-" if is_enforced else "mk-ours-"
+    with tempfile.TemporaryDirectory(prefix="mk-bench-") as directory, _line(prefix) as line:
+        nodes = [_start_node(line, n, Path(directory), is_enforced=is_enforced) for n in range(1, _NODES + 1)]
         yield line
         carried = [_stop_node(node) for node in nodes]
         if carried[1] <= 0 or carried[2] <= 0:
             raise RuntimeError(f"the relays have not metered what they carried: {carried}")
 
 
-def _start_node(line: Line, n: int, directory: Path) -> subprocess.Popen[Any]:
+def _start_node(line: Line, n: int, directory: Path, *, is_enforced: bool) -> subprocess.Popen[Any]:
     routes = [
         (f"{_address(to, family)}/{128 if family == 6 else 32}", interface, via)
         for to, interface, via in _routes(n)
         for family in (4, 6)
     ]
+    routes += [(f"{_NETWORK}/64", interface, via) for to, interface, via in _routes(n) if to == _NODES]
     wanted = {
         "record": str(directory / f"{n}.json"),
         "interfaces": _interfaces(n),
         "addresses": [_address(n, 4), _address(n, 6)],
         "routes": routes,
+        "held": [(interface, _STRANGER) for interface in _interfaces(n)] if is_enforced else [],
     }
     argv = [sys.executable, "-m", "tools.bench.kernel_node", json.dumps(wanted)]
     node = line.namespaces.popen(str(n), argv, stdin=subprocess.PIPE)
@@ -159,35 +171,116 @@ def _tcp_gbit(line: Line, family: int, seconds: float) -> float:
     return float(line.measure(family, seconds, [])["end"]["sum_received"]["bits_per_second"]) / 1e9
 
 
-def _udp_kpps(line: Line, family: int, seconds: float) -> float:
-    """Small packets that arrived, thousands per second, when the sender sends as fast as it can."""
-    result = line.measure(family, seconds, ["-u", "-b", "0", "-l", str(_UDP_PAYLOAD)])["end"]["sum"]
+def _udp_kpps(size: int, line: Line, family: int, seconds: float) -> float:
+    """Packets that arrived, thousands per second, when the sender sends as fast as it can."""
+    result = line.measure(family, seconds, ["-u", "-b", "0", "-l", str(size)])["end"]["sum"]
     return float(result["packets"] - result["lost_packets"]) / float(result["seconds"]) / 1e3
 
 
-_CASES: list[tuple[str, str, int, Callable[[Line, int, float], float]]] = [
-    ("tcp-ipv6-3-hops", "Gbit/s", 6, _tcp_gbit),
-    ("tcp-ipv4-3-hops", "Gbit/s", 4, _tcp_gbit),
-    ("udp-64-ipv6-3-hops", "kpackets/s", 6, _udp_kpps),
+def _flows_kpps(size: int, line: Line, family: int, seconds: float) -> float:
+    """The same with datagrams to a thousand addresses, for so many seconds of the sender's processor time: softirqs
+    carry most of them all the way in it."""
+    del family
+    argv = [*_PRIORITY, sys.executable, "-S", "-c", _SENDER, _NETWORK, str(_FLOWS), str(size), str(seconds)]
+    before = _received(line)
+    took = float(line.namespaces.run("1", argv, timeout=60 * seconds + 60))
+    return (_received(line) - before) / took / 1e3
+
+
+def _received(line: Line) -> int:
+    return int(line.namespaces.run(str(_NODES), ["cat", "/sys/class/net/left/statistics/rx_packets"]))
+
+
+_SENDER = """
+import socket, sys, time
+base, flows, size, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+to = [(f"{base}{n:x}", 9, 0, 0) for n in range(1, flows + 1)]
+payload = bytes(size)
+for address in to:
+    udp.sendto(payload, address)
+start = time.thread_time()
+while time.thread_time() < start + seconds:
+    for address in to:
+        udp.sendto(payload, address)
+print(time.thread_time() - start)
+"""
+
+
+@dataclass(frozen=True)
+class _Spec:
+    """`mode`: "metered" or "enforced". `rate`: of all links, for tc; none: as fast as the processor can."""
+
+    mode: str
+    traffic: str
+    unit: str
+    family: int
+    measure: Callable[[Line, int, float], float]
+    rate: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.mode}, {self.traffic}, {'links of 1 Gbit/s' if self.rate else 'bare veth'}"
+
+
+_TRAFFIC: list[tuple[str, str, int, Callable[[Line, int, float], float]]] = [
+    ("TCP IPv6, 1 flow", "Gbit/s", 6, _tcp_gbit),
+    ("TCP IPv4, 1 flow", "Gbit/s", 4, _tcp_gbit),
+    ("UDP IPv6, full packets, 1 flow", "kpackets/s", 6, partial(_udp_kpps, _FULL)),
+    ("UDP IPv6, 64 bytes, 1 flow", "kpackets/s", 6, partial(_udp_kpps, _SMALL)),
+    ("UDP IPv6, full packets, 1,000 flows", "kpackets/s", 6, partial(_flows_kpps, _FULL)),
+    ("UDP IPv6, 64 bytes, 1,000 flows", "kpackets/s", 6, partial(_flows_kpps, _SMALL)),
 ]
-# Small packets as fast as they go are no use of the network; they show what metering costs per packet.
-_DEFAULT_CASES = ("tcp-ipv6-3-hops", "tcp-ipv4-3-hops")
+_SPECS = [
+    _Spec(mode, *traffic, rate) for mode in ("metered", "enforced") for traffic in _TRAFFIC for rate in ("", "1gbit")
+]
+
+
+@contextmanager
+def _shaped(lines: Sequence[Line], rate: str) -> Iterator[None]:
+    """The same token bucket on all interfaces of all lines."""
+    places = [(line, n, interface) for line in lines for n in range(1, _NODES + 1) for interface in _interfaces(n)]
+    for line, n, interface in places if rate else ():
+        bucket = ["tbf", "rate", rate, "burst", "256k", "latency", "20ms"]
+        line.namespaces.run(str(n), ["tc", "qdisc", "replace", "dev", interface, "root", *bucket])
+    try:
+        yield
+    finally:
+        for line, n, interface in places if rate else ():
+            line.namespaces.run(str(n), ["tc", "qdisc", "del", "dev", interface, "root"])
+
+
+def _compare(spec: _Spec, anchor: Line, ours: Line, repeats: int, seconds: float) -> Case:
+    samples: dict[str, list[float]] = {"anchor": [], "ours": []}
+    with _shaped((anchor, ours), spec.rate):
+        for repeat in range(repeats):
+            turns = [("anchor", anchor), ("ours", ours)]
+            for label, line in turns if repeat % 2 == 0 else reversed(turns):
+                samples[label].append(spec.measure(line, spec.family, seconds))
+                print(f"{spec.name}: {label} {samples[label][-1]:.4g} {spec.unit}", file=sys.stderr)
+    return Case(spec.name, spec.unit, samples["ours"], samples["anchor"])
+
+
+def _let_flows_end(line: Line) -> None:
+    """Datagrams to all addresses of the network are for the last node, where nobody takes them in."""
+    line.namespaces.run(str(_NODES), ["ip", "route", "add", "local", f"{_NETWORK}/64", "dev", "lo"])
+    sink = 'import socket, time; s = socket.socket(10, 2); s.setsockopt(1, 8, 2048); s.bind(("::", 9)); time.sleep(1e6)'
+    line.namespaces.popen(str(_NODES), [sys.executable, "-S", "-c", sink])
 
 
 def run(repeats: int, seconds: float, names: Sequence[str]) -> list[Case]:
+    wanted = [spec for spec in _SPECS if spec.name in names]
     cases = []
     with ExitStack() as stack:
-        anchor, ours = stack.enter_context(anchor_line()), stack.enter_context(our_line())
-        for name, unit, family, measure in _CASES:
-            if name not in names:
-                continue
-            samples: dict[str, list[float]] = {"anchor": [], "ours": []}
-            for repeat in range(repeats):
-                turns = [("anchor", anchor), ("ours", ours)]
-                for label, line in turns if repeat % 2 == 0 else reversed(turns):
-                    samples[label].append(measure(line, family, seconds))
-                    print(f"{name} {label} {samples[label][-1]:.4g} {unit}", file=sys.stderr)
-            cases.append(Case(name, unit, samples["ours"], samples["anchor"]))
+        lines = {"anchor": stack.enter_context(anchor_line())} if wanted else {}
+        for mode in dict.fromkeys(spec.mode for spec in wanted):
+            lines[mode] = stack.enter_context(our_line(is_enforced=mode == "enforced"))
+        for line in lines.values():
+            _let_flows_end(line)
+        for spec in wanted:
+            cases.append(_compare(spec, lines["anchor"], lines[spec.mode], repeats, seconds))
+    if _READING in names:
+        cases += reading_cases(repeats)
     return cases
 
 
@@ -195,14 +288,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="tools/bench/forwarding", description=__doc__.partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--repeats", type=int, default=21, help="measurements of each kind (default 21)")
-    parser.add_argument("--seconds", type=float, default=1, help="seconds of each measurement (default 1)")
-    names = [name for name, *_ in _CASES]
-    what = f"which to run, more than one if given more than once; {', '.join(_DEFAULT_CASES)} if not given"
-    parser.add_argument("--case", action="append", choices=names, help=what)
+    parser.add_argument("--seconds", type=int, default=1, help="of each measurement (default 1)")
+    parser.add_argument("--quick", action="store_true", help="3 of a second: whether it works at all")
+    what = "only those whose name has this in it; more than one if given more than once"
+    parser.add_argument("--case", action="append", help=what)
     arguments = parser.parse_args()
     exit_on_signals()
     start = time.monotonic()
-    cases = run(arguments.repeats, arguments.seconds, arguments.case or _DEFAULT_CASES)
+    repeats, seconds = (3, 1) if arguments.quick else (arguments.repeats, arguments.seconds)
+    every = [*(spec.name for spec in _SPECS), _READING]
+    names = [name for name in every if any(part in name for part in arguments.case or [""])]
+    if not names:
+        parser.error("there is no such case; there are: " + "; ".join(every))
+    cases = run(repeats, seconds, names)
     print(report(cases, as_json=arguments.json))
     print(f"{time.monotonic() - start:.0f} s", file=sys.stderr)
 

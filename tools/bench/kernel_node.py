@@ -1,6 +1,7 @@
 """One node of the forwarding benchmark: meshd's own kernel code, in this namespace, until standard input ends.
 
-Argument: {"record": path, "interfaces": [...], "addresses": [...], "routes": [[prefix, interface, next hop], ...]}.
+Argument: {"record": path, "interfaces": [...], "addresses": [...], "routes": [[prefix, interface, next hop], ...],
+"held": [[interface, MAC address], ...]}. `held` are in the free tier.
 """
 
 from __future__ import annotations
@@ -17,19 +18,22 @@ import trio
 
 from meshd.kernel import Direction, Kernel, KernelConfig
 
-_READ_INTERVAL = 1.0
+_READ_INTERVAL = 0.1  # of the daemon under load
+_FREE_RATE = 1_000_000
 
 
 async def _run(wanted: dict[str, Any]) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_leave_on_sigterm, nursery.cancel_scope)
-        async with Kernel.open(KernelConfig(Path(wanted["record"]))) as kernel:
+        async with Kernel.open(KernelConfig(Path(wanted["record"]), free_rate=_FREE_RATE)) as kernel:
             for interface in wanted["interfaces"]:
                 await kernel.manage(interface)
             for address in wanted["addresses"]:
                 await kernel.add_address("lo", ip_address(address))
             for prefix, interface, next_hop in wanted["routes"]:
                 await kernel.routes.install(ip_network(prefix), interface, IPv6Address(next_hop))
+            for interface, mac in wanted["held"]:
+                await kernel.gate.suspend(interface, bytes.fromhex(mac.replace(":", "")))
             print("ready", flush=True)
             with trio.CancelScope() as reading:
                 nursery.start_soon(_leave_at_end_of_input, reading)
