@@ -66,8 +66,9 @@ def machine() -> dict[str, object]:
 def report(cases: Sequence[Case], *, as_json: bool) -> str:
     if as_json:
         return json.dumps({"cases": [case.as_dict() for case in cases], "machine": machine()}, indent=2)
-    lines = [f"{'case':<24} {'ours':>12} {'anchor':>12} {'ratio':>7}  unit"]
-    lines += [f"{c.name:<24} {c.ours:>12.4g} {c.anchor:>12.4g} {c.ratio:>7.3f}  {c.unit}" for c in cases]
+    width = max(24, *(len(case.name) for case in cases)) if cases else 24
+    lines = [f"{'case':<{width}} {'ours':>12} {'anchor':>12} {'ratio':>7}  unit"]
+    lines += [f"{c.name:<{width}} {c.ours:>12.4g} {c.anchor:>12.4g} {c.ratio:>7.3f}  {c.unit}" for c in cases]
     return "\n".join(lines)
 
 
