@@ -78,8 +78,7 @@ M_METRIC = 3  # or a request's hop count
 M_PRICE = 4
 M_EPOCH = 5
 MESSAGE_COLUMNS = 6
-UPDATE = 0
-REQUEST = 1
+UPDATE, REQUEST = range(2)
 
 # Columns of `changes`.
 AT, NODE, VIA, C_METRIC, C_PRICE, CHANGE_COLUMNS = range(6)
@@ -98,9 +97,7 @@ CHANGES_KEPT = 9  # of those in `changes`; the others are only counted
 STATE_SIZE = 10
 
 # Kinds of steps, and their columns: kind, node or slot, value.
-ORIGINATE = 0
-SET_FEE = 1
-LINK_DOWN = 2
+ORIGINATE, SET_FEE, LINK_DOWN = range(3)
 REFRESH = 3  # everybody repeats its updates (section 3.7.1)
 STEP_TICKS = 2000  # from the beginning of a step to that of the next
 TICKS_MAX = 1500  # a step that has not settled by then never will: a fault, or a network of more than 500 hops
@@ -587,6 +584,10 @@ def run_destination(  # noqa: PLR0917 - numba takes no keyword-only arguments
     for index in range(steps.shape[0]):
         t.state[TICK] = index * STEP_TICKS
         t.state[LAST_CHANGE_AT] = t.state[TICK]
+        # Between two steps there is time enough to give up requests that nobody answered.
+        for column in (HAS_PENDING, IS_OURS, REQUESTERS):
+            t.nodes[:, column] = 0
+        t.slots[:, IS_REQUESTER] = 0
         begin_step(t, steps[index, 0], steps[index, 1], steps[index, 2], destination)
         while t.state[ACTIVE_COUNT] > 0 and t.state[IS_FULL] == 0:
             t.state[TICK] += 1
