@@ -127,7 +127,7 @@ def _request(wanted: Sequence[str], exchange: Path, reports: Path) -> Request:
         exchange=exchange,
         environment={REPORTS: str(reports), "PYTHONUNBUFFERED": "1"} | passed_on,
         memory_mb=MEMORY_MB,
-        timeout=TIMEOUT + 600 * float(os.environ.get(HOURS, "0")),
+        timeout=TIMEOUT + 3600 * float(os.environ.get(HOURS, "0")),
         time=Time.SKIP if machine.choose() is machine.Backend.UML else Time.REAL,
         cancelled=_cancelled,
         kernel_options=[f"mac80211_hwsim.radios={RADIOS}"],
