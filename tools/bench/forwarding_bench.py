@@ -3,13 +3,15 @@
 The lines exist side by side on the same machine, with the same offload settings (GRO, GSO, TSO off, no packets of more
 than one segment), and carry traffic in turns: anchor, ours, ours, anchor, ... On ours every node has the real rules,
 sets, policy rules and routing table, put there by `meshd.kernel`, which also reads the meter every 100 ms. `metered`:
-nobody is held to the free tier. `enforced`: on each interface somebody is, but not the one who sends.
+nobody is held to the free tier. `enforced`: on each interface somebody is, but not the one who sends. `wireguard`: as
+`metered`, with each hop of both lines in a WireGuard tunnel, of the kernel where it has one, else of wireguard-go.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,13 +23,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nacl.public import PrivateKey
+
 from tools.bench.common import Case, report
 from tools.bench.reading_bench import reading_cases
 from tools.ns import Namespaces, exit_on_signals
 
 _NODES = 4
 _ROOT = Path(__file__).resolve().parents[2]
-_SMALL, _FULL = 64, 1400  # bytes of payload of a datagram
+_SMALL, _FULL = 64, 1350  # bytes of payload of a datagram; fits a tunnel
+_TUNNEL_MTU = 1420
 _FLOWS = 1000
 _NETWORK = "fd0a::"
 _STRANGER = "02:00:00:00:99:99"
@@ -68,25 +73,64 @@ class Line:
 
 
 @contextmanager
-def _line(prefix: str) -> Iterator[Line]:
+def _line(prefix: str, *, has_tunnels: bool = False) -> Iterator[Line]:
+    """`left` and `right` are wires, or the tunnels over them."""
     with Namespaces(prefix) as namespaces:
         for n in range(1, _NODES + 1):
             namespaces.add(str(n))
             namespaces.run(str(n), ["sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0"])
         for n in range(1, _NODES):
             macs = _mac(n, "right"), _mac(n + 1, "left")
-            namespaces.veth((str(n), "right"), (str(n + 1), "left"), macs=macs)
+            ends = ("right-wire", "left-wire") if has_tunnels else ("right", "left")
+            namespaces.veth((str(n), ends[0]), (str(n + 1), ends[1]), macs=macs)
+        nodes = [_make_tunnels(namespaces, n) for n in range(1, _NODES + 1)] if has_tunnels else []
         yield Line(namespaces)
+        for node in nodes:
+            namespaces.end(node)
+
+
+def _make_tunnels(namespaces: Namespaces, n: int) -> subprocess.Popen[Any]:
+    """The process that has them."""
+    wanted = []
+    for interface in _interfaces(n):
+        far = (n - 1, "right") if interface == "left" else (n + 1, "left")
+        hop = min(n, far[0])
+        wanted.append(
+            {
+                "name": interface,
+                "unique": f"mk{os.getpid() % 100_000}{namespaces.prefix[3]}{n}{interface[0]}",
+                "under": f"{interface}-wire",
+                "key": _key(n, interface).encode().hex(),
+                "peer": _key(*far).public_key.encode().hex(),
+                "port": 51820 + hop,
+                "far": _link_local(*far),
+            }
+        )
+    argv = [sys.executable, "-m", "tools.bench.tunnel_node", json.dumps(wanted)]
+    node = namespaces.popen(str(n), argv, stdin=subprocess.PIPE)
+    if _line_of(node) != "ready\n":
+        raise RuntimeError(f"node {n} has no tunnels")
+    for interface in _interfaces(n):
+        for words in (
+            ["address", "add", f"{_link_local(n, interface)}/64", "dev", interface, "nodad"],
+            ["link", "set", interface, "mtu", str(_TUNNEL_MTU), "up"],
+        ):
+            namespaces.run(str(n), ["ip", *words])
+    return node
+
+
+def _key(n: int, interface: str) -> PrivateKey:
+    return PrivateKey(bytes([n, len(interface)] * 16))
 
 
 @contextmanager
-def anchor_line() -> Iterator[Line]:
+def anchor_line(*, has_tunnels: bool = False) -> Iterator[Line]:
     """Static routes in the main table, no nftables."""
-    with _line("mk-anchor-") as line:
+    with _line("mk-tunnels-" if has_tunnels else "mk-anchor-", has_tunnels=has_tunnels) as line:
         for n in range(1, _NODES + 1):
             commands = ["sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1"]
             for interface in _interfaces(n):
-                commands.append(f"ethtool -K {interface} gro off gso off tso off")
+                commands.append(f"ethtool -K {interface} gro off {'' if has_tunnels else 'gso off tso off'}")
                 commands.append(f"ip link set {interface} gso_max_segs 1")
             commands += [f"ip address add {_address(n, 4)} dev lo", f"ip address add {_address(n, 6)} dev lo nodad"]
             for to, interface, via in _routes(n):
@@ -100,10 +144,14 @@ def anchor_line() -> Iterator[Line]:
 
 
 @contextmanager
-def our_line(*, is_enforced: bool = False) -> Iterator[Line]:
+def our_line(mode: str = "metered") -> Iterator[Line]:
     """The same with `meshd.kernel` on every node."""
-    prefix = "mk-enf-" if is_enforced else "mk-ours-"
-    with tempfile.TemporaryDirectory(prefix="mk-bench-") as directory, _line(prefix) as line:
+    prefix = {"metered": "mk-ours-", "enforced": "mk-enf-", "wireguard": "mk-wg-"}[mode]
+    has_tunnels = mode == "wireguard"
+    with ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="mk-bench-"))
+        line = stack.enter_context(_line(prefix, has_tunnels=has_tunnels))
+        is_enforced = mode == "enforced"
         nodes = [_start_node(line, n, Path(directory), is_enforced=is_enforced) for n in range(1, _NODES + 1)]
         yield line
         carried = [_stop_node(node) for node in nodes]
@@ -209,7 +257,7 @@ print(time.thread_time() - start)
 
 @dataclass(frozen=True)
 class _Spec:
-    """`mode`: "metered" or "enforced". `rate`: of all links, for tc; none: as fast as the processor can."""
+    """`mode`: metered, enforced or wireguard. `rate`: of all links, for tc; none: as fast as the processor can."""
 
     mode: str
     traffic: str
@@ -219,8 +267,13 @@ class _Spec:
     rate: str = ""
 
     @property
+    def anchor(self) -> str:
+        return "bare wireguard" if self.mode == "wireguard" else "anchor"
+
+    @property
     def name(self) -> str:
-        return f"{self.mode}, {self.traffic}, {'links of 1 Gbit/s' if self.rate else 'bare veth'}"
+        where = "against bare WireGuard" if self.mode == "wireguard" else "bare veth"
+        return f"{self.mode}, {self.traffic}, {'links of 1 Gbit/s' if self.rate else where}"
 
 
 _TRAFFIC: list[tuple[str, str, int, Callable[[Line, int, float], float]]] = [
@@ -234,6 +287,7 @@ _TRAFFIC: list[tuple[str, str, int, Callable[[Line, int, float], float]]] = [
 _SPECS = [
     _Spec(mode, *traffic, rate) for mode in ("metered", "enforced") for traffic in _TRAFFIC for rate in ("", "1gbit")
 ]
+_SPECS += [_Spec("wireguard", *traffic) for traffic in _TRAFFIC]
 
 
 @contextmanager
@@ -272,13 +326,16 @@ def run(repeats: int, seconds: float, names: Sequence[str]) -> list[Case]:
     wanted = [spec for spec in _SPECS if spec.name in names]
     cases = []
     with ExitStack() as stack:
-        lines = {"anchor": stack.enter_context(anchor_line())} if wanted else {}
-        for mode in dict.fromkeys(spec.mode for spec in wanted):
-            lines[mode] = stack.enter_context(our_line(is_enforced=mode == "enforced"))
+        lines: dict[str, Line] = {}
+        for spec in wanted:
+            if spec.anchor not in lines:
+                lines[spec.anchor] = stack.enter_context(anchor_line(has_tunnels=spec.mode == "wireguard"))
+            if spec.mode not in lines:
+                lines[spec.mode] = stack.enter_context(our_line(spec.mode))
         for line in lines.values():
             _let_flows_end(line)
         for spec in wanted:
-            cases.append(_compare(spec, lines["anchor"], lines[spec.mode], repeats, seconds))
+            cases.append(_compare(spec, lines[spec.anchor], lines[spec.mode], repeats, seconds))
     if _READING in names:
         cases += reading_cases(repeats)
     return cases
