@@ -107,7 +107,7 @@ def _make_tunnels(namespaces: Namespaces, n: int) -> subprocess.Popen[Any]:
             }
         )
     argv = [sys.executable, "-m", "tools.bench.tunnel_node", json.dumps(wanted)]
-    node = namespaces.popen(str(n), argv, stdin=subprocess.PIPE)
+    node = namespaces.popen(str(n), argv)
     if _line_of(node) != "ready\n":
         raise RuntimeError(f"node {n} has no tunnels")
     for interface in _interfaces(n):
