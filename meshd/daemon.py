@@ -193,7 +193,8 @@ class Daemon:
         )
 
     async def _tunnel_up(self, tunnel: Tunnel) -> None:
-        if any(rule.interface == tunnel.under.name for rule in self.config.filters):
+        is_named = any(rule.interface == tunnel.under.name for rule in self.config.filters)
+        if is_named or tunnel.peer in self._distrusted:
             await self.router.put(SetPolicy(self._policy()))  # before anything is heard there
         await self.router.add_interface(replace(tunnel.under, name=tunnel.name), tunnel.far_end)
 
@@ -201,7 +202,11 @@ class Daemon:
         distrusted = [
             link for link, peer in self.accounting.neighbours.peer_by_link.items() if peer in self._distrusted
         ]
-        return policy_of(self.config, None if self.tunnels is None else self.tunnels.names(), distrusted)
+        # In a tunnel it is known by its key alone: it need not have a session.
+        tunnels = [] if self.tunnels is None else self.tunnels.all()
+        distrusted += [(tunnel.name, tunnel.far_end) for tunnel in tunnels if tunnel.peer in self._distrusted]
+        names = None if self.tunnels is None else self.tunnels.names()
+        return policy_of(self.config, names, dict.fromkeys(distrusted))
 
     async def _set_trusted(self, peer: bytes, is_trusted: bool) -> None:
         (self._distrusted.discard if is_trusted else self._distrusted.add)(peer)

@@ -167,7 +167,7 @@ def _counts(snapshot: Snapshot) -> Iterator[Metric]:
         "peer_distrusted",
         "1 while its counts of traffic contradict ours.",
         ("peer", "standing"),
-        (((peer, counts["standing"]), float(counts["finding"] != "none")) for peer, counts in known),
+        (((peer, counts["standing"]), float(counts["standing"] != "trusted")) for peer, counts in known),
     )
     yield _table(
         GaugeMetricFamily,
@@ -204,10 +204,6 @@ def _channels(snapshot: Snapshot) -> Iterator[Metric]:
 
 def _over(value: float | None, divisor: float) -> float | None:
     return None if value is None else value / divisor
-
-
-def _share(quality: Row | None) -> float | None:
-    return None if quality is None else quality["share"]
 
 
 def _exposure(row: Row) -> float:

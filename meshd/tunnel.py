@@ -34,6 +34,7 @@ RETRY_INITIAL, RETRY_MAX = 0.5, 30.0
 DEAD_TIMEOUT = 180.0  # WireGuard's own: a session that is older is used no more
 MAX_STARTING = 8  # at a time: each may be a process
 CLEANUP_TIMEOUT = 5.0
+REMOVAL_TIMEOUT = 25.0  # nft may take 20 s where many tunnels end at once
 LOOK_UP_INITIAL, LOOK_UP_MAX = 1.0, 60.0  # between questions for a name that has no answer
 SILENCE_MAX = 300.0  # between questions where a silent peer was, with an answer each time
 
@@ -154,10 +155,16 @@ class Keeper:
             with trio.CancelScope(deadline=trio.current_time() + CLEANUP_TIMEOUT, shield=True):
                 try:
                     await self._on_down(tunnel)
-                    await self._kernel.delete_device(tunnel.name)
                 finally:
-                    if device is not None:
-                        await device.close()
+                    await self._remove(tunnel, device)
+
+    async def _remove(self, tunnel: Tunnel, device: Device | None) -> None:
+        with trio.CancelScope(deadline=trio.current_time() + REMOVAL_TIMEOUT, shield=True):
+            try:
+                await self._kernel.delete_device(tunnel.name)
+            finally:
+                if device is not None:
+                    await device.close()
 
     async def _configure(self, tunnel: Tunnel, device: Device) -> None:
         port, mark = (0, 0) if tunnel.static is None else (tunnel.static.listen_port, self._mark)

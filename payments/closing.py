@@ -23,6 +23,7 @@ from payments.messages import CloseChannel, CloseReady
 from payments.opening import MAX_REFUSALS
 from payments.ports import OutputStatus, SignedTransaction
 from payments.records import ChannelState, Direction
+from payments.units import msat_to_units
 
 # --- the payee ---
 
@@ -216,7 +217,14 @@ def _handle_spent(
     if is_final:
         taken_sat = None if spending_raw is None else claimed_sat(channel, spending_raw)
         if taken_sat is not None:
+            before_msat = channel.cumulative_msat
             channel.settle_at_claim(taken_sat)
+            if channel.cumulative_msat > before_msat:
+                # An old backup of ours had forgotten it. We signed for it, so our meter had allowed it.
+                peer = core.peer(channel.peer)
+                forgotten_units = msat_to_units(channel.cumulative_msat - before_msat)
+                peer.ledger.add_metered(earned_units=0, owed_limit_units=forgotten_units)
+                core.ledger_changed(peer)
         close(core, channel, Cause.CLAIM_CONFIRMED)
 
 

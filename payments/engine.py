@@ -248,6 +248,14 @@ class PaymentEngine:
         if peer.faults == self._config.max_faults:
             self._core.emit(ev.DropConnection(peer.key, "too many faults"))
 
+    def _forget(self, peer: Peer) -> None:
+        """There never was any money between us. What was said of it is taken back: nobody would do it later."""
+        if peer.is_gate_shut:
+            self._core.emit(ev.Resume(peer.key))
+        if peer.is_distrusted:
+            self._core.emit(ev.Trust(peer.key))
+        del self._core.peers[peer.key]
+
     # --- the end of every call ---
 
     def _finish(self, *, now: float) -> list[ev.Output]:
@@ -259,7 +267,7 @@ class PaymentEngine:
             opening.review(core, peer, now=now)
             auditing.review(core, peer, now=now)
             if peer.ledger.is_empty and not peer.is_connected and not peer.channels and not peer.opening:
-                del core.peers[peer.key]
+                self._forget(peer)
         core.take_touched()
         is_flush_due, self._is_flush_due = self._is_flush_due, False
         return core.drain(flush=is_flush_due)

@@ -91,7 +91,7 @@ def _places(world: World) -> list[tuple[tuple[float, float], str, str]]:
 
 
 def _springs(graph: nx.Graph) -> dict[int, tuple[float, float]]:
-    """Kamada and Kawai's layout needs numpy; without it, circles by the distance from the node with most links."""
+    """Kamada and Kawai's layout needs scipy; without it, circles by the distance from the node with most links."""
     try:
         found: dict[int, tuple[float, float]] = nx.kamada_kawai_layout(graph) if len(graph) > 1 else {0: (0.0, 0.0)}
     except ImportError:

@@ -264,12 +264,11 @@ class BitcoindChain:
         tip_height = (await self.tip()).height
         last = min(tip_height, search.height + MAX_SCAN)
         while search.spender is None and search.height < last:
-            search.height += 1
-            search.block_hash = await self._hash_at(search.height)
-            raw = bytes.fromhex(await self._block(search.block_hash))
-            search.spender = _spender_in(raw, outpoint)
-        if search.block_hash:
-            self._searches[outpoint] = search
+            height = search.height + 1
+            block_hash = await self._hash_at(height)
+            raw = bytes.fromhex(await self._block(block_hash))
+            # Not before the block was looked at: where that fails, the next search begins with it.
+            search = self._searches[outpoint] = _Search(height, block_hash, _spender_in(raw, outpoint))
         if search.spender is None:
             raise ChainError(f"who spent an output is not found up to height {search.height}")
         return search.spender, search.height

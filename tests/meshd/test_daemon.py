@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from dataclasses import replace
+from ipaddress import IPv6Address
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,6 +20,7 @@ from meshd.tunnels import Tunnel
 from payments.adapters.bitcoind import BitcoindChain
 from payments.adapters.chain_client import KernelChainClient
 from routing.events import SetPolicy
+from routing.filters import REFUSED
 from tests.meshd.fakes import run
 
 
@@ -101,6 +104,9 @@ SECURED = """
 """
 
 
+FAR_END = IPv6Address("fe80::7")
+
+
 class Secured:
     """As much of a daemon as its own methods need: eth0 has tunnels over it, of which mw2 is not up yet."""
 
@@ -115,6 +121,7 @@ class Secured:
         self.tunnels = SimpleNamespace(
             set_cost=lambda name, cost: self.asked.append(("under", name, cost)) or ["mw1", "mw2"],
             names=lambda: {"eth0": ["mw1", "mw2"]},
+            all=lambda: [SimpleNamespace(name="mw1", peer=b"p", far_end=FAR_END)],
         )
         self._distrusted: set[bytes] = set()
         self.accounting = SimpleNamespace(neighbours=Neighbours())
@@ -170,11 +177,29 @@ def test_a_filter_on_an_interface_is_in_force_before_a_tunnel_over_it_is_used() 
     async def scenario() -> None:
         node = Secured()
         under = node.config.interfaces[0]
-        tunnel = cast("Tunnel", SimpleNamespace(name="mw1", under=under, far_end=None))
+        tunnel = cast("Tunnel", SimpleNamespace(name="mw1", peer=b"p", under=under, far_end=FAR_END))
         await Daemon._tunnel_up(cast("Daemon", node), tunnel)
         policy, name = node.asked
         assert isinstance(policy, SetPolicy) and name == "mw1"
         assert [rule.interface for rule in policy.policy.imports] == ["mw1", "mw2"]
+
+    run(scenario)
+
+
+def test_a_distrusted_peer_without_a_session_has_no_routes_taken_from_its_tunnel() -> None:
+    async def scenario() -> None:
+        node = Secured()
+        node.config = replace(node.config, filters=())
+        node._distrusted.add(b"p")
+        tunnel = cast(
+            "Tunnel", SimpleNamespace(name="mw1", peer=b"p", under=node.config.interfaces[0], far_end=FAR_END)
+        )
+        await Daemon._tunnel_up(cast("Daemon", node), tunnel)
+        policy, name = node.asked
+        assert isinstance(policy, SetPolicy) and name == "mw1"
+        assert [(rule.interface, rule.neighbour, rule.add_metric) for rule in policy.policy.imports] == [
+            ("mw1", FAR_END, REFUSED)
+        ]
 
     run(scenario)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,8 @@ def test_the_figures_are_those_of_the_node() -> None:
     assert found["meshd_peer_distrusted"] == {("fd00::2", "warned"): 1}
     assert found["meshd_peer_lost_ratio"] == {("out", "fd00::2"): 0.25, ("in", "fd00::2"): 0.0}
     assert found["meshd_channel_blocks_to_expiry"] == {("cd" * 16, "in", "fd00::2", "open"): 144}
+    healthy = LEDGER | {"counts": COUNTS | {"standing": "trusted", "finding": "loss"}}
+    assert set(read(replace(SNAPSHOT, ledger=[healthy]))["meshd_peer_distrusted"].values()) == {0}
     assert found["meshd_events_total"] == {("packet_malformed",): 4}
 
 

@@ -276,18 +276,20 @@ class _Spec:
         return f"{self.mode}, {self.traffic}, {'links of 1 Gbit/s' if self.rate else where}"
 
 
+_full_flows, _small_flows = partial(_flows_kpps, _FULL), partial(_flows_kpps, _SMALL)
 _TRAFFIC: list[tuple[str, str, int, Callable[[Line, int, float], float]]] = [
     ("TCP IPv6, 1 flow", "Gbit/s", 6, _tcp_gbit),
     ("TCP IPv4, 1 flow", "Gbit/s", 4, _tcp_gbit),
     ("UDP IPv6, full packets, 1 flow", "kpackets/s", 6, partial(_udp_kpps, _FULL)),
     ("UDP IPv6, 64 bytes, 1 flow", "kpackets/s", 6, partial(_udp_kpps, _SMALL)),
-    ("UDP IPv6, full packets, 1,000 flows", "kpackets/s", 6, partial(_flows_kpps, _FULL)),
-    ("UDP IPv6, 64 bytes, 1,000 flows", "kpackets/s", 6, partial(_flows_kpps, _SMALL)),
+    ("UDP IPv6, full packets, 1,000 flows", "kpackets/s", 6, _full_flows),
+    ("UDP IPv6, 64 bytes, 1,000 flows", "kpackets/s", 6, _small_flows),
 ]
 _SPECS = [
     _Spec(mode, *traffic, rate) for mode in ("metered", "enforced") for traffic in _TRAFFIC for rate in ("", "1gbit")
 ]
-_SPECS += [_Spec("wireguard", *traffic) for traffic in _TRAFFIC]
+# Not the thousand flows: tunnels work in other threads than the sender, by whose time these are measured.
+_SPECS += [_Spec("wireguard", *traffic) for traffic in _TRAFFIC if traffic[3] not in (_full_flows, _small_flows)]
 
 
 @contextmanager
