@@ -33,8 +33,9 @@ class Handler(BaseHTTPRequestHandler):
 def main() -> None:
     host, port, progress = sys.argv[1:4]
     Handler.progress = Path(progress)
-    Handler.progress.write_text("0")
-    ThreadingHTTPServer((host, int(port)), Handler).serve_forever()
+    server = ThreadingHTTPServer((host, int(port)), Handler)
+    Handler.progress.write_text("0")  # not before it listens: whoever sees the file connects
+    server.serve_forever()
 
 
 if __name__ == "__main__":
