@@ -7,32 +7,12 @@ are exact integers in debt units (1 unit = 1 byte at 1 msat/GB = 10^-9 msat).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from payments.price_history import LAG, PriceHistory
 
 Address = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
-
-# An update and the packets that follow it may overtake each other between two meter readings.
-LAG = 2.0
-
-
-@dataclass(slots=True)
-class PriceHistory:
-    """The prices in force for one prefix over the last few seconds, oldest first."""
-
-    changes: list[tuple[float, int]] = field(default_factory=list)  # (from when, msat per GB)
-
-    def change(self, price_msat_per_gb: int, *, now: float) -> None:
-        if not self.changes or self.changes[-1][1] != price_msat_per_gb:
-            self.changes.append((now, price_msat_per_gb))
-
-    def in_force(self, window: float, *, now: float) -> list[int]:
-        """Every price that applied at some moment of the last `window` seconds; forgets what ended earlier."""
-        while len(self.changes) > 1 and self.changes[1][0] <= now - window:
-            del self.changes[0]
-        return [price for _, price in self.changes]
-
 
 Pair = tuple[Prefix, Prefix | None]  # a prefix, and the source prefix of a source-specific route (RFC 9079)
 

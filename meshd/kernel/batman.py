@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from meshd.kernel.generic import GenericNetlink, mac_address, number, text, u32, values
-from meshd.kernel.netlink import NetlinkError, attribute
+from meshd.kernel.netlink import Conversation, NetlinkError, attribute
 
 FAMILY = "batadv"
 MAX_ENTRIES = 4096  # of each table: strangers can announce as many nodes and clients as they like
@@ -52,17 +50,9 @@ class Path:
     is_best: bool
 
 
-class Batman:
+class Batman(Conversation):
     def __init__(self) -> None:
         self._family = GenericNetlink(FAMILY)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         self._family.close()

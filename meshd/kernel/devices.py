@@ -7,14 +7,13 @@ import errno
 import socket
 import struct
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from meshd.kernel.generic import nested, number, string, text, u32, values
 from meshd.kernel.netlink import (
     NETLINK_ROUTE,
     NLM_F_CREATE,
     NLM_F_EXCL,
+    Conversation,
     NetlinkError,
     NetlinkSocket,
     Request,
@@ -43,16 +42,11 @@ class Device:
     alias: str = ""
 
 
-class Devices:
+class Devices(Conversation):
     def __init__(self) -> None:
         self._netlink = NetlinkSocket(NETLINK_ROUTE)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._netlink.close()
 
     async def all(self) -> dict[str, Device]:

@@ -9,10 +9,8 @@ from __future__ import annotations
 import errno
 import struct
 import sys
-from types import TracebackType
-from typing import Self
 
-from meshd.kernel.netlink import NetlinkError, NetlinkSocket, Request, attribute, attributes
+from meshd.kernel.netlink import Conversation, NetlinkError, NetlinkSocket, Request, attribute, attributes
 
 _NETLINK_GENERIC = 16
 _HEADER = struct.Struct("=BBH")  # struct genlmsghdr: command, version, reserved
@@ -20,7 +18,7 @@ _CONTROL, _GET_FAMILY, _FAMILY_ID, _FAMILY_NAME = 16, 3, 1, 2
 _NESTED = 0x8000
 
 
-class GenericNetlink:
+class GenericNetlink(Conversation):
     """One conversation with one family of the kernel.
 
     Its number is looked up at the first use, among the families that are there: to ask for it by name would make the
@@ -32,14 +30,6 @@ class GenericNetlink:
         self._version = version
         self._number: int | None = None
         self._netlink = NetlinkSocket(_NETLINK_GENERIC)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         self._netlink.close()

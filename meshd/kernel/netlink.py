@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -66,15 +67,8 @@ class Request:
     flags: int = 0
 
 
-class NetlinkSocket:
-    """One conversation with the kernel. Requests of several tasks take turns."""
-
-    def __init__(self, protocol: int, groups: int = 0) -> None:
-        self._protocol = protocol
-        self._groups = groups
-        self._lock = trio.Lock()
-        self._sequence = 0
-        self._socket = self._new_socket()
+class Conversation(ABC):
+    """Something with a socket of its own: closed at the end of a `with` block."""
 
     def __enter__(self) -> Self:
         return self
@@ -83,6 +77,20 @@ class NetlinkSocket:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+class NetlinkSocket(Conversation):
+    """One conversation with the kernel. Requests of several tasks take turns."""
+
+    def __init__(self, protocol: int, groups: int = 0) -> None:
+        self._protocol = protocol
+        self._groups = groups
+        self._lock = trio.Lock()
+        self._sequence = 0
+        self._socket = self._new_socket()
 
     def close(self) -> None:
         self._socket.close()

@@ -10,11 +10,9 @@ import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from types import TracebackType
-from typing import Self
 
 from meshd.kernel.generic import GenericNetlink, mac_address, nested, number, signed, u32, values
-from meshd.kernel.netlink import NetlinkError, attribute
+from meshd.kernel.netlink import Conversation, NetlinkError, attribute
 
 FAMILY = "nl80211"
 MAX_STATIONS = 2048  # more than any driver holds
@@ -100,17 +98,9 @@ class Wiphy:
     frequencies: dict[int, bool]
 
 
-class Nl80211:
+class Nl80211(Conversation):
     def __init__(self) -> None:
         self._family = GenericNetlink(FAMILY)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         self._family.close()

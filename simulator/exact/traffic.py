@@ -11,9 +11,10 @@ import itertools
 import math
 import random
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from payments import pricing
+from payments.price_history import LAG, PriceHistory
 from routing.events import AnnouncedPrice, LearnedPrice, SetFee
 from routing.rules import PRICE_NOT_FOR_SALE
 from simulator.exact.money import Bank
@@ -22,7 +23,6 @@ from simulator.network import Network, prefix_of
 from simulator.scenario import INTERNET, DemandConfig, PriceConfig
 
 DATA_INTERVAL = 1.0  # seconds
-LAG = 2.0  # an update and what follows it may overtake each other
 HOUR, MONTH = 3600.0, 30 * 86400.0
 
 
@@ -54,22 +54,6 @@ def rate_at(demand: DemandConfig, now: float) -> float:
         case "flash_crowd":
             return demand.rate * (demand.peak if since < demand.duty * demand.period else 1.0)
     return demand.rate
-
-
-@dataclass(slots=True)
-class PriceLog:
-    """Prices of the last seconds, oldest first."""
-
-    changes: list[tuple[float, int]] = field(default_factory=list)
-
-    def change(self, price: int, *, now: float) -> None:
-        if not self.changes or self.changes[-1][1] != price:
-            self.changes.append((now, price))
-
-    def in_force(self, window: float, *, now: float) -> list[int]:
-        while len(self.changes) > 1 and self.changes[1][0] <= now - window:
-            del self.changes[0]
-        return [price for _, price in self.changes]
 
 
 @dataclass(slots=True)
@@ -117,8 +101,8 @@ class Traffic:
         self._bank = bank
         self._price_by_node = price_by_node
         self._wanted = {prefix_of(flow.destination) for flow in flows}
-        self._asked: dict[tuple[int, object], PriceLog] = {}
-        self._heard: dict[tuple[int, int, object], PriceLog] = {}
+        self._asked: dict[tuple[int, object], PriceHistory] = {}
+        self._heard: dict[tuple[int, int, object], PriceHistory] = {}
         self._carried_before: dict[int, int] = {}
         self._rng = random.Random(f"{network.options.seed}/demand")
         self._hour = self._month = 0.0
@@ -162,10 +146,10 @@ class Traffic:
         if event.prefix not in self._wanted or event.price_msat_per_gb is None:
             return
         if isinstance(event, AnnouncedPrice):
-            log = self._asked.setdefault((node, event.prefix), PriceLog())
+            log = self._asked.setdefault((node, event.prefix), PriceHistory())
         else:
             peer = int(event.interface.removeprefix("to"))
-            log = self._heard.setdefault((node, peer, event.prefix), PriceLog())
+            log = self._heard.setdefault((node, peer, event.prefix), PriceHistory())
         log.change(event.price_msat_per_gb, now=self._network.now)
 
     def price_asked(self, seller: int, destination: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from tools.vm.common import Progress, VmError, output_of, require_commands, run_quietly
@@ -55,3 +56,15 @@ def unpack(package: str, version: str, into: Path, log: Path, progress: Progress
     for archive in into.glob(f"{package}_*.deb"):
         run_quietly(["dpkg-deb", "-x", str(archive), str(into)], log, progress)
         archive.unlink()
+
+
+def unpack_newest(find: Callable[[], tuple[str, str]], into: Path, log: Path, progress: Progress) -> tuple[str, str]:
+    """What `find` names, and its version; with fresh lists where apt has none, or no longer that. Raises VmError."""
+    try:
+        package, version = find()
+        unpack(package, version, into, log, progress)
+    except VmError:
+        refresh_lists(log, progress)
+        package, version = find()
+        unpack(package, version, into, log, progress)
+    return package, version

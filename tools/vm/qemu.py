@@ -53,13 +53,7 @@ def build(progress: Progress, *, again: bool = False) -> Path:
 
 def _build(work: Path, progress: Progress) -> Path:
     log, image = work / "log", work / "image"
-    try:
-        package, version = packages.kernel_image()
-        packages.unpack(package, version, image, log, progress)
-    except VmError:
-        packages.refresh_lists(log, progress)
-        package, version = packages.kernel_image()
-        packages.unpack(package, version, image, log, progress)
+    _, version = packages.unpack_newest(packages.kernel_image, image, log, progress)
     (modules,) = next(path for path in (image / "lib/modules", image / "usr/lib/modules") if path.is_dir()).iterdir()
     progress(f"packing an initramfs for {modules.name}")
     base = modules.parent.parent.parent

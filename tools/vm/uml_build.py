@@ -61,13 +61,7 @@ def build(progress: Progress, *, again: bool = False, jobs: int = 0) -> Path:
 
 def _build(work: Path, progress: Progress, jobs: int) -> Path:
     log = work / "log"
-    try:
-        package, version = packages.newest_kernel_source()
-        packages.unpack(package, version, work, log, progress)
-    except VmError:
-        packages.refresh_lists(log, progress)
-        package, version = packages.newest_kernel_source()
-        packages.unpack(package, version, work, log, progress)
+    package, version = packages.unpack_newest(packages.newest_kernel_source, work, log, progress)
     progress("unpacking the source")
     run_quietly(["tar", "-xf", str(work / "usr" / "src" / f"{package}.tar.xz")], log, progress, cwd=work)
     make = ["make", "-s", "-C", str(work / package), f"O={work / 'out'}", *_ARCHITECTURE]
