@@ -39,18 +39,26 @@ async def follow_links(
 ) -> None:
     """Gives `take` each interface as it changes; and those that are `missing` again, every few seconds, for what could
     not be used will not be told of again as long as it stays as it is."""
+    told: set[str] = set()
+
+    async def take_change(link: Link) -> None:
+        told.add(link.name)
+        await take(link)
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(follow, "interfaces", links.watch, take)
+        nursery.start_soon(follow, "interfaces", links.watch, take_change)
         while True:
             await trio.sleep(RETRY_INTERVAL)
             wanted = missing()
             if not wanted:
                 continue
+            told.clear()
             try:
                 known = await links.all()
             except NetlinkError as error:
                 log.warning("interfaces not read", reason=error)
                 continue
             for name in wanted:
-                if name in known:
+                # What was told of while we looked is newer than the look.
+                if name in known and name not in told:
                     await take(known[name])

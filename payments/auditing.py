@@ -1,4 +1,4 @@
-"""The exchange of signed counts with one peer, and what follows when they disagree (docs/adr/0008)."""
+"""The exchange of signed counts with one peer, and what follows when they disagree (docs/adr/0009)."""
 
 from __future__ import annotations
 
