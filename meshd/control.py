@@ -38,6 +38,8 @@ NOT_FOUND = -32001  # no such destination, peer or channel
 DENIED = -32002
 TIMEOUT = -32003
 REFUSED = -32004  # understood, but it cannot be done now; the message says why
+FUNDS = -32005  # not enough money for it
+POLICY = -32006  # this node's rules forbid it
 
 _MAX_PATH_LENGTH = 107  # unix(7): sun_path, less its NUL
 _KIND_TYPES: dict[str, type[Any]] = {"string": str, "integer": int, "boolean": bool}
@@ -74,6 +76,7 @@ class Method:
     handler: Handler
     doc: str
     params: Mapping[str, Param] = field(default_factory=dict)
+    result: Mapping[str, Any] = field(default_factory=dict)  # JSON Schema of what it gives; empty: anything
     writes: bool = False  # only for root and the daemon's own user
 
 
@@ -184,6 +187,7 @@ class ControlServer:
             name: {
                 "doc": method.doc,
                 "writes": method.writes,
+                "result": method.result,
                 "params": {
                     key: {"kind": param.kind, "doc": param.doc, "required": param.required}
                     for key, param in method.params.items()

@@ -42,7 +42,7 @@ from meshd.recorder import Recorder
 from meshd.recovery import unbilled
 from meshd.redistribution import Redistribution
 from meshd.router import Router
-from meshd.rpc import Methods, methods
+from meshd.rpc import methods
 from meshd.tunnel import Tunnel
 from meshd.tunnels import SILENCE, Tunnels, next_incarnation
 from payments import events as pay
@@ -301,12 +301,11 @@ class Daemon:
     def _metrics_server(self) -> MetricsServer:
         from meshd.metrics import MetricsServer, Snapshot  # noqa: PLC0415  only for who asked for it
 
-        node = Methods(self)
+        table = methods(self)
 
         async def read() -> Snapshot:
-            return Snapshot(
-                await node.status({}), await node.neighbours({}), await node.ledger({}), await node.channels({})
-            )
+            names = ("status", "neighbours", "ledger", "channels")
+            return Snapshot(*[await table[name].handler({}) for name in names])
 
         return MetricsServer(self.config.node.metrics_port, read)
 

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-from meshd import __version__
+from meshd import __version__, schemas
 from meshd.config import ConfigError, InterfaceConfig
-from meshd.control import INVALID_PARAMS, NOT_FOUND, REFUSED, TIMEOUT, Method, Param, RpcError
+from meshd.control import INVALID_PARAMS, NOT_FOUND, REFUSED, Method, Param, RpcError
 from meshd.enforcement import State
 from meshd.identity import overlay_address
+from meshd.rpc_money import MoneyMethods, money_methods
 from meshd.tunnel import Tunnel
-from payments import events as pay
-from payments.agreement import CountsView
-from payments.ports import ChainError, WalletError
-from payments.records import ChannelState, Direction
 from routing.events import Prefix
 from routing.rules import PRICE_NOT_FOR_SALE
 from routing.speaker import RouteView
@@ -35,10 +31,9 @@ MAX_COST = 65534
 class Methods:
     """The handlers; each takes checked parameters and returns JSON."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Daemon, money: MoneyMethods) -> None:
         self._node = daemon
-        self._balance_lock = trio.Lock()
-        self._balance_known: tuple[float, int | None] = (-math.inf, None)
+        self._money = money
 
     async def status(self, _: dict[str, Any]) -> Any:
         node = self._node
@@ -59,7 +54,7 @@ class Methods:
                 "height": paymaster.height,
                 "connected": paymaster.is_chain_connected,
             },
-            "wallet": {"balance_sat": await self._balance()},
+            "wallet": {"balance_sat": await self._money.balance()},
             "totals": {
                 "carried_bytes": node.accounting.sum().carried,
                 "earned_msat": sum(ledger.received_msat for ledger in ledgers),
@@ -134,26 +129,6 @@ class Methods:
         peer = self._node.accounting.neighbours.peer_by_link.get(link)
         tunnel = None if peer is not None or self._node.tunnels is None else self._node.tunnels.on(link[0])
         return peer if tunnel is None else tunnel.peer
-
-    async def _balance(self) -> int | None:
-        if not self._node.payments_enabled:
-            return None
-        async with self._balance_lock:
-            if trio.current_time() - self._balance_known[0] > BALANCE_AGE:
-                balance = await self._ask_balance()
-                self._balance_known = (trio.current_time(), balance)
-            return self._balance_known[1]
-
-    async def _ask_balance(self) -> int | None:
-        try:
-            with trio.fail_after(WALLET_TIMEOUT):
-                return await (await self._node.paymaster.wallet()).balance_sat()
-        except (WalletError, ChainError, trio.TooSlowError):
-            return None
-
-    def _require_payments(self) -> None:
-        if not self._node.payments_enabled:
-            raise RpcError(REFUSED, "payments are switched off in the configuration ([payments] enabled)")
 
     async def neighbours(self, _: dict[str, Any]) -> Any:
         node = self._node
@@ -259,52 +234,12 @@ class Methods:
             "alternatives": others,
         }
 
-    async def channels(self, _: dict[str, Any]) -> Any:
-        return [
-            {
-                "channel_id": channel.channel_id.hex(),
-                "peer": channel.peer.hex(),
-                "peer_address": str(overlay_address(channel.peer)),
-                "direction": channel.direction.value,
-                "state": channel.state.value,
-                "capacity_sat": channel.capacity_sat,
-                "cumulative_msat": channel.cumulative_msat,
-                "acknowledged_msat": channel.acknowledged_msat,
-                "funding": None
-                if channel.funding is None
-                else f"{channel.funding.txid[::-1].hex()}:{channel.funding.index}",
-                "expiry_height": channel.expiry_height,
-                "closing_txid": None if channel.spend_txid is None else channel.spend_txid[::-1].hex(),
-            }
-            for channel in self._node.paymaster.engine.channels()
-        ]
-
-    async def ledger(self, _: dict[str, Any]) -> Any:
-        counts_by_peer = {view.peer: _counts(view) for view in self._node.paymaster.engine.counts()}
-        return [
-            {
-                "peer": ledger.peer.hex(),
-                "peer_address": str(overlay_address(ledger.peer)),
-                "state": "suspended" if ledger.is_suspended else "open",
-                "window_msat": ledger.window_msat,
-                "billed_msat": ledger.billed_units // UNITS_PER_MSAT,
-                "acknowledged_msat": ledger.acknowledged_units // UNITS_PER_MSAT,
-                "their_billed_msat": ledger.their_billed_units // UNITS_PER_MSAT,
-                "accepted_msat": ledger.accepted_units // UNITS_PER_MSAT,
-                "sent_msat": ledger.sent_msat,
-                "received_msat": ledger.received_msat,
-                "balance_msat": ledger.unpaid_msat,
-                "counts": counts_by_peer.get(ledger.peer),
-            }
-            for ledger in self._node.paymaster.engine.ledgers()
-        ]
-
     async def price_show(self, _: dict[str, Any]) -> Any:
         return {"fee_msat_per_gb": self._node.fee_msat_per_gb}
 
     async def price_set(self, params: dict[str, Any]) -> Any:
         """Until the next start; the configuration file is the operator's."""
-        self._require_payments()
+        self._money.require_payments()
         fee = params["fee_msat_per_gb"]
         if not 0 <= fee <= PRICE_NOT_FOR_SALE:
             raise RpcError(
@@ -332,74 +267,6 @@ class Methods:
             raise RpcError(REFUSED, f"nothing has changed: {error}") from error
         config = self._node.config
         return {"filters": len(config.filters), "redistributions": len(config.redistributions)}
-
-    async def pay_hold(self, _: dict[str, Any]) -> Any:
-        self._require_payments()
-        await self._node.paymaster.hold_payments(True)
-        return {"paying": False}
-
-    async def pay_resume(self, _: dict[str, Any]) -> Any:
-        self._require_payments()
-        await self._node.paymaster.hold_payments(False)
-        return {"paying": True}
-
-    async def channel_close(self, params: dict[str, Any]) -> Any:
-        self._require_payments()
-        peer = None if params.get("peer") is None else self._find_peer(params["peer"])
-        closing = [
-            channel.channel_id.hex()
-            for channel in self._node.paymaster.engine.channels()
-            if channel.direction is Direction.IN and channel.state is ChannelState.OPEN and peer in (None, channel.peer)
-        ]
-        await self._node.paymaster.put(pay.OperatorCloseChannels(peer))
-        return {"channels": closing, "txid": None}
-
-    def _find_peer(self, text: str) -> bytes:
-        """By public key (hex), by the beginning of one, or by overlay address."""
-        peers = [ledger.peer for ledger in self._node.paymaster.engine.ledgers()]
-        if not text:
-            raise RpcError(INVALID_PARAMS, "peer is empty: expected a public key, its beginning, or an overlay address")
-        wanted: IPv6Address | None = None
-        if ":" in text:
-            try:
-                wanted = IPv6Address(text)
-            except ValueError:
-                raise RpcError(INVALID_PARAMS, f"{text!r} is neither a public key nor an address") from None
-        matches = [
-            peer
-            for peer in peers
-            if (overlay_address(peer) == wanted if wanted is not None else peer.hex().startswith(text.lower()))
-        ]
-        if len(matches) != 1:
-            raise RpcError(NOT_FOUND, f"{'no' if not matches else 'more than one'} peer matches {text!r}")
-        return matches[0]
-
-    async def wallet_script(self, _: dict[str, Any]) -> Any:
-        self._require_payments()
-        try:
-            with trio.fail_after(WALLET_TIMEOUT):
-                script = await (await self._node.paymaster.wallet()).new_script_pubkey()
-        except (WalletError, ChainError) as error:
-            raise RpcError(REFUSED, f"the wallet has no address to give: {error}") from error
-        except trio.TooSlowError as error:
-            raise RpcError(TIMEOUT, "the wallet is busy; try again") from error
-        return {"script_pubkey": script.hex()}
-
-
-def _counts(view: CountsView) -> dict[str, Any]:
-    """Both ends' counts of a link, and what came of comparing them."""
-    return {
-        "standing": view.standing.name.lower(),
-        "finding": view.finding.value,
-        "ours": asdict(view.our),
-        "theirs": None if view.their is None else asdict(view.their),
-        "their_earned_msat": view.their_earned_units // UNITS_PER_MSAT,
-        "their_owed_msat": view.their_owed_units // UNITS_PER_MSAT,
-        "lost_to_them": round(view.lost_to_them, 4),
-        "lost_from_them": round(view.lost_from_them, 4),
-        "overstated_bytes": view.overstated_bytes,
-        "denied_bytes": view.denied_bytes,
-    }
 
 
 def _address(text: str) -> IPv4Address | IPv6Address:
@@ -440,12 +307,25 @@ def _why_not(row: dict[str, Any], chosen: dict[str, Any] | None) -> str:
 
 def methods(daemon: Daemon) -> dict[str, Method]:
     """The method table of the control socket."""
-    node = Methods(daemon)
+    money = MoneyMethods(daemon)
+    node = Methods(daemon, money)
     return {
-        "status": Method(node.status, "Identity, interfaces, chain, wallet and totals."),
-        "neighbours": Method(node.neighbours, "Who is in reach, at what cost, and how the account with each stands."),
-        "tunnels": Method(node.tunnels, "The WireGuard tunnels: whose, over what, to where, when last heard."),
-        "routes": Method(node.routes, "All routes that were heard, with price and quality, and which are selected."),
+        "status": Method(node.status, "Identity, interfaces, chain, wallet and totals.", result=schemas.STATUS),
+        "neighbours": Method(
+            node.neighbours,
+            "Who is in reach, at what cost, and how the account with each stands.",
+            result=schemas.array(schemas.NEIGHBOUR),
+        ),
+        "tunnels": Method(
+            node.tunnels,
+            "The WireGuard tunnels: whose, over what, to where, when last heard.",
+            result=schemas.array(schemas.TUNNEL),
+        ),
+        "routes": Method(
+            node.routes,
+            "All routes that were heard, with price and quality, and which are selected.",
+            result=schemas.array(schemas.ROUTE),
+        ),
         "path": Method(
             node.path,
             "Which way packets for an address take from here, and why not another.",
@@ -453,34 +333,28 @@ def methods(daemon: Daemon) -> dict[str, Method]:
                 "destination": Param("string", "IPv4 or IPv6 address"),
                 "source": Param("string", "Where they come from; for source-specific routes", required=False),
             },
+            result=schemas.PATH,
         ),
-        "channels": Method(node.channels, "Payment channels, in and out."),
-        "ledger": Method(node.ledger, "Bills and payments, per peer."),
-        "price.show": Method(node.price_show, "What we ask for carrying a GB."),
+        "price.show": Method(node.price_show, "What we ask for carrying a GB.", result=schemas.FEE),
         "price.set": Method(
             node.price_set,
             "Ask another fee from now on; a rise is billed after the notice.",
             {"fee_msat_per_gb": Param("integer", "msat per GB; 4294967295: not for sale")},
+            result=schemas.FEE,
             writes=True,
         ),
         "interface.cost": Method(
             node.interface_cost,
             "Give an interface another cost; traffic moves without loss.",
             {"interface": Param("string", "its name"), "cost": Param("integer", "1 to 65534; lower is preferred")},
+            result=schemas.COST,
             writes=True,
         ),
         "reload": Method(
             node.reload,
             "Read filters, redistribution, `unpriced`, costs and MAC keys anew from the configuration file.",
+            result=schemas.RELOADED,
             writes=True,
         ),
-        "pay.hold": Method(node.pay_hold, "Pay nobody until resumed.", writes=True),
-        "pay.resume": Method(node.pay_resume, "Pay again.", writes=True),
-        "channel.close": Method(
-            node.channel_close,
-            "Claim on chain what was paid to us.",
-            {"peer": Param("string", "public key, its beginning, or overlay address; all if left out", required=False)},
-            writes=True,
-        ),
-        "wallet.script": Method(node.wallet_script, "A fresh output script to send money to.", writes=True),
+        **money_methods(money),
     }

@@ -10,11 +10,18 @@ from typing import Any
 _MAX_REPLY_LENGTH = 256 * 1024 * 1024
 
 # Error codes of the daemon (meshd.control) by the word that meshctl shows for them.
-_WORD_BY_CODE = {-32602: "usage", -32001: "not_found", -32002: "denied", -32003: "timeout"}
+_WORD_BY_CODE = {
+    -32602: "usage",
+    -32001: "not_found",
+    -32002: "denied",
+    -32003: "timeout",
+    -32005: "funds",
+    -32006: "policy",
+}
 
 
 class CallError(Exception):
-    """`word`: error, usage, not_found, unreachable, denied or timeout."""
+    """`word`: one of `meshd.ctl.command.EXIT_CODES`, never ok."""
 
     def __init__(self, word: str, message: str) -> None:
         super().__init__(message)

@@ -11,36 +11,15 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from meshd.ctl.commands import COMMANDS
 from tests.lab.mesh import MB, METRICS_PORT, SAT_PER_MB, Mesh, running, topology, until
+from tests.meshd.schema import closed, validate
 
 pytestmark = pytest.mark.lab
 BUYER, RELAY, SHOP = "n1", "n2", "n3"
 FEE = 20 * SAT_PER_MB
-FIELDS = {
-    "status": (
-        "name version identity address uptime_seconds interfaces neighbours routes fee_msat_per_gb paying chain wallet"
-        " totals counters"
-    ),
-    "neighbours": (
-        "interface under link_local identity address cost rxcost txcost rtt_ms quality routing_refused session state"
-        " rate_bits_per_second window_msat"
-        " owed_to_us_msat owed_to_them_msat bytes_in bytes_free bytes_refused bytes_out"
-    ),
-    "routes": (
-        "prefix source_prefix interface under next_hop neighbour advertised_metric metric price_msat_per_gb"
-        " announced_price_msat_per_gb selected feasible refused origin"
-    ),
-    "path": "destination prefix source_prefix origin chosen alternatives",
-    "channels": (
-        "channel_id peer peer_address direction state capacity_sat cumulative_msat acknowledged_msat funding"
-        " expiry_height closing_txid"
-    ),
-    "ledger": (
-        "peer peer_address state window_msat billed_msat acknowledged_msat their_billed_msat accepted_msat sent_msat"
-        " received_msat balance_msat counts"
-    ),
-    "price show": "fee_msat_per_gb",
-}
+SCHEMAS = {command.words: command.result for command in COMMANDS}
+READING = ("status", "neighbours", "routes", "path", "channels", "ledger", "price show")
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +43,14 @@ def ask_json(mesh: Mesh, node: str, *arguments: str) -> Any:
     return answer["result"]
 
 
-@pytest.mark.parametrize("command", FIELDS)
+@pytest.mark.parametrize("command", READING)
 def test_reading_commands_answer_in_both_forms(mesh: Mesh, command: str) -> None:
     words = [*command.split(), *([mesh.lab.address(SHOP)] if command == "path" else [])]
     for node in (BUYER, RELAY):
         result = ask_json(mesh, node, *words)
         records = result if isinstance(result, list) else [result]
         assert records
-        assert all(set(record) == set(FIELDS[command].split()) for record in records)
+        validate(result, closed(SCHEMAS[command]))
         table = ask(mesh, node, *words)
         assert (table.returncode, table.stderr) == (0, "")
         assert len(table.stdout.splitlines()) >= len(records)
@@ -168,7 +147,7 @@ def test_prometheus_reads_what_meshctl_says(mesh: Mesh) -> None:
 
 def test_a_daemon_that_is_down_is_said_so(mesh: Mesh, tmp_path: Path) -> None:
     mesh.lab.kill_node(SHOP)
-    for command in FIELDS:
+    for command in READING:
         words = [*command.split(), *(["10.0.0.1"] if command == "path" else [])]
         done = ask(mesh, SHOP, *words)
         assert done.returncode == 4

@@ -359,4 +359,6 @@ def test_error_codes_are_those_that_meshctl_knows() -> None:
         control.NOT_FOUND: "not_found",
         control.DENIED: "denied",
         control.TIMEOUT: "timeout",
+        control.FUNDS: "funds",
+        control.POLICY: "policy",
     }

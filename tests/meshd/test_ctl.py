@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,165 +18,15 @@ from typing import Any
 import pytest
 
 from meshd.ctl import client, render
-from meshd.ctl.main import COMMANDS, Command, build_parser, main
+from meshd.ctl import text as texts
+from meshd.ctl.command import EXIT_CODES, Command, Renderer, envelope
+from meshd.ctl.commands import COMMANDS
+from meshd.ctl.main import build_parser, main
+from tests.meshd.ctl_answers import ANSWERS, CHEAP, GOLDEN, PATH
+from tests.meshd.schema import closed, validate
 
-PLAIN = render.Style(colour=False)
-ALICE = "fd3c:8aa9:32ea:37ba:4f1a:bd0c:2ad6:a6f1"
-BOB = "fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f"
-
-STATUS = {
-    "name": "n1",
-    "version": "0.1.0",
-    "identity": "03a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8",
-    "address": ALICE,
-    "uptime_seconds": 93784.5,
-    "interfaces": [
-        {"name": "eth0", "address": "fe80::1", "kind": "wired", "up": True},
-        {"name": "wlan0", "address": None, "kind": "wireless", "up": False},
-    ],
-    "neighbours": 2,
-    "routes": 5,
-    "fee_msat_per_gb": 100_000,
-    "paying": True,
-    "chain": {"backend": "kernel", "height": 117, "connected": True},
-    "wallet": {"balance_sat": 1_234_567},
-    "totals": {"carried_bytes": 104_857_600, "earned_msat": 10_485, "spent_msat": 0},
-}
-NEIGHBOURS = [
-    {
-        "interface": "eth0", "link_local": "fe80::2", "identity": "ab" * 32, "address": BOB, "cost": 96, "rxcost": 96,
-        "txcost": 96, "rtt_ms": 12.345, "quality": None, "session": "up", "state": "open", "window_msat": 10_000,
-        "owed_to_us_msat": 512, "owed_to_them_msat": 0, "bytes_in": 5_120_000, "bytes_out": 999,
-        "bytes_free": 0, "bytes_refused": 0, "rate_bits_per_second": None,
-    },
-    {
-        "interface": "wlan0", "link_local": "fe80::3", "identity": None, "address": None, "cost": 65535,
-        "rxcost": 65535, "txcost": 256, "rtt_ms": None,
-        "quality": {
-            "share": 0.2484, "source": "expected throughput", "throughput_kbps": 9937, "tq": None, "signal_dbm": -30,
-        },
-        "session": "down", "state": "suspended", "window_msat": None,
-        "owed_to_us_msat": None, "owed_to_them_msat": None, "bytes_in": 0, "bytes_out": 0,
-        "bytes_free": 1234, "bytes_refused": 65_000, "rate_bits_per_second": 64_000,
-    },
-]  # fmt: skip
-OWN = {
-    "prefix": f"{ALICE}/128", "source_prefix": None, "interface": None, "next_hop": None,
-    "metric": 0, "advertised_metric": 0,
-    "price_msat_per_gb": 0, "announced_price_msat_per_gb": 0, "selected": True, "feasible": True, "refused": False,
-    "origin": True,
-}  # fmt: skip
-CHEAP = {
-    "prefix": "10.1.0.0/24", "source_prefix": None, "interface": "eth0", "next_hop": "fe80::2",
-    "metric": 217, "advertised_metric": 96,
-    "price_msat_per_gb": 1_250_000, "announced_price_msat_per_gb": 1_350_000, "selected": True, "feasible": True,
-    "origin": False, "refused": False,
-}  # fmt: skip
-REFUSED = CHEAP | {"prefix": "10.2.0.0/24", "metric": 65535, "selected": False, "refused": True}
-DEAR = CHEAP | {
-    "interface": "wlan0", "next_hop": "fe80::3", "metric": 65535, "price_msat_per_gb": 2**32 - 1,
-    "announced_price_msat_per_gb": None, "selected": False, "feasible": False,
-}  # fmt: skip
-PATH = {
-    "destination": "10.1.0.7", "prefix": "10.1.0.0/24", "source_prefix": None, "origin": False, "chosen": CHEAP,
-    "alternatives": [DEAR | {"reason": "unreachable"}],
-}  # fmt: skip
-CHANNELS = [
-    {
-        "channel_id": "0123456789abcdef" * 4, "peer": "ab" * 32, "peer_address": BOB, "direction": "out",
-        "state": "open", "capacity_sat": 100_000, "cumulative_msat": 12_345_678, "funding": "ef" * 32 + ":0",
-        "expiry_height": 2133, "closing_txid": None,
-    },
-    {
-        "channel_id": "fedcba9876543210" * 4, "peer": "ab" * 32, "peer_address": BOB, "direction": "in",
-        "state": "closing", "capacity_sat": 50_000, "cumulative_msat": 0, "funding": None, "expiry_height": 300,
-        "closing_txid": "cd" * 32,
-    },
-]  # fmt: skip
-LEDGER = [
-    {
-        "peer": "ab" * 32, "peer_address": BOB, "state": "suspended", "window_msat": 10_000, "billed_msat": 20_500,
-        "acknowledged_msat": 20_000, "their_billed_msat": 0, "accepted_msat": 0, "sent_msat": 0,
-        "received_msat": 5_001, "balance_msat": -15_499, "counts": {
-            "standing": "warned", "finding": "overstated", "theirs": {"sent": 1}, "lost_to_them": 0.02,
-            "lost_from_them": 0.0,
-        },
-    }
-]  # fmt: skip
-TUNNELS = [
-    {
-        "interface": "mw0123456789ab", "under": "gateway", "static": True, "identity": "ab" * 32, "address": BOB,
-        "endpoint": "192.0.2.1:51820", "port": 40001, "mtu": 1420, "state": "up", "heard_seconds_ago": 1.6,
-        "received_bytes": 12_345,
-    },
-    {
-        "interface": "mwba9876543210", "under": "pi", "static": True, "identity": "cd" * 32, "address": "fd00::1",
-        "endpoint": None, "port": 51820, "mtu": 1420, "state": "waiting", "heard_seconds_ago": None,
-        "received_bytes": 0,
-    },
-]  # fmt: skip
-ANSWERS: dict[str, Any] = {
-    "tunnels": TUNNELS,
-    "status": STATUS, "neighbours": NEIGHBOURS, "routes": [OWN, CHEAP, DEAR, REFUSED], "path": PATH,
-    "channels": CHANNELS, "ledger": LEDGER, "price.show": {"fee_msat_per_gb": 100_000},
-    "price.set": {"fee_msat_per_gb": 200_000},
-    "pay.hold": {"paying": False}, "pay.resume": {"paying": True},
-    "channel.close": {"channels": ["01" * 32], "txid": "cd" * 32},
-    "interface.cost": {"interface": "wlan0", "cost": 256}, "reload": {"filters": 3, "redistributions": 1},
-}  # fmt: skip
-
-GOLDEN = {
-    "status": """\
-node        n1 (meshd 0.1.0, up 1d 2h)
-identity    03a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8
-address     fd3c:8aa9:32ea:37ba:4f1a:bd0c:2ad6:a6f1
-neighbours  2
-routes      5
-fee         0.1 sat/MB
-paying      yes
-chain       kernel, height 117, connected
-wallet      1,234,567 sat
-carried     104.9 MB
-earned      10.485 sat
-spent       0 msat
-
-INTERFACE  KIND      STATE  ADDRESS
-eth0       wired     up     fe80::1
-wlan0      wireless  down   -""",
-    "neighbours": """\
-INTERFACE  LINK-LOCAL  ADDRESS                                   COST      RTT  QUALITY                                   SESSION  STATE                  WINDOW  OWED TO US  OWED TO THEM      IN    FREE  REFUSED    OUT
-eth0       fe80::2     fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f     96  12.3 ms  -                                         up       open                   10 sat    512 msat        0 msat  5.1 MB     0 B      0 B  999 B
-wlan0      fe80::3     -                                        65535        -  25 % (9.9 Mbit/s by expected throughput)  down     suspended (64 kbit/s)       -           -             -     0 B  1.2 kB  65.0 kB    0 B""",  # noqa: E501
-    "routes": """\
-   PREFIX                                       VIA      INTERFACE  METRIC         PRICE    ANNOUNCED  NOTE
-*  fd3c:8aa9:32ea:37ba:4f1a:bd0c:2ad6:a6f1/128  -        -               0             -     0 sat/MB  own
-*  10.1.0.0/24                                  fe80::2  eth0          217   1.25 sat/MB  1.35 sat/MB
-   10.1.0.0/24                                  fe80::3  wlan0       65535  not for sale            -  unfeasible
-   10.2.0.0/24                                  fe80::2  eth0        65535   1.25 sat/MB  1.35 sat/MB  refused""",
-    "tunnels": """\
-INTERFACE       OVER     ADDRESS                                  ENDPOINT          PORT   MTU  STATE      HEARD  RECEIVED
-mw0123456789ab  gateway  fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f  192.0.2.1:51820  40001  1420  up       2 s ago   12.3 kB
-mwba9876543210  pi       fd00::1                                  -                51820  1420  waiting        -       0 B""",  # noqa: E501
-    "path": """\
-10.1.0.7 matches 10.1.0.0/24: via fe80::2 on eth0, metric 217, price 1.25 sat/MB
-
-  PREFIX       VIA      INTERFACE  METRIC         PRICE  ANNOUNCED  WHY NOT
-  10.1.0.0/24  fe80::3  wlan0       65535  not for sale          -  unreachable""",
-    "channels": """\
-CHANNEL       PEER                                     DIRECTION  STATE       CAPACITY            PAID  EXPIRES AT  FUNDING       CLOSING
-0123456789ab  fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f  out        open     100,000 sat  12,345.678 sat        2133  efefefefefef  -
-fedcba987654  fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f  in         closing   50,000 sat          0 msat         300  -             cdcdcdcdcdcd""",  # noqa: E501
-    "ledger": """\
-PEER                                     STATE      COUNTS                         WINDOW    BILLED  ACKNOWLEDGED  THEIR BILLED  ACCEPTED    SENT   RECEIVED      BALANCE
-fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f  suspended  warned: overstated, 2.0% lost  10 sat  20.5 sat        20 sat        0 msat    0 msat  0 msat  5.001 sat  -15.499 sat""",  # noqa: E501
-    "price.show": "Fee: 0.1 sat/MB (100,000 msat/GB)",
-    "price.set": "Fee: 0.2 sat/MB (200,000 msat/GB)",
-    "interface.cost": "Cost of wlan0: 256",
-    "reload": "In force: 3 filters, 1 rules of redistribution.",
-    "pay.hold": "Payments are on hold.",
-    "pay.resume": "Paying.",
-    "channel.close": f"Closing 1 channel, transaction {'cd' * 32}:\n  {'01' * 32}",
-}
+PLAIN = texts.Style(colour=False)
+ASKING = [command for command in COMMANDS if command.method is not None]
 
 
 class Daemon:
@@ -185,6 +36,7 @@ class Daemon:
         self.path = path
         self.requests: list[dict[str, Any]] = []
         self.reply: bytes | None = None
+        self.replies: list[bytes | None] = []  # to the next ones, before `reply`
         self.error: tuple[int, str] | None = None
         self.silent = False
         self._socket = socket.socket(socket.AF_UNIX)
@@ -200,10 +52,11 @@ class Daemon:
                 if not line:
                     return
                 self.requests.append(json.loads(line))
+                reply = self.replies.pop(0) if self.replies else self.reply
                 if self.silent:
                     self.done.wait()
                 with contextlib.suppress(BrokenPipeError):
-                    connection.sendall(self._answer() if self.reply is None else self.reply)
+                    connection.sendall(self._answer() if reply is None else reply)
 
     def _answer(self) -> bytes:
         request = self.requests[-1]
@@ -237,14 +90,17 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
         yield made
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.method)
+@pytest.mark.parametrize("command", ASKING, ids=lambda command: command.words)
 def test_tables_and_texts(command: Command) -> None:
-    assert command.renderer(ANSWERS[command.method], PLAIN) == GOLDEN[command.method]
+    assert command.method is not None
+    validate(ANSWERS[command.method], closed(command.result))
+    assert command.render(ANSWERS[command.method], PLAIN) == GOLDEN[command.method]
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.method)
+@pytest.mark.parametrize("command", ASKING, ids=lambda command: command.words)
 def test_colours_change_nothing_else(command: Command) -> None:
-    coloured = command.renderer(ANSWERS[command.method], render.Style(colour=True))
+    assert command.method is not None
+    coloured = command.render(ANSWERS[command.method], texts.Style(colour=True))
     for code in ("1", "2", "31", "32", "33", "0"):
         coloured = coloured.replace(f"\x1b[{code}m", "")
     assert coloured == GOLDEN[command.method]
@@ -259,7 +115,7 @@ def test_colours_change_nothing_else(command: Command) -> None:
         (render.ledger, "No accounts."),
     ],
 )
-def test_nothing_to_show_is_said(command: render.Renderer, text: str) -> None:
+def test_nothing_to_show_is_said(command: Renderer, text: str) -> None:
     assert command([], PLAIN) == text
 
 
@@ -276,19 +132,19 @@ def test_paths_that_are_none() -> None:
 @pytest.mark.parametrize(
     ("shown", "text"),
     [
-        (render.size(0), "0 B"),
-        (render.size(999), "999 B"),
-        (render.size(1000), "1.0 kB"),
-        (render.size(3 * 10**15), "3000.0 TB"),
-        (render.price(0), "0 sat/MB"),
-        (render.price(1), "0.000001 sat/MB"),
-        (render.price(4_294_967_294), "4,294.967294 sat/MB"),
-        (render.money(-999), "-999 msat"),
-        (render.money(-1500), "-1.5 sat"),
-        (render.money(1_000_000), "1,000 sat"),
-        (render.duration(0.9), "0s"),
-        (render.duration(3600), "1h 0m"),
-        (render.duration(59), "59s"),
+        (texts.size(0), "0 B"),
+        (texts.size(999), "999 B"),
+        (texts.size(1000), "1.0 kB"),
+        (texts.size(3 * 10**15), "3000.0 TB"),
+        (texts.price(0), "0 sat/MB"),
+        (texts.price(1), "0.000001 sat/MB"),
+        (texts.price(4_294_967_294), "4,294.967294 sat/MB"),
+        (texts.money(-999), "-999 msat"),
+        (texts.money(-1500), "-1.5 sat"),
+        (texts.money(1_000_000), "1,000 sat"),
+        (texts.duration(0.9), "0s"),
+        (texts.duration(3600), "1h 0m"),
+        (texts.duration(59), "59s"),
     ],
 )
 def test_units(shown: str, text: str) -> None:
@@ -329,7 +185,9 @@ def test_commands_call_methods(
     assert capsys.readouterr().out == GOLDEN[method] + "\n"
     assert main(["--json", *line.split()]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert shown == {"version": 1, "command": method.replace(".", " "), "result": ANSWERS[method]}
+    command = next(command for command in COMMANDS if command.method == method)
+    validate(shown, envelope(command))
+    assert shown == {"version": 1, "command": command.words, "result": ANSWERS[method]}
 
 
 @pytest.mark.parametrize(
@@ -340,6 +198,8 @@ def test_commands_call_methods(
         (-32003, "timeout", 6),
         (-32602, "usage", 2),
         (-32004, "error", 1),
+        (-32005, "funds", 7),
+        (-32006, "policy", 8),
         (-32603, "error", 1),
     ],
 )
@@ -351,7 +211,10 @@ def test_refusals_have_exit_codes(
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "meshctl: because?[2J\n")
     assert main(["status", "--json"]) == exit_code
-    assert json.loads(capsys.readouterr().out) == {"version": 1, "error": {"code": word, "message": "because\x1b[2J"}}
+    shown = json.loads(capsys.readouterr().out)
+    assert shown == {"version": 1, "error": {"code": word, "message": "because\x1b[2J"}}
+    validate(shown, envelope(COMMANDS[0]))
+    assert EXIT_CODES[word] == exit_code
 
 
 @pytest.mark.parametrize(
@@ -375,6 +238,9 @@ def test_refusals_have_exit_codes(
         "status --timeout 0",
         "status --timeout nan",
         "status extra",
+        "status --watch 0",
+        "status --watch --count 0",
+        "price set 1 --watch",
     ],
 )
 def test_wrong_usage(
@@ -467,6 +333,24 @@ def test_colours_only_where_they_are_wanted(
     assert ("\x1b[" in terminal.getvalue()) is coloured
 
 
+def test_watching_says_it_again(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["price", "show", "--watch", "0.001", "--count", "3"]) == 0
+    assert capsys.readouterr().out == "\n".join([GOLDEN["price.show"] + "\n"] * 3)
+    assert main(["price", "show", "--watch", "0.001", "--count", "2", "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["result"] for line in lines] == [ANSWERS["price.show"]] * 2
+    daemon.error = -32603, "broken"
+    assert main(["status", "--watch", "--json"]) == 1
+
+
+def test_watching_outlives_a_daemon_that_starts_anew(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    daemon.replies = [None, b"", None]
+    assert main(["status", "--watch", "0.001", "--count", "3", "--json"]) == 0
+    first, second, third = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert first == third
+    assert second["error"]["code"] == "unreachable"
+
+
 def test_every_command_is_documented_with_a_working_example(capsys: pytest.CaptureFixture[str]) -> None:
     for command in COMMANDS:
         assert command.help.endswith(".")
@@ -477,6 +361,37 @@ def test_every_command_is_documented_with_a_working_example(capsys: pytest.Captu
             main([*command.words.split(), "--help"])
         assert stopped.value.code == 0
         assert command.example in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_every_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, shell: str) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for command in COMMANDS:
+        assert all(word in script for word in command.words.split())
+    path = tmp_path / "script"
+    path.write_text(script)
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here to read it")
+    subprocess.run([shell, "-n", str(path)], check=True)
+
+
+def test_bash_completes_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    for line, wanted in (("meshctl pr", "price"), ("meshctl price s", "show"), ("meshctl status --wa", "--watch")):
+        words = " ".join(f"'{word}'" for word in line.split())
+        last = len(line.split()) - 1
+        ask = f"\nCOMP_WORDS=({words}); COMP_CWORD={last}; _shtab_meshctl; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        done = subprocess.run(["bash", "-c", script + ask], capture_output=True, text=True, check=True)
+        assert wanted in done.stdout.split(), done
+
+
+def test_schema_of_every_command_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in COMMANDS:
+        assert main(["schema", *command.words.split()]) == 0
+        assert json.loads(capsys.readouterr().out) == envelope(command)
+    assert main(["schema", "weather"]) == 3
 
 
 def test_starts_without_the_daemons_libraries() -> None:

@@ -21,7 +21,8 @@ from meshd.enforcement import Enforcement, HeldFile
 from meshd.identity import overlay_address
 from meshd.neighbours import Neighbours
 from meshd.radio import Sample, Source
-from meshd.rpc import BALANCE_AGE, Methods, methods
+from meshd.rpc import Methods, methods
+from meshd.rpc_money import BALANCE_AGE, MoneyMethods
 from payments import events as pay
 from payments.agreement import CountsView, Finding, Standing
 from payments.counts import Traffic
@@ -29,6 +30,7 @@ from payments.ports import ChainError
 from payments.records import ChannelState, Direction
 from routing.speaker import NeighbourView, RouteView
 from tests.meshd.fakes import FakeKernel, run
+from tests.meshd.schema import closed, validate
 
 KEY = bytes(range(32))
 PEER, PEER_OTHER = b"\xaa" * 32, b"\xab" * 32
@@ -92,7 +94,8 @@ class Node:
                 hold_payments=self._put,
             ),
         )
-        self.methods = Methods(cast("Daemon", self.daemon))
+        self.money = MoneyMethods(cast("Daemon", self.daemon))
+        self.methods = Methods(cast("Daemon", self.daemon), self.money)
 
     async def _put(self, what: object) -> None:
         self.asked.append(what)
@@ -140,11 +143,14 @@ def test_every_reading_method_gives_json() -> None:
         node.daemon.accounting.neighbours.peer_by_link[LINK] = PEER
         table = methods(cast("Daemon", node.daemon))
         for method in table.values():
+            validate(method.result, {"type": "object", "minProperties": 1})
             if not method.writes and not method.params:
-                json.dumps(await method.handler({}), allow_nan=False)
+                result = await method.handler({})
+                json.dumps(result, allow_nan=False)
+                validate(result, closed(method.result))
         (row,) = await node.methods.neighbours({})
         assert (row["identity"], row["owed_to_us_msat"], row["owed_to_them_msat"]) == (PEER.hex(), 7, 0)
-        (ledger,) = await node.methods.ledger({})
+        (ledger,) = await node.money.ledger({})
         assert ledger["billed_msat"] == 5
 
     run(scenario)
@@ -270,7 +276,7 @@ def test_price_is_set_within_its_range() -> None:
 def test_channels_are_closed_with_the_peer_that_is_meant(text: str) -> None:
     async def scenario() -> None:
         node = Node()
-        closed = await node.methods.channel_close({"peer": text})
+        closed = await node.money.channel_close({"peer": text})
         assert closed["channels"] == [CHANNEL.channel_id.hex()]
         assert node.asked == [pay.OperatorCloseChannels(PEER)]
 
@@ -280,14 +286,14 @@ def test_channels_are_closed_with_the_peer_that_is_meant(text: str) -> None:
 def test_a_peer_that_is_not_clearly_meant_is_none() -> None:
     async def scenario() -> None:
         node = Node()
-        assert await code_of(node.methods.channel_close, {"peer": ""}) == INVALID_PARAMS
-        assert await code_of(node.methods.channel_close, {"peer": "zz:zz"}) == INVALID_PARAMS
-        assert await code_of(node.methods.channel_close, {"peer": "b"}) == NOT_FOUND
+        assert await code_of(node.money.channel_close, {"peer": ""}) == INVALID_PARAMS
+        assert await code_of(node.money.channel_close, {"peer": "zz:zz"}) == INVALID_PARAMS
+        assert await code_of(node.money.channel_close, {"peer": "b"}) == NOT_FOUND
         other = replace(LEDGER, peer=PEER_OTHER)
         node.daemon.paymaster.engine.ledgers = lambda: [LEDGER, other]
-        assert await code_of(node.methods.channel_close, {"peer": "a"}) == NOT_FOUND
+        assert await code_of(node.money.channel_close, {"peer": "a"}) == NOT_FOUND
         assert node.asked == []
-        await node.methods.channel_close({})
+        await node.money.channel_close({})
         assert node.asked == [pay.OperatorCloseChannels(None)]
 
     run(scenario)
@@ -296,8 +302,8 @@ def test_a_peer_that_is_not_clearly_meant_is_none() -> None:
 def test_without_payments_nothing_waits_for_an_engine_that_does_not_run() -> None:
     async def scenario() -> None:
         node = Node(enabled=False)
-        of = node.methods
-        for call in (of.pay_hold, of.pay_resume, of.channel_close, of.wallet_script):
+        of, money = node.methods, node.money
+        for call in (money.pay_hold, money.pay_resume, money.channel_close, money.wallet_script):
             assert await code_of(call) == REFUSED
         assert await code_of(of.price_set, {"fee_msat_per_gb": 1}) == REFUSED
         status = await of.status({})
@@ -321,7 +327,7 @@ def test_who_is_in_a_tunnel_is_known_without_payments() -> None:
 
 def test_the_ledger_shows_the_counts_of_both_ends() -> None:
     async def scenario() -> None:
-        (entry,) = await Node().methods.ledger({})
+        (entry,) = await Node().money.ledger({})
         counts = entry["counts"]
         assert (counts["standing"], counts["finding"]) == ("warned", "denied")
         assert counts["ours"] == {"sent": 1, "received": 2, "carried": 3, "refused": 4}

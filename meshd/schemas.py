@@ -1,0 +1,198 @@
+"""JSON Schemas of what the control socket's methods answer: the contract with meshctl, and with programs of others.
+
+Plain data, built by the few functions below; nothing is imported, so that meshctl starts quickly. A field may be added
+within a version; one that is there keeps its name, its unit and its meaning (docs/reference/rpc.md).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def record(doc: str = "", **fields: Schema) -> Schema:
+    """An object that has all of these fields, and perhaps others in later versions."""
+    made: Schema = {"type": "object", "properties": fields, "required": list(fields)}
+    return {"description": doc, **made} if doc else made
+
+
+def array(items: Schema, doc: str = "") -> Schema:
+    return {**({"description": doc} if doc else {}), "type": "array", "items": items}
+
+
+def mapping(values: Schema, doc: str = "") -> Schema:
+    """An object whose keys are data."""
+    return {**({"description": doc} if doc else {}), "type": "object", "additionalProperties": values}
+
+
+def nullable(schema: Schema) -> Schema:
+    if "enum" in schema:
+        return {**schema, "type": [schema["type"], "null"], "enum": [*schema["enum"], None]}
+    return {**schema, "type": [schema["type"], "null"]}
+
+
+def text(doc: str = "", *words: str) -> Schema:
+    """`words`: the only ones that it may be."""
+    return {**({"description": doc} if doc else {}), "type": "string", **({"enum": list(words)} if words else {})}
+
+
+def integer(doc: str = "") -> Schema:
+    return {**({"description": doc} if doc else {}), "type": "integer"}
+
+
+def number(doc: str = "") -> Schema:
+    return {**({"description": doc} if doc else {}), "type": "number"}
+
+
+def boolean(doc: str = "") -> Schema:
+    return {**({"description": doc} if doc else {}), "type": "boolean"}
+
+
+COUNT = {"type": "integer", "minimum": 0}
+MSAT = integer("msat")
+PRICE = integer("msat per GB; 4294967295: not for sale")
+HEX = {"type": "string", "pattern": "^[0-9a-f]*$"}
+IDENTITY = {"type": "string", "pattern": "^[0-9a-f]{64}$", "description": "public key"}
+ADDRESS = text("IPv4 or IPv6 address")
+
+_INTERFACE = record(
+    name=text(),
+    kind=text("", "wired", "wireless", "tunnel"),
+    security=text("", "wireguard", "none"),
+    up=boolean("it takes part in the mesh"),
+    address=nullable(ADDRESS),
+)
+STATUS = record(
+    name=text("what the node is called"),
+    version=text(),
+    identity=IDENTITY,
+    address=text("in the overlay"),
+    uptime_seconds=number(),
+    interfaces=array(_INTERFACE),
+    neighbours=COUNT,
+    routes={**COUNT, "description": "in use"},
+    fee_msat_per_gb=PRICE,
+    paying=boolean("false: payments are off, or held by the operator"),
+    chain=record(backend=text(), height=nullable(integer()), connected=boolean()),
+    wallet=record(balance_sat=nullable(integer("on chain, outside of channels"))),
+    totals=record(carried_bytes=COUNT, earned_msat=MSAT, spent_msat=MSAT),
+    counters=mapping(COUNT, "things that were counted, most of them dropped or refused input"),
+)
+QUALITY = record(
+    "as a driver or batman-adv tells it; null: Hellos alone do",
+    share=number("of the best that the link can be"),
+    source=text(),
+    throughput_kbps=nullable(number()),
+    tq=nullable(integer()),
+    signal_dbm=nullable(integer()),
+)
+NEIGHBOUR = record(
+    interface=text(),
+    under=text("the interface that a tunnel goes over; any other itself"),
+    link_local=ADDRESS,
+    identity=nullable(IDENTITY),
+    address=nullable(ADDRESS),
+    cost=integer("of the link; 65535: not to be used"),
+    rxcost=integer(),
+    txcost=integer(),
+    rtt_ms=nullable(number()),
+    quality=nullable(QUALITY),
+    routing_refused=COUNT,
+    session=text("of payments", "up", "down"),
+    state=text("what becomes of its traffic", "open", "free", "suspended"),
+    rate_bits_per_second=nullable(integer("of the free tier that it is held to")),
+    window_msat=nullable(integer("how much it may owe")),
+    owed_to_us_msat=nullable(MSAT),
+    owed_to_them_msat=nullable(MSAT),
+    bytes_in=COUNT,
+    bytes_free=COUNT,
+    bytes_refused=COUNT,
+    bytes_out=COUNT,
+)
+TUNNEL = record(
+    interface=text(),
+    under=text(),
+    static=boolean("a [[peer]] of the configuration"),
+    identity=IDENTITY,
+    address=ADDRESS,
+    endpoint=nullable(text()),
+    port=nullable(integer()),
+    mtu=integer(),
+    state=text(),
+    heard_seconds_ago=nullable(number()),
+    received_bytes=COUNT,
+)
+ROUTE = record(
+    prefix=text(),
+    source_prefix=nullable(text()),
+    interface=nullable(text()),
+    under=nullable(text()),
+    next_hop=nullable(ADDRESS),
+    neighbour=nullable(text("its overlay address")),
+    advertised_metric=integer(),
+    metric=integer("65535: unreachable"),
+    price_msat_per_gb=PRICE,
+    announced_price_msat_per_gb=nullable(PRICE),
+    selected=boolean(),
+    feasible=boolean(),
+    refused=boolean("by a filter"),
+    origin=boolean("our own"),
+)
+_REASONED = record(**ROUTE["properties"], reason=text("why it was not chosen"))
+PATH = record(
+    destination=ADDRESS,
+    prefix=text(),
+    source_prefix=nullable(text()),
+    origin=boolean("this node itself announces the prefix"),
+    chosen=nullable(ROUTE),
+    alternatives=array(_REASONED),
+)
+CHANNEL = record(
+    channel_id=HEX,
+    peer=IDENTITY,
+    peer_address=ADDRESS,
+    direction=text("in: we are paid through it", "in", "out"),
+    state=text(),
+    capacity_sat=COUNT,
+    cumulative_msat=integer("paid through it"),
+    acknowledged_msat=MSAT,
+    funding=nullable(text("txid:index")),
+    expiry_height=integer(),
+    closing_txid=nullable(HEX),
+)
+COUNTS = record(
+    "what both ends of the link counted",
+    standing=text(),
+    finding=text(),
+    ours=mapping(COUNT),
+    theirs=nullable(mapping(COUNT)),
+    their_earned_msat=MSAT,
+    their_owed_msat=MSAT,
+    lost_to_them=number("share of the bytes"),
+    lost_from_them=number("share of the bytes"),
+    overstated_bytes=integer(),
+    denied_bytes=integer(),
+)
+LEDGER = record(
+    peer=IDENTITY,
+    peer_address=ADDRESS,
+    state=text("", "open", "suspended"),
+    window_msat=integer("how much it may owe"),
+    billed_msat=MSAT,
+    acknowledged_msat=MSAT,
+    their_billed_msat=MSAT,
+    accepted_msat=MSAT,
+    sent_msat=MSAT,
+    received_msat=MSAT,
+    balance_msat=integer("above 0: owed to us"),
+    counts=nullable(COUNTS),
+)
+FEE = record(fee_msat_per_gb=PRICE)
+PAYING = record(paying=boolean())
+COST = record(interface=text(), cost=integer())
+RELOADED = record(filters=COUNT, redistributions=COUNT)
+CLOSED = record(channels=array(HEX), txid=nullable(HEX))
+SCRIPT = record(script_pubkey=HEX)

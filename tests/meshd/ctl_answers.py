@@ -1,0 +1,171 @@
+"""What a daemon answers, by method, and what meshctl makes of it; every command of meshctl with a method is here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+ALICE = "fd3c:8aa9:32ea:37ba:4f1a:bd0c:2ad6:a6f1"
+BOB = "fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f"
+
+STATUS = {
+    "name": "n1",
+    "version": "0.1.0",
+    "identity": "03a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8",
+    "address": ALICE,
+    "uptime_seconds": 93784.5,
+    "interfaces": [
+        {"name": "eth0", "address": "fe80::1", "kind": "wired", "security": "none", "up": True},
+        {"name": "wlan0", "address": None, "kind": "wireless", "security": "wireguard", "up": False},
+    ],
+    "neighbours": 2,
+    "routes": 5,
+    "fee_msat_per_gb": 100_000,
+    "paying": True,
+    "chain": {"backend": "kernel", "height": 117, "connected": True},
+    "wallet": {"balance_sat": 1_234_567},
+    "totals": {"carried_bytes": 104_857_600, "earned_msat": 10_485, "spent_msat": 0},
+    "counters": {"malformed": 3},
+}
+NEIGHBOURS = [
+    {
+        "interface": "eth0", "under": "eth0", "link_local": "fe80::2", "identity": "ab" * 32, "address": BOB,
+        "cost": 96, "rxcost": 96, "txcost": 96, "rtt_ms": 12.345, "quality": None, "routing_refused": 0,
+        "session": "up", "state": "open",
+        "window_msat": 10_000,
+        "owed_to_us_msat": 512, "owed_to_them_msat": 0, "bytes_in": 5_120_000, "bytes_out": 999,
+        "bytes_free": 0, "bytes_refused": 0, "rate_bits_per_second": None,
+    },
+    {
+        "interface": "wlan0", "under": "wlan0", "link_local": "fe80::3", "identity": None, "address": None,
+        "cost": 65535,
+        "rxcost": 65535, "txcost": 256, "rtt_ms": None,
+        "quality": {
+            "share": 0.2484, "source": "expected throughput", "throughput_kbps": 9937, "tq": None, "signal_dbm": -30,
+        },
+        "routing_refused": 7, "session": "down", "state": "suspended", "window_msat": None,
+        "owed_to_us_msat": None, "owed_to_them_msat": None, "bytes_in": 0, "bytes_out": 0,
+        "bytes_free": 1234, "bytes_refused": 65_000, "rate_bits_per_second": 64_000,
+    },
+]  # fmt: skip
+OWN = {
+    "prefix": f"{ALICE}/128", "source_prefix": None, "interface": None, "under": None, "next_hop": None,
+    "neighbour": None, "metric": 0, "advertised_metric": 0,
+    "price_msat_per_gb": 0, "announced_price_msat_per_gb": 0, "selected": True, "feasible": True, "refused": False,
+    "origin": True,
+}  # fmt: skip
+CHEAP = {
+    "prefix": "10.1.0.0/24", "source_prefix": None, "interface": "eth0", "under": "eth0", "next_hop": "fe80::2",
+    "neighbour": BOB,
+    "metric": 217, "advertised_metric": 96,
+    "price_msat_per_gb": 1_250_000, "announced_price_msat_per_gb": 1_350_000, "selected": True, "feasible": True,
+    "origin": False, "refused": False,
+}  # fmt: skip
+REFUSED = CHEAP | {"prefix": "10.2.0.0/24", "metric": 65535, "selected": False, "refused": True}
+DEAR = CHEAP | {
+    "interface": "wlan0", "under": "wlan0", "next_hop": "fe80::3", "neighbour": None, "metric": 65535,
+    "price_msat_per_gb": 2**32 - 1,
+    "announced_price_msat_per_gb": None, "selected": False, "feasible": False,
+}  # fmt: skip
+PATH = {
+    "destination": "10.1.0.7", "prefix": "10.1.0.0/24", "source_prefix": None, "origin": False, "chosen": CHEAP,
+    "alternatives": [DEAR | {"reason": "unreachable"}],
+}  # fmt: skip
+CHANNELS = [
+    {
+        "channel_id": "0123456789abcdef" * 4, "peer": "ab" * 32, "peer_address": BOB, "direction": "out",
+        "state": "open", "capacity_sat": 100_000, "cumulative_msat": 12_345_678, "acknowledged_msat": 12_345_678,
+        "funding": "ef" * 32 + ":0",
+        "expiry_height": 2133, "closing_txid": None,
+    },
+    {
+        "channel_id": "fedcba9876543210" * 4, "peer": "ab" * 32, "peer_address": BOB, "direction": "in",
+        "state": "closing", "capacity_sat": 50_000, "cumulative_msat": 0, "acknowledged_msat": 0,
+        "funding": None, "expiry_height": 300,
+        "closing_txid": "cd" * 32,
+    },
+]  # fmt: skip
+LEDGER = [
+    {
+        "peer": "ab" * 32, "peer_address": BOB, "state": "suspended", "window_msat": 10_000, "billed_msat": 20_500,
+        "acknowledged_msat": 20_000, "their_billed_msat": 0, "accepted_msat": 0, "sent_msat": 0,
+        "received_msat": 5_001, "balance_msat": -15_499, "counts": {
+            "standing": "warned", "finding": "overstated", "ours": {"sent": 2}, "theirs": {"sent": 1},
+            "their_earned_msat": 1, "their_owed_msat": 2, "lost_to_them": 0.02, "lost_from_them": 0.0,
+            "overstated_bytes": 5, "denied_bytes": 0,
+        },
+    }
+]  # fmt: skip
+TUNNELS = [
+    {
+        "interface": "mw0123456789ab", "under": "gateway", "static": True, "identity": "ab" * 32, "address": BOB,
+        "endpoint": "192.0.2.1:51820", "port": 40001, "mtu": 1420, "state": "up", "heard_seconds_ago": 1.6,
+        "received_bytes": 12_345,
+    },
+    {
+        "interface": "mwba9876543210", "under": "pi", "static": True, "identity": "cd" * 32, "address": "fd00::1",
+        "endpoint": None, "port": 51820, "mtu": 1420, "state": "waiting", "heard_seconds_ago": None,
+        "received_bytes": 0,
+    },
+]  # fmt: skip
+ANSWERS: dict[str, Any] = {
+    "tunnels": TUNNELS,
+    "status": STATUS, "neighbours": NEIGHBOURS, "routes": [OWN, CHEAP, DEAR, REFUSED], "path": PATH,
+    "channels": CHANNELS, "ledger": LEDGER, "price.show": {"fee_msat_per_gb": 100_000},
+    "price.set": {"fee_msat_per_gb": 200_000},
+    "pay.hold": {"paying": False}, "pay.resume": {"paying": True},
+    "channel.close": {"channels": ["01" * 32], "txid": "cd" * 32},
+    "interface.cost": {"interface": "wlan0", "cost": 256}, "reload": {"filters": 3, "redistributions": 1},
+}  # fmt: skip
+
+GOLDEN = {
+    "status": """\
+node        n1 (meshd 0.1.0, up 1d 2h)
+identity    03a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8
+address     fd3c:8aa9:32ea:37ba:4f1a:bd0c:2ad6:a6f1
+neighbours  2
+routes      5
+fee         0.1 sat/MB
+paying      yes
+chain       kernel, height 117, connected
+wallet      1,234,567 sat
+carried     104.9 MB
+earned      10.485 sat
+spent       0 msat
+
+INTERFACE  KIND      STATE  ADDRESS
+eth0       wired     up     fe80::1
+wlan0      wireless  down   -""",
+    "neighbours": """\
+INTERFACE  LINK-LOCAL  ADDRESS                                   COST      RTT  QUALITY                                   SESSION  STATE                  WINDOW  OWED TO US  OWED TO THEM      IN    FREE  REFUSED    OUT
+eth0       fe80::2     fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f     96  12.3 ms  -                                         up       open                   10 sat    512 msat        0 msat  5.1 MB     0 B      0 B  999 B
+wlan0      fe80::3     -                                        65535        -  25 % (9.9 Mbit/s by expected throughput)  down     suspended (64 kbit/s)       -           -             -     0 B  1.2 kB  65.0 kB    0 B""",  # noqa: E501
+    "routes": """\
+   PREFIX                                       VIA      INTERFACE  METRIC         PRICE    ANNOUNCED  NOTE
+*  fd3c:8aa9:32ea:37ba:4f1a:bd0c:2ad6:a6f1/128  -        -               0             -     0 sat/MB  own
+*  10.1.0.0/24                                  fe80::2  eth0          217   1.25 sat/MB  1.35 sat/MB
+   10.1.0.0/24                                  fe80::3  wlan0       65535  not for sale            -  unfeasible
+   10.2.0.0/24                                  fe80::2  eth0        65535   1.25 sat/MB  1.35 sat/MB  refused""",
+    "tunnels": """\
+INTERFACE       OVER     ADDRESS                                  ENDPOINT          PORT   MTU  STATE      HEARD  RECEIVED
+mw0123456789ab  gateway  fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f  192.0.2.1:51820  40001  1420  up       2 s ago   12.3 kB
+mwba9876543210  pi       fd00::1                                  -                51820  1420  waiting        -       0 B""",  # noqa: E501
+    "path": """\
+10.1.0.7 matches 10.1.0.0/24: via fe80::2 on eth0, metric 217, price 1.25 sat/MB
+
+  PREFIX       VIA      INTERFACE  METRIC         PRICE  ANNOUNCED  WHY NOT
+  10.1.0.0/24  fe80::3  wlan0       65535  not for sale          -  unreachable""",
+    "channels": """\
+CHANNEL       PEER                                     DIRECTION  STATE       CAPACITY            PAID  EXPIRES AT  FUNDING       CLOSING
+0123456789ab  fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f  out        open     100,000 sat  12,345.678 sat        2133  efefefefefef  -
+fedcba987654  fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f  in         closing   50,000 sat          0 msat         300  -             cdcdcdcdcdcd""",  # noqa: E501
+    "ledger": """\
+PEER                                     STATE      COUNTS                         WINDOW    BILLED  ACKNOWLEDGED  THEIR BILLED  ACCEPTED    SENT   RECEIVED      BALANCE
+fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f  suspended  warned: overstated, 2.0% lost  10 sat  20.5 sat        20 sat        0 msat    0 msat  0 msat  5.001 sat  -15.499 sat""",  # noqa: E501
+    "price.show": "Fee: 0.1 sat/MB (100,000 msat/GB)",
+    "price.set": "Fee: 0.2 sat/MB (200,000 msat/GB)",
+    "interface.cost": "Cost of wlan0: 256",
+    "reload": "In force: 3 filters, 1 rules of redistribution.",
+    "pay.hold": "Payments are on hold.",
+    "pay.resume": "Paying.",
+    "channel.close": f"Closing 1 channel, transaction {'cd' * 32}:\n  {'01' * 32}",
+}

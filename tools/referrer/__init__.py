@@ -1,0 +1,1 @@
+"""The reference pages and JSON Schemas, from the code."""
