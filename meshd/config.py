@@ -24,7 +24,6 @@ from meshd.config_kinds import (
     boolean,
     choice,
     endpoint,
-    fee,
     identity,
     integer,
     key,
@@ -39,9 +38,11 @@ from meshd.config_kinds import (
     protocol,
     router_id,
     seconds,
+    share,
     text,
     unpriced,
 )
+from meshd.config_price import BudgetConfig, PriceConfig
 from routing.authentication import MacKey
 from routing.config import Mode
 from routing.events import LinkKind
@@ -229,6 +230,12 @@ class RoutingConfig:
     max_price_msat_per_gb: int = key(
         integer(0, _MAX_PRICE), "Dearer routes are not taken (1 sat/MB is 1000000).", 100_000_000
     )
+    sticky_fraction: float = key(
+        share(), "The part of the price paid that another route must save to be taken at once (docs/pricing.md).", 0.1
+    )
+    sticky_timeout: float = key(
+        seconds(0, 3600), "How long a smaller saving must last, on average, before it is taken.", 16.0
+    )
     unpriced: int | None = key(
         unpriced(), "What routes of plain Babel routers, which know no prices, are taken to cost in msat per GB.", 0
     )
@@ -295,26 +302,6 @@ class RedistributeConfig(_PrefixMatch):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PriceConfig:
-    """What this node asks."""
-
-    price: str = key(
-        choice("fixed", "auto"), "auto: the fee rises and falls with the load, from fee_msat_per_gb on.", "fixed"
-    )
-    fee_msat_per_gb: int = key(
-        fee(), "Asked for carrying one GB (10^9 bytes) to anybody else, on top of our own costs.", 100_000
-    )
-    floor_msat_per_gb: int = key(integer(0, _MAX_PRICE), "auto: the fee is never below it.", 1_000)
-    ceiling_msat_per_gb: int = key(integer(1, _MAX_PRICE), "auto: the fee is never above it.", 100_000_000)
-    capacity_mbit: int = key(
-        integer(0, 1_000_000),
-        "auto: the Mbit/s that this node can carry. Above 70 % of it the fee rises, below it falls.",
-        0,
-    )
-    price_notice: float = key(seconds(0, 3600), "How long the old price is still honoured after a rise.", 10.0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PaymentsConfig:
     """Money between neighbours."""
 
@@ -356,9 +343,10 @@ class Config:
     routing: RoutingConfig = RoutingConfig()
     filters: tuple[FilterConfig, ...] = ()
     redistributions: tuple[RedistributeConfig, ...] = ()
-    price: PriceConfig = PriceConfig()
+    price: PriceConfig = PriceConfig()  # noqa: RUF009  frozen, like the others
+    budget: BudgetConfig = BudgetConfig()  # noqa: RUF009
     payments: PaymentsConfig = PaymentsConfig()
-    chain: ChainConfig = ChainConfig()  # noqa: RUF009  frozen, like the others
+    chain: ChainConfig = ChainConfig()  # noqa: RUF009
 
 
 TABLES: dict[str, type[Any]] = {
@@ -370,6 +358,7 @@ TABLES: dict[str, type[Any]] = {
     "filter": FilterConfig,
     "redistribute": RedistributeConfig,
     "price": PriceConfig,
+    "budget": BudgetConfig,
     "payments": PaymentsConfig,
     "chain": ChainConfig,
 }
@@ -508,20 +497,8 @@ def _check_peers(config: Config, interfaces: list[str]) -> None:
 
 
 def _check_price(price: PriceConfig) -> None:
-    if price.price != "auto":
-        return
-    if not price.capacity_mbit:
-        raise ConfigError('[price]: capacity_mbit = 0: expected what the node can carry, for price = "auto"')
-    if price.floor_msat_per_gb > price.ceiling_msat_per_gb:
-        raise ConfigError(
-            f"[price]: floor_msat_per_gb = {price.floor_msat_per_gb}: expected at most ceiling_msat_per_gb "
-            f"({price.ceiling_msat_per_gb})"
-        )
-    if not price.floor_msat_per_gb <= price.fee_msat_per_gb <= price.ceiling_msat_per_gb:
-        raise ConfigError(
-            f"[price]: fee_msat_per_gb = {price.fee_msat_per_gb}: expected from floor_msat_per_gb "
-            f'({price.floor_msat_per_gb}) to ceiling_msat_per_gb ({price.ceiling_msat_per_gb}), for price = "auto"'
-        )
+    if problem := price.problem():
+        raise ConfigError(f"[price]: {problem}")
 
 
 def _check_lengths(where: str, match: _PrefixMatch) -> None:

@@ -79,6 +79,10 @@ def seconds(low: float, high: float) -> Kind:
     return _decimal("seconds", low, high)
 
 
+def share() -> Kind:
+    return _decimal("a share", 0, 1)
+
+
 def megabits(low: float, high: float) -> Kind:
     """A rate."""
     return _decimal("Mbit/s", low, high)

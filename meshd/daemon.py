@@ -24,6 +24,7 @@ from meshd import __version__
 from meshd import session as sessions
 from meshd.accounting import Accounting
 from meshd.billing import Billing
+from meshd.budget import BudgetKeeper
 from meshd.config import Config, ConfigError, load
 from meshd.config_chain import ChainConfig
 from meshd.control import ControlServer
@@ -131,6 +132,7 @@ class Daemon:
             set_carrying=self.enforcement.set_carrying,
             set_trusted=self._set_trusted,
         )
+        self._make_money_keepers()
         self._kernel = kernel
         self._distrusted: set[bytes] = set()
         self.tunnels = self._make_tunnels()
@@ -142,6 +144,22 @@ class Daemon:
             neighbours=self.router.speaker.neighbours,
             below=self._below,
             tell=self.router.put,
+        )
+
+    def _make_money_keepers(self) -> None:
+        """What looks after prices and spending. Neither does anything before it is told to."""
+        config = self.config
+        self.price_follower = PriceFollower(
+            config.price,
+            carried=lambda: self.accounting.sum().carried,
+            fee=lambda: self.fee_msat_per_gb,
+            set_fee=self.set_fee,
+        )
+        self.budget = BudgetKeeper(
+            config.budget.limits(),
+            ledgers=self.paymaster.engine.ledgers,
+            set_buying=lambda _: self.router.put(SetPolicy(self._policy())),
+            file=config.node.state_dir / "budget.json",
         )
 
     def _below(self, interface: str, address: IPv6Address) -> tuple[str, IPv6Address] | None:
@@ -159,7 +177,8 @@ class Daemon:
             router_id=secrets.token_bytes(8),
             fee_msat_per_gb=self.fee_msat_per_gb,
             price_weight=float(routing.price_weight),
-            price_max_msat_per_gb=routing.max_price_msat_per_gb,
+            sticky_fraction=routing.sticky_fraction,
+            sticky_timeout=routing.sticky_timeout,
             hello_interval=routing.hello_interval,
             update_interval=routing.update_interval,
             # The old price is honoured for longer than the news of a small rise may wait.
@@ -206,7 +225,7 @@ class Daemon:
         tunnels = [] if self.tunnels is None else self.tunnels.all()
         distrusted += [(tunnel.name, tunnel.far_end) for tunnel in tunnels if tunnel.peer in self._distrusted]
         names = None if self.tunnels is None else self.tunnels.names()
-        return policy_of(self.config, names, dict.fromkeys(distrusted))
+        return policy_of(self.config, names, dict.fromkeys(distrusted), is_buying=self.budget.is_buying)
 
     async def _set_trusted(self, peer: bytes, is_trusted: bool) -> None:
         (self._distrusted.discard if is_trusted else self._distrusted.add)(peer)
@@ -277,6 +296,8 @@ class Daemon:
                 nursery.start_soon(self._follow_sessions)
                 nursery.start_soon(self._report_loss)
                 nursery.start_soon(self._rank_peers)
+                await self.budget.check()  # the speaker knows before it hears of the first route
+                nursery.start_soon(self.budget.run)
             await nursery.start(self.router.run)
             for prefix in self.own_prefixes:
                 await self.router.originate(prefix)
@@ -284,13 +305,7 @@ class Daemon:
                 await self.router.originate(prefix, source_prefix)
             nursery.start_soon(self.redistribution.run)
             if self.payments_enabled and self.config.price.price == "auto":
-                follower = PriceFollower(
-                    self.config.price,
-                    carried=lambda: self.accounting.sum().carried,
-                    fee=lambda: self.fee_msat_per_gb,
-                    set_fee=self.set_fee,
-                )
-                nursery.start_soon(follower.run)
+                nursery.start_soon(self.price_follower.run)
             nursery.start_soon(self.quality.run)
             await nursery.start(ControlServer(self.config.node.control_socket, methods(self)).run)
             if self.config.node.metrics_port:
@@ -315,7 +330,8 @@ class Daemon:
         await self.router.put(SetFee(fee_msat_per_gb))
 
     async def reload(self) -> None:
-        """Take filters, redistribution, `unpriced`, costs and MAC keys of interfaces anew from the configuration file.
+        """Take filters, redistribution, `unpriced`, maximum price, budgets, costs and MAC keys of interfaces anew from
+        the configuration file.
 
         Raises ConfigError; then nothing has changed.
         """
@@ -323,11 +339,18 @@ class Daemon:
         new_by_name = {interface.name: interface for interface in new.interfaces}
         self.config = replace(
             self.config,
-            routing=replace(self.config.routing, unpriced=new.routing.unpriced),
+            routing=replace(
+                self.config.routing,
+                unpriced=new.routing.unpriced,
+                max_price_msat_per_gb=new.routing.max_price_msat_per_gb,
+            ),
+            budget=new.budget,
             filters=new.filters,
             redistributions=new.redistributions,
         )
         await self.router.put(SetPolicy(self._policy()))
+        if self.payments_enabled:
+            await self.budget.set_limits(new.budget.limits())
         for peer in self.config.peers:
             await self.set_cost(peer.name, {other.name: other.cost for other in new.peers}.get(peer.name, peer.cost))
         for interface in self.config.interfaces:

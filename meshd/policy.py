@@ -14,10 +14,13 @@ def policy_of(
     config: Config,
     tunnels: Mapping[str, Sequence[str]] | None = None,
     distrusted: Iterable[tuple[str, IPv6Address]] = (),
+    *,
+    is_buying: bool = True,
 ) -> Policy:
     """`tunnels`: by name of the interface under them. What is said of that interface holds for each of them.
 
     `distrusted`: links (interface, neighbour) from which no routes are taken, whatever the filters say.
+    `is_buying`: routes with a price may be used.
     """
     known = tunnels or {}
     return Policy(
@@ -27,6 +30,7 @@ def policy_of(
         ),
         exports=tuple(rule for item in config.filters if item.direction == "export" for rule in _rules(item, known)),
         unpriced_msat_per_gb=config.routing.unpriced,
+        price_max_msat_per_gb=config.routing.max_price_msat_per_gb if is_buying else 0,
     )
 
 

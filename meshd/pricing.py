@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from meshd.config import PriceConfig
+from meshd.config_price import PriceConfig
 from meshd.logs import Logger
 from payments import pricing
 from routing.rules import PRICE_NOT_FOR_SALE
@@ -39,13 +39,18 @@ class PriceFollower:
         """Until cancelled."""
         before, began = self._carried(), trio.current_time()
         while True:
-            await trio.sleep(pricing.PRICE_INTERVAL)
+            await trio.sleep(self._config.interval)
             carried, now = self._carried(), trio.current_time()
             wanted = self.step(8 * (carried - before) / (now - began))
             before, began = carried, now
             if wanted is not None:
                 log.debug("fee follows the load", fee_msat_per_gb=wanted)
                 await self._set_fee(wanted)
+
+    @property
+    def load(self) -> float | None:
+        """bit/s, the moving average that the fee follows; None: it has not been looked at yet."""
+        return None if self._average < 0.0 else self._average
 
     def step(self, load: float) -> int | None:
         """One interval has passed, with so many bit/s. Returns the fee to ask from now on; None: as before.

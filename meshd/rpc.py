@@ -14,9 +14,9 @@ from meshd.control import INVALID_PARAMS, NOT_FOUND, REFUSED, Method, Param, Rpc
 from meshd.enforcement import State
 from meshd.identity import overlay_address
 from meshd.rpc_money import MoneyMethods, money_methods
+from meshd.rpc_prices import PriceMethods, price_methods
 from meshd.tunnel import Tunnel
 from routing.events import Prefix
-from routing.rules import PRICE_NOT_FOR_SALE
 from routing.speaker import RouteView
 
 if TYPE_CHECKING:
@@ -234,20 +234,6 @@ class Methods:
             "alternatives": others,
         }
 
-    async def price_show(self, _: dict[str, Any]) -> Any:
-        return {"fee_msat_per_gb": self._node.fee_msat_per_gb}
-
-    async def price_set(self, params: dict[str, Any]) -> Any:
-        """Until the next start; the configuration file is the operator's."""
-        self._money.require_payments()
-        fee = params["fee_msat_per_gb"]
-        if not 0 <= fee <= PRICE_NOT_FOR_SALE:
-            raise RpcError(
-                INVALID_PARAMS, f"fee_msat_per_gb = {fee}: expected 0 to {PRICE_NOT_FOR_SALE} (not for sale)"
-            )
-        await self._node.set_fee(fee)
-        return await self.price_show({})
-
     async def interface_cost(self, params: dict[str, Any]) -> Any:
         """Until the next start; the configuration file is the operator's."""
         name, cost = params["interface"], params["cost"]
@@ -335,14 +321,7 @@ def methods(daemon: Daemon) -> dict[str, Method]:
             },
             result=schemas.PATH,
         ),
-        "price.show": Method(node.price_show, "What we ask for carrying a GB.", result=schemas.FEE),
-        "price.set": Method(
-            node.price_set,
-            "Ask another fee from now on; a rise is billed after the notice.",
-            {"fee_msat_per_gb": Param("integer", "msat per GB; 4294967295: not for sale")},
-            result=schemas.FEE,
-            writes=True,
-        ),
+        **price_methods(PriceMethods(daemon, money)),
         "interface.cost": Method(
             node.interface_cost,
             "Give an interface another cost; traffic moves without loss.",
@@ -352,7 +331,7 @@ def methods(daemon: Daemon) -> dict[str, Method]:
         ),
         "reload": Method(
             node.reload,
-            "Read filters, redistribution, `unpriced`, costs and MAC keys anew from the configuration file.",
+            "Read filters, redistribution, `unpriced`, maximum price, budgets, costs and MAC keys anew from the file.",
             result=schemas.RELOADED,
             writes=True,
         ),

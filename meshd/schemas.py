@@ -190,7 +190,26 @@ LEDGER = record(
     balance_msat=integer("above 0: owed to us"),
     counts=nullable(COUNTS),
 )
-FEE = record(fee_msat_per_gb=PRICE)
+FEE = record(
+    fee_msat_per_gb=PRICE,
+    price=text("auto: the fee follows the load", "fixed", "auto"),
+    floor_msat_per_gb=nullable(PRICE),
+    ceiling_msat_per_gb=nullable(PRICE),
+    capacity_mbit=nullable(integer("what the node can carry, Mbit/s")),
+    load_mbit=nullable(number("the moving average that the fee follows, Mbit/s; null: none yet")),
+)
+BUDGET = record(
+    is_buying=boolean("false: a budget is used up, and no route with a price is taken"),
+    max_price_msat_per_gb=PRICE,
+    periods=array(
+        record(
+            period=text("", "hour", "day", "month"),
+            limit_msat=nullable(integer("msat; null: none")),
+            spent_msat=integer("paid and owed to neighbours, less what they paid; below 0: more was earned"),
+            ends_at=number("Unix time"),
+        )
+    ),
+)
 PAYING = record(paying=boolean())
 COST = record(interface=text(), cost=integer())
 RELOADED = record(filters=COUNT, redistributions=COUNT)

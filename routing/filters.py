@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address
 
 from routing import rules
-from routing.rules import METRIC_INFINITY
+from routing.rules import METRIC_INFINITY, PRICE_NOT_FOR_SALE
 from routing.tlv import Prefix, Update
 
 REFUSED = METRIC_INFINITY  # what a refusal adds
@@ -42,12 +42,13 @@ class Policy:
     """What the operator may change while the speaker runs.
 
     `unpriced_msat_per_gb`: what the routes of a neighbour that knows no prices are taken to cost; None: they are
-    refused.
+    refused. `price_max_msat_per_gb`: dearer routes are never selected, as if `SpeakerConfig` said so.
     """
 
     imports: tuple[Rule, ...] = ()
     exports: tuple[Rule, ...] = ()
     unpriced_msat_per_gb: int | None = 0
+    price_max_msat_per_gb: int = PRICE_NOT_FOR_SALE - 1
 
     @property
     def is_import_open(self) -> bool:

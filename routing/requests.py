@@ -176,7 +176,7 @@ class Requests:
         found: dict[bytes, list[Route]] = {}
         for route in sorted(entry.routes.values(), key=lambda r: r.metric):
             is_wanted = route is current or route.metric < limit
-            if is_wanted and route.price <= self._state.config.price_max_msat_per_gb and not is_route_feasible(route):
+            if is_wanted and route.price <= self._state.price_max and not is_route_feasible(route):
                 found.setdefault(route.router_id, []).append(route)
         return found
 

@@ -327,7 +327,7 @@ class Selection:
         best: Route | None = None
         best_metric = unfeasible_metric = METRIC_INFINITY
         kept: Route | None = None
-        price_max = self._state.config.price_max_msat_per_gb
+        price_max = self._state.price_max
         sources = entry.sources
         for route in entry.routes.values():
             metric = route.metric

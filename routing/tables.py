@@ -268,6 +268,11 @@ class State:
     flushing: dict[Interface, None] = field(default_factory=dict)
     dumping: dict[Interface | Neighbour, None] = field(default_factory=dict)
 
+    @property
+    def price_max(self) -> int:
+        """msat per GB; dearer routes are never selected."""
+        return min(self.config.price_max_msat_per_gb, self.policy.price_max_msat_per_gb)
+
     def set_seqno(self, seqno: int) -> None:
         """Our own. Updates for our prefixes that are kept ready have the old one, and must be built anew."""
         self.seqno = seqno

@@ -225,7 +225,12 @@ def fee(result: Record, style: Style) -> str:  # noqa: ARG001  a renderer like t
     msat_per_gb = result["fee_msat_per_gb"]
     if msat_per_gb == NOT_FOR_SALE:
         return "Fee: not for sale"
-    return f"Fee: {price(msat_per_gb)} ({msat_per_gb:,} msat/GB)"
+    text = f"Fee: {price(msat_per_gb)} ({msat_per_gb:,} msat/GB)"
+    if result["price"] != "auto":
+        return text
+    load = "not known yet" if result["load_mbit"] is None else f"{result['load_mbit']:g} Mbit/s"
+    bounds = f"{price(result['floor_msat_per_gb'])} and {price(result['ceiling_msat_per_gb'])}"
+    return f"{text}, between {bounds} with the load: {load} of {result['capacity_mbit']} Mbit/s"
 
 
 def cost(result: Record, style: Style) -> str:  # noqa: ARG001

@@ -107,11 +107,15 @@ TUNNELS = [
         "received_bytes": 0,
     },
 ]  # fmt: skip
+FEE: dict[str, Any] = {
+    "fee_msat_per_gb": 100_000, "price": "auto", "floor_msat_per_gb": 1_000, "ceiling_msat_per_gb": 2_000_000,
+    "capacity_mbit": 20, "load_mbit": 3.5,
+}  # fmt: skip
 ANSWERS: dict[str, Any] = {
     "tunnels": TUNNELS,
     "status": STATUS, "neighbours": NEIGHBOURS, "routes": [OWN, CHEAP, DEAR, REFUSED], "path": PATH,
-    "channels": CHANNELS, "ledger": LEDGER, "price.show": {"fee_msat_per_gb": 100_000},
-    "price.set": {"fee_msat_per_gb": 200_000},
+    "channels": CHANNELS, "ledger": LEDGER, "price.show": FEE,
+    "price.set": FEE | {"fee_msat_per_gb": 200_000, "price": "fixed"},
     "pay.hold": {"paying": False}, "pay.resume": {"paying": True},
     "channel.close": {"channels": ["01" * 32], "txid": "cd" * 32},
     "interface.cost": {"interface": "wlan0", "cost": 256}, "reload": {"filters": 3, "redistributions": 1},
@@ -161,7 +165,9 @@ fedcba987654  fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f  in         closing   50,0
     "ledger": """\
 PEER                                     STATE      COUNTS                         WINDOW    BILLED  ACKNOWLEDGED  THEIR BILLED  ACCEPTED    SENT   RECEIVED      BALANCE
 fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f  suspended  warned: overstated, 2.0% lost  10 sat  20.5 sat        20 sat        0 msat    0 msat  0 msat  5.001 sat  -15.499 sat""",  # noqa: E501
-    "price.show": "Fee: 0.1 sat/MB (100,000 msat/GB)",
+    "price.show": (
+        "Fee: 0.1 sat/MB (100,000 msat/GB), between 0.001 sat/MB and 2 sat/MB with the load: 3.5 Mbit/s of 20 Mbit/s"
+    ),
     "price.set": "Fee: 0.2 sat/MB (200,000 msat/GB)",
     "interface.cost": "Cost of wlan0: 256",
     "reload": "In force: 3 filters, 1 rules of redistribution.",

@@ -71,7 +71,7 @@ def test_configuration_cannot_be_changed() -> None:
         (
             "name = 1",
             "unknown table [name]; known are node, interface, discovery, peer, routing, filter, redistribute, price, "
-            "payments, chain",
+            "budget, payments, chain",
         ),
         ("[routing]\nhelo_interval = 1", '[routing]: unknown key helo_interval; did you mean "hello_interval"?'),
         (

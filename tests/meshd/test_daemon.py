@@ -124,6 +124,8 @@ class Secured:
             all=lambda: [SimpleNamespace(name="mw1", peer=b"p", far_end=FAR_END)],
         )
         self._distrusted: set[bytes] = set()
+        self.payments_enabled = True
+        self.budget = SimpleNamespace(is_buying=True, set_limits=self._set_limits)
         self.accounting = SimpleNamespace(neighbours=Neighbours())
         self._policy = lambda: Daemon._policy(cast("Daemon", self))
 
@@ -137,6 +139,9 @@ class Secured:
         if name not in ("mw1", "eth1"):
             raise KeyError(name)
         self.asked.append((name, cost))
+
+    async def _set_limits(self, limits: Any) -> None:
+        self.asked.append(limits)
 
     async def _put(self, event: Any) -> None:
         self.asked.append(event)
@@ -163,12 +168,25 @@ def test_a_reload_takes_secured_interfaces_along(tmp_path: Path) -> None:
     async def scenario() -> None:
         node = Secured()
         node._config_path = tmp_path / "meshd.toml"
-        node._config_path.write_text(SECURED.replace('"wireguard"', '"wireguard"\ncost = 7'))
+        changed = SECURED.replace('"wireguard"', '"wireguard"\ncost = 7') + "[budget]\nper_day_msat = 9\n"
+        node._config_path.write_text(changed + "[routing]\nmax_price_msat_per_gb = 8\n")
         await Daemon.reload(cast("Daemon", node))
-        policy, *others, rules = node.asked
+        policy, limits, *others, rules = node.asked
+        assert (limits["day"], policy.policy.price_max_msat_per_gb) == (9, 8)
         assert isinstance(policy, SetPolicy) and [rule.interface for rule in policy.policy.imports] == ["mw1", "mw2"]
         assert others == [("under", "eth0", 7), ("mw1", 7), ("eth1", 96), ("keys", "eth1")]
         assert rules == ()
+
+    run(scenario)
+
+
+def test_once_the_budget_is_used_up_routes_with_a_price_are_left() -> None:
+    async def scenario() -> None:
+        node = Secured()
+        node.budget.is_buying = False
+        assert Daemon._policy(cast("Daemon", node)).price_max_msat_per_gb == 0
+        node.budget.is_buying = True
+        assert Daemon._policy(cast("Daemon", node)).price_max_msat_per_gb == 100_000_000
 
     run(scenario)
 

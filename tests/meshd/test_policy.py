@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from ipaddress import IPv6Address, ip_network
 from pathlib import Path
 
@@ -22,8 +23,11 @@ def examples(key_file: Path) -> list[Config]:
     return [parse(text) for text in re.findall(r"^```toml\n(.*?)^```", page, flags=re.M | re.S)]
 
 
+DEFAULT = Policy(price_max_msat_per_gb=Config().routing.max_price_msat_per_gb)
+
+
 def test_nothing_is_refused_by_default() -> None:
-    assert policy_of(Config()) == Policy() and Policy().is_import_open
+    assert policy_of(Config()) == DEFAULT and DEFAULT.is_import_open
 
 
 def test_every_key_of_a_filter_gets_into_its_rule() -> None:
@@ -52,7 +56,7 @@ def test_every_key_of_a_filter_gets_into_its_rule() -> None:
     prefix, source_prefix = ip_network("fd00::/8"), ip_network("fd01::/16")
     imported = Rule(7, prefix, 48, 64, "eth0", IPv6Address("fe80::1"), router_id, 9, source_prefix)
     exported = Rule(REFUSED, ip_network("10.0.0.0/8"), 8, 8)
-    assert policy_of(config) == Policy((imported,), (exported,), 0)
+    assert policy_of(config) == replace(DEFAULT, imports=(imported,), exports=(exported,))
 
 
 def test_what_is_said_of_an_interface_holds_for_the_tunnels_over_it() -> None:
@@ -84,7 +88,7 @@ def test_what_is_said_of_an_interface_holds_for_the_tunnels_over_it() -> None:
 
 @pytest.mark.parametrize(("word", "price"), [('"free"', 0), ('"refuse"', None), ("500", 500)])
 def test_unpriced(word: str, price: int | None) -> None:
-    assert policy_of(parse(f"[routing]\nunpriced = {word}")) == Policy(unpriced_msat_per_gb=price)
+    assert policy_of(parse(f"[routing]\nunpriced = {word}")) == replace(DEFAULT, unpriced_msat_per_gb=price)
 
 
 def test_the_examples_of_the_page_say_what_the_page_says(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import trio
 
 from meshd.accounting import Accounting
 from meshd.billing import Billing
-from meshd.config import Config, ConfigError, InterfaceConfig
+from meshd.budget import BudgetKeeper
+from meshd.config import Config, ConfigError, InterfaceConfig, parse
 from meshd.control import INVALID_PARAMS, NOT_FOUND, REFUSED, RpcError
 from meshd.daemon import Daemon
 from meshd.enforcement import Enforcement, HeldFile
@@ -23,6 +24,7 @@ from meshd.neighbours import Neighbours
 from meshd.radio import Sample, Source
 from meshd.rpc import Methods, methods
 from meshd.rpc_money import BALANCE_AGE, MoneyMethods
+from meshd.rpc_prices import PriceMethods
 from payments import events as pay
 from payments.agreement import CountsView, Finding, Standing
 from payments.counts import Traffic
@@ -83,6 +85,8 @@ class Node:
             router=SimpleNamespace(speaker=speaker, attached={}, counters={}, put=self._put),
             sessions=SimpleNamespace(counters={}, peer_on=lambda *_: None),
             tunnels=None,
+            price_follower=SimpleNamespace(load=1.5e6),
+            budget=BudgetKeeper({"day": 9}, ledgers=lambda: [LEDGER], set_buying=self._put, file=None, clock=lambda: 7),
             quality=SimpleNamespace(counters={}, known=lambda *link: self.qualities.get(link)),
             paymaster=SimpleNamespace(
                 engine=engine,
@@ -96,6 +100,7 @@ class Node:
         )
         self.money = MoneyMethods(cast("Daemon", self.daemon))
         self.methods = Methods(cast("Daemon", self.daemon), self.money)
+        self.prices = PriceMethods(cast("Daemon", self.daemon), self.money)
 
     async def _put(self, what: object) -> None:
         self.asked.append(what)
@@ -141,6 +146,7 @@ def test_every_reading_method_gives_json() -> None:
         node.routes = [route("fd00::/8"), route("10.0.0.0/8", selected=False)]
         node.neighbours = [NeighbourView("eth0", LINK[1], 96, 96, 96, 0xFFFF, 2)]
         node.daemon.accounting.neighbours.peer_by_link[LINK] = PEER
+        await node.daemon.budget.check()
         table = methods(cast("Daemon", node.daemon))
         for method in table.values():
             validate(method.result, {"type": "object", "minProperties": 1})
@@ -264,10 +270,36 @@ def test_price_is_set_within_its_range() -> None:
     async def scenario() -> None:
         node = Node()
         for bad in (-1, 2**32):
-            assert await code_of(node.methods.price_set, {"fee_msat_per_gb": bad}) == INVALID_PARAMS
+            assert await code_of(node.prices.price_set, {"fee_msat_per_gb": bad}) == INVALID_PARAMS
         assert node.asked == [] and node.daemon.fee_msat_per_gb == 100
-        assert await node.methods.price_set({"fee_msat_per_gb": 2**32 - 1}) == {"fee_msat_per_gb": 2**32 - 1}
+        assert (await node.prices.price_set({"fee_msat_per_gb": 2**32 - 1}))["fee_msat_per_gb"] == 2**32 - 1
         assert node.asked == [2**32 - 1]
+
+    run(scenario)
+
+
+def test_a_fee_that_follows_the_load_is_shown_with_it() -> None:
+    async def scenario() -> None:
+        node = Node()
+        assert (await node.prices.price_show({}))["load_mbit"] is None
+        node.daemon.config = parse('[price]\nprice = "auto"\ncapacity_mbit = 20\n')
+        shown = await node.prices.price_show({})
+        assert (shown["price"], shown["load_mbit"], shown["capacity_mbit"]) == ("auto", 1.5, 20)
+
+    run(scenario)
+
+
+def test_a_budget_is_set_within_its_range_and_shown_with_what_was_spent() -> None:
+    async def scenario() -> None:
+        node = Node()
+        await node.daemon.budget.check()
+        for bad in ({}, {"per_hour_msat": -1}, {"per_day_msat": 10**15 + 1}):
+            assert await code_of(node.prices.budget_set, bad) == INVALID_PARAMS
+        shown = await node.prices.budget_set({"per_hour_msat": 5})
+        by_period = {row["period"]: (row["limit_msat"], row["spent_msat"], row["ends_at"]) for row in shown["periods"]}
+        assert by_period == {"hour": (5, 0, 3600), "day": (9, 0, 86_400), "month": (None, 0, 2_592_000)}
+        assert shown["is_buying"]
+        assert shown["max_price_msat_per_gb"] == 100_000_000
 
     run(scenario)
 
@@ -302,11 +334,11 @@ def test_a_peer_that_is_not_clearly_meant_is_none() -> None:
 def test_without_payments_nothing_waits_for_an_engine_that_does_not_run() -> None:
     async def scenario() -> None:
         node = Node(enabled=False)
-        of, money = node.methods, node.money
-        for call in (money.pay_hold, money.pay_resume, money.channel_close, money.wallet_script):
+        of, money = node.prices, node.money
+        for call in (money.pay_hold, money.pay_resume, money.channel_close, money.wallet_script, of.budget_show):
             assert await code_of(call) == REFUSED
         assert await code_of(of.price_set, {"fee_msat_per_gb": 1}) == REFUSED
-        status = await of.status({})
+        status = await node.methods.status({})
         assert (status["paying"], status["wallet"]["balance_sat"], node.balances_asked) == (False, None, 0)
         assert node.asked == []
 

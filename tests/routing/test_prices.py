@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ipaddress import IPv6Network
 
-from routing.events import AnnouncedPrice, LearnedPrice, OriginateRoute, SetFee
+from routing.events import AnnouncedPrice, LearnedPrice, OriginateRoute, SetFee, SetPolicy
+from routing.filters import Policy
 from routing.rules import PRICE_NOT_FOR_SALE
 from routing.tlv import Update
 from tests.routing.chart import DESTINATION, Chart, installed, peer_address, update
@@ -61,6 +62,20 @@ def test_routes_above_the_maximum_price_or_not_for_sale_are_not_taken() -> None:
     assert chart.route_changes() == []
     chart.hear("a", update(0, price=1_000_000))
     assert chart.route_changes() == [installed("a", 96, 1_000_000)]
+
+
+def test_the_maximum_price_may_change_at_any_time() -> None:
+    chart = Chart(price_max_msat_per_gb=1_000_000)
+    chart.meet("a", "b")
+    chart.hear("a", update(0, price=500_000))
+    chart.hear("b", update(900, price=0))
+    assert chart.route_changes() == [installed("a", 96, 500_000)]
+    chart.feed(SetPolicy(Policy(price_max_msat_per_gb=499_999)))
+    assert chart.route_changes()[1:] == [installed("b", 996, 0)]
+    chart.feed(SetPolicy(Policy(price_max_msat_per_gb=2_000_000)))
+    assert chart.route_changes()[2:] == [installed("a", 96, 500_000)]
+    chart.hear("a", update(0, price=1_000_001))  # above what the configuration says
+    assert chart.route_changes()[-1] == installed("b", 996, 0)
 
 
 def test_a_settled_route_does_not_follow_small_price_moves_at_once() -> None:

@@ -128,7 +128,7 @@ COMMANDS = (
     ),
     Command(
         words="reload",
-        help="Read filters, redistribution, interface costs and MAC keys anew from the file.",
+        help="Read filters, redistribution, budgets, costs and MAC keys anew from the file.",
         example="meshctl reload",
         method="reload",
         result=schemas.RELOADED,
