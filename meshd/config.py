@@ -42,13 +42,13 @@ from meshd.config_kinds import (
     text,
     unpriced,
 )
+from meshd.config_payments import NeighbourConfig, PaymentsConfig
 from meshd.config_price import BudgetConfig, PriceConfig
 from routing.authentication import MacKey
 from routing.config import Mode
 from routing.events import LinkKind
 
 _MAX_PRICE = NOT_FOR_SALE - 1
-_MAX_SAT = 21_000_000 * 100_000_000
 
 
 class ConfigError(Exception):
@@ -302,39 +302,6 @@ class RedistributeConfig(_PrefixMatch):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PaymentsConfig:
-    """Money between neighbours."""
-
-    enabled: bool = key(boolean(), "Meter, bill and pay. Without it the node routes and carries for nothing.", True)
-    session_port: int = key(integer(1, 65535), "TCP port of the sessions with neighbours.", 6697)
-    tick: float = key(seconds(0.1, 60), "The longest time between settlements of a debt.", 5.0)
-    window_msat: int = key(
-        integer(1, 10**12), "What a new neighbour may owe before we stop carrying its traffic.", 10_000
-    )
-    max_window_msat: int = key(
-        integer(1, 10**12), "What a neighbour that always paid may owe: the most that can be lost to it.", 1_000_000
-    )
-    free_rate: int = key(
-        integer(0, 10**11),
-        "Bits per second that are carried, and not billed, for each neighbour that has not paid, and for all those "
-        "together that have no payment session; 0: nothing but some DNS.",
-        64_000,
-    )
-    channel_capacity_sat: int = key(
-        integer(1_000, _MAX_SAT), "What is locked in each payment channel that this node opens.", 100_000
-    )
-    channel_expiry_blocks: int = key(
-        integer(10, 65535), "How long a channel lasts; its unspent rest comes back then at the latest.", 2016
-    )
-    expiry_margin_blocks: int = key(
-        integer(2, 65535), "How long before its end a channel is no longer paid through, and claimed.", 144
-    )
-    min_confirmations: int = key(
-        integer(1, 1000), "How deep a neighbour's channel must be in the chain before it counts as money.", 3
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     node: NodeConfig = NodeConfig()
     interfaces: tuple[InterfaceConfig, ...] = ()
@@ -345,7 +312,8 @@ class Config:
     redistributions: tuple[RedistributeConfig, ...] = ()
     price: PriceConfig = PriceConfig()  # noqa: RUF009  frozen, like the others
     budget: BudgetConfig = BudgetConfig()  # noqa: RUF009
-    payments: PaymentsConfig = PaymentsConfig()
+    payments: PaymentsConfig = PaymentsConfig()  # noqa: RUF009  frozen, like the others
+    neighbours: tuple[NeighbourConfig, ...] = ()
     chain: ChainConfig = ChainConfig()  # noqa: RUF009
 
 
@@ -360,10 +328,17 @@ TABLES: dict[str, type[Any]] = {
     "price": PriceConfig,
     "budget": BudgetConfig,
     "payments": PaymentsConfig,
+    "neighbour": NeighbourConfig,
     "chain": ChainConfig,
 }
 # Those that may be there more than once, and what they are called together.
-ARRAYS = {"interface": "interfaces", "peer": "peers", "filter": "filters", "redistribute": "redistributions"}
+ARRAYS = {
+    "interface": "interfaces",
+    "peer": "peers",
+    "filter": "filters",
+    "redistribute": "redistributions",
+    "neighbour": "neighbours",
+}
 
 
 def load(path: Path) -> Config:
@@ -456,12 +431,25 @@ def _check_together(config: Config) -> None:
     for number, rule in enumerate(config.filters, start=1):
         _check_filter(f"[[filter]] number {number}", rule, names)
     _check_price(config.price)
+    _check_payments(config)
+    if config.routing.update_interval < config.routing.hello_interval:
+        raise ConfigError(
+            f"[routing]: update_interval = {config.routing.update_interval:g}: expected at least hello_interval "
+            f"({config.routing.hello_interval:g})"
+        )
+
+
+def _check_payments(config: Config) -> None:
     payments = config.payments
     if payments.window_msat > payments.max_window_msat:
         raise ConfigError(
             f"[payments]: window_msat = {payments.window_msat}: "
             f"expected at most max_window_msat ({payments.max_window_msat})"
         )
+    known = [neighbour.identity for neighbour in config.neighbours]
+    for number, identity_ in enumerate(known, start=1):
+        if known.index(identity_) < number - 1:
+            raise ConfigError(f"[[neighbour]] number {number}: identity = {identity_.hex()}: taken by an earlier one")
     if payments.max_window_msat > payments.channel_capacity_sat * 1000:
         raise ConfigError(
             f"[payments]: max_window_msat = {payments.max_window_msat}: expected at most what a channel holds "
@@ -471,11 +459,6 @@ def _check_together(config: Config) -> None:
         raise ConfigError(
             f"[payments]: expiry_margin_blocks = {payments.expiry_margin_blocks}: expected less than a third of "
             f"channel_expiry_blocks ({payments.channel_expiry_blocks})"
-        )
-    if config.routing.update_interval < config.routing.hello_interval:
-        raise ConfigError(
-            f"[routing]: update_interval = {config.routing.update_interval:g}: expected at least hello_interval "
-            f"({config.routing.hello_interval:g})"
         )
 
 

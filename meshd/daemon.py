@@ -51,6 +51,7 @@ from payments.adapters.bitcoind import BitcoindChain
 from payments.adapters.bitcoind_rpc import RpcConfig
 from payments.adapters.chain_client import KernelChainClient
 from payments.adapters.store import Store
+from payments.config import SettlementTerms
 from payments.counts import Signer
 from payments.engine import PaymentConfig, PaymentEngine
 from payments.ports import ChainPort, WalletError, WalletPort
@@ -72,6 +73,7 @@ RANK_INTERVAL = 10.0
 MEGABYTE = 1_000_000
 LOSS_INTERVAL = 5.0
 HELLO_HISTORY_BITS = 16
+UNLIMITED_MSAT = 2**63
 # By Bitcoin Core's name of it, as in the configuration: the wallet's.
 WALLET_NETWORKS = {"regtest": "regtest", "signet": "signet", "test": "testnet"}
 
@@ -114,13 +116,14 @@ class Daemon:
         self.enforcement = Enforcement(
             kernel, Neighbours(), file=held_file, held=held_file.load(), free_rate=config.payments.free_rate
         )
+        is_free = config.payments.settlement == "null"  # nobody is held to what nobody pays
         self.accounting = Accounting(
             kernel,
             self.billing,
             self.enforcement,
             report=self._metered if config.payments.enabled else None,
             recovered=unbilled(kernel.leftover, store.take_readings()),
-            strangers_window_msat=config.payments.window_msat,
+            strangers_window_msat=UNLIMITED_MSAT if is_free else config.payments.window_msat,
         )
         self.paymaster = Paymaster(
             self._payment_engine(store),
@@ -245,6 +248,14 @@ class Daemon:
             expiry_blocks=wanted.channel_expiry_blocks,
             expiry_margin=wanted.expiry_margin_blocks,
             min_confirmations=wanted.min_confirmations,
+            settlement=SettlementTerms(wanted.settlement, wanted.credit_limit_msat),
+            settlement_by_peer={
+                other.identity: SettlementTerms(
+                    wanted.settlement if other.settlement is None else other.settlement,
+                    wanted.credit_limit_msat if other.credit_limit_msat is None else other.credit_limit_msat,
+                )
+                for other in self.config.neighbours
+            },
         )
         return PaymentEngine(
             config,

@@ -98,7 +98,8 @@ class Paymaster:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             await self._execute(self.engine.start(now=trio.current_time()))
-            nursery.start_soon(self._follow_chain)
+            if self.engine.needs_chain:
+                nursery.start_soon(self._follow_chain)
             task_status.started()
             try:
                 while True:
@@ -281,6 +282,9 @@ def _report(notice: events.Notice) -> None:
         case events.PaymentReceived():
             fields = {"peer": notice.peer, "msat": notice.amount_msat, "cumulative_msat": notice.cumulative_msat}
             log.debug("payment received", channel=notice.channel_id, **fields)
+        case events.CreditRedeemed():
+            fields = {"msat": notice.amount_msat, "cumulative_msat": notice.cumulative_msat}
+            log.info("credit redeemed", peer=notice.peer, **fields)
         case events.ChannelStateChanged():
             fields2 = {"peer": notice.peer, "direction": notice.direction.value, "state": notice.state.value}
             log.info("channel", channel=notice.channel_id, reason=notice.reason, **fields2)

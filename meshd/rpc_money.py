@@ -12,6 +12,7 @@ import trio
 from meshd import schemas
 from meshd.control import INVALID_PARAMS, NOT_FOUND, REFUSED, TIMEOUT, Method, Param, RpcError
 from meshd.identity import overlay_address
+from meshd.rpc_credit import credit_methods
 from payments import events as pay
 from payments.agreement import CountsView
 from payments.ports import ChainError, WalletError
@@ -29,13 +30,13 @@ class MoneyMethods:
     """The handlers; each takes checked parameters and returns JSON."""
 
     def __init__(self, daemon: Daemon) -> None:
-        self._node = daemon
+        self.node = daemon
         self._balance_lock = trio.Lock()
         self._balance_known: tuple[float, int | None] = (-math.inf, None)
 
     async def balance(self) -> int | None:
         """On chain, in sat; None: the wallet or the chain does not say."""
-        if not self._node.payments_enabled:
+        if not self.node.payments_enabled or not self.node.paymaster.engine.needs_chain:
             return None
         async with self._balance_lock:
             if trio.current_time() - self._balance_known[0] > BALANCE_AGE:
@@ -46,12 +47,12 @@ class MoneyMethods:
     async def _ask_balance(self) -> int | None:
         try:
             with trio.fail_after(WALLET_TIMEOUT):
-                return await (await self._node.paymaster.wallet()).balance_sat()
+                return await (await self.node.paymaster.wallet()).balance_sat()
         except (WalletError, ChainError, trio.TooSlowError):
             return None
 
     def require_payments(self) -> None:
-        if not self._node.payments_enabled:
+        if not self.node.payments_enabled:
             raise RpcError(REFUSED, "payments are switched off in the configuration ([payments] enabled)")
 
     async def channels(self, _: dict[str, Any]) -> Any:
@@ -71,11 +72,11 @@ class MoneyMethods:
                 "expiry_height": channel.expiry_height,
                 "closing_txid": None if channel.spend_txid is None else channel.spend_txid[::-1].hex(),
             }
-            for channel in self._node.paymaster.engine.channels()
+            for channel in self.node.paymaster.engine.channels()
         ]
 
     async def ledger(self, _: dict[str, Any]) -> Any:
-        counts_by_peer = {view.peer: _counts(view) for view in self._node.paymaster.engine.counts()}
+        counts_by_peer = {view.peer: _counts(view) for view in self.node.paymaster.engine.counts()}
         return [
             {
                 "peer": ledger.peer.hex(),
@@ -89,19 +90,20 @@ class MoneyMethods:
                 "sent_msat": ledger.sent_msat,
                 "received_msat": ledger.received_msat,
                 "balance_msat": ledger.unpaid_msat,
+                "settlement": ledger.settlement,
                 "counts": counts_by_peer.get(ledger.peer),
             }
-            for ledger in self._node.paymaster.engine.ledgers()
+            for ledger in self.node.paymaster.engine.ledgers()
         ]
 
     async def pay_hold(self, _: dict[str, Any]) -> Any:
         self.require_payments()
-        await self._node.paymaster.hold_payments(True)
+        await self.node.paymaster.hold_payments(True)
         return {"paying": False}
 
     async def pay_resume(self, _: dict[str, Any]) -> Any:
         self.require_payments()
-        await self._node.paymaster.hold_payments(False)
+        await self.node.paymaster.hold_payments(False)
         return {"paying": True}
 
     async def channel_close(self, params: dict[str, Any]) -> Any:
@@ -109,15 +111,15 @@ class MoneyMethods:
         peer = None if params.get("peer") is None else self.find_peer(params["peer"])
         closing = [
             channel.channel_id.hex()
-            for channel in self._node.paymaster.engine.channels()
+            for channel in self.node.paymaster.engine.channels()
             if channel.direction is Direction.IN and channel.state is ChannelState.OPEN and peer in (None, channel.peer)
         ]
-        await self._node.paymaster.put(pay.OperatorCloseChannels(peer))
+        await self.node.paymaster.put(pay.OperatorCloseChannels(peer))
         return {"channels": closing, "txid": None}
 
     def find_peer(self, text: str) -> bytes:
         """Raises RpcError. By public key (hex), by the beginning of one, or by overlay address."""
-        peers = [ledger.peer for ledger in self._node.paymaster.engine.ledgers()]
+        peers = [ledger.peer for ledger in self.node.paymaster.engine.ledgers()]
         if not text:
             raise RpcError(INVALID_PARAMS, "peer is empty: expected a public key, its beginning, or an overlay address")
         wanted: IPv6Address | None = None
@@ -139,7 +141,7 @@ class MoneyMethods:
         self.require_payments()
         try:
             with trio.fail_after(WALLET_TIMEOUT):
-                script = await (await self._node.paymaster.wallet()).new_script_pubkey()
+                script = await (await self.node.paymaster.wallet()).new_script_pubkey()
         except (WalletError, ChainError) as error:
             raise RpcError(REFUSED, f"the wallet has no address to give: {error}") from error
         except trio.TooSlowError as error:
@@ -165,7 +167,7 @@ def _counts(view: CountsView) -> dict[str, Any]:
 
 def money_methods(node: MoneyMethods) -> dict[str, Method]:
     """The part of the method table that is about money."""
-    return {
+    return credit_methods(node) | {
         "channels": Method(node.channels, "Payment channels, in and out.", result=schemas.array(schemas.CHANNEL)),
         "ledger": Method(node.ledger, "Bills and payments, per peer.", result=schemas.array(schemas.LEDGER)),
         "pay.hold": Method(node.pay_hold, "Pay nobody until resumed.", result=schemas.PAYING, writes=True),

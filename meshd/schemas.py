@@ -188,6 +188,7 @@ LEDGER = record(
     sent_msat=MSAT,
     received_msat=MSAT,
     balance_msat=integer("above 0: owed to us"),
+    settlement=text("how it is settled", "cltv", "credit", "null"),
     counts=nullable(COUNTS),
 )
 FEE = record(
@@ -210,6 +211,18 @@ BUDGET = record(
         )
     ),
 )
+CREDIT = record(
+    peer=IDENTITY,
+    peer_address=ADDRESS,
+    limit_msat=nullable(integer("the lower one of both ends; null: there is no session")),
+    balance_msat=integer("in promises; above 0: owed to us"),
+    promised_by_us_msat=MSAT,
+    acknowledged_msat=integer("of that, countersigned by the peer"),
+    promised_by_them_msat=MSAT,
+    redeemed_by_us_msat=integer("of their promises, given to us outside"),
+    redeemed_by_them_msat=MSAT,
+)
+REDEEMED = record(peer=IDENTITY, amount_msat=MSAT)
 PAYING = record(paying=boolean())
 COST = record(interface=text(), cost=integer())
 RELOADED = record(filters=COUNT, redistributions=COUNT)

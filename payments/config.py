@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+SETTLEMENTS = ("cltv", "credit", "null")
+MAX_CREDIT_MSAT = 10**15  # 10,000 bitcoins: more is a mistake, not a friendship
+
+
+@dataclass(frozen=True, slots=True)
+class SettlementTerms:
+    """How debts with a neighbour are settled, as we would have it. `credit_limit_msat`: what either end may promise
+    the other; the lower one of both ends holds."""
+
+    settlement: str = "cltv"
+    credit_limit_msat: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        if self.settlement not in SETTLEMENTS:
+            raise ValueError(f"settlement: one of {', '.join(SETTLEMENTS)}")
+        if not 0 <= self.credit_limit_msat <= MAX_CREDIT_MSAT:
+            raise ValueError(f"credit_limit_msat must be between 0 and {MAX_CREDIT_MSAT}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +48,8 @@ class PaymentConfig:
     max_channels_per_peer: int = 8  # incoming, not closed
     counts_interval: float = 5.0  # between two signed counts to the same peer, where there is anything new
     max_faults: int = 16  # per session, then the connection is dropped
+    settlement: SettlementTerms = SettlementTerms()
+    settlement_by_peer: Mapping[bytes, SettlementTerms] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.chain) <= 64:
@@ -45,6 +67,13 @@ class PaymentConfig:
             raise ValueError("expiry_margin and min_confirmations must be at least 1")
         if not self.min_expiry_blocks < self.expiry_blocks <= self.max_expiry_blocks:
             raise ValueError("expiry_blocks must be above three margins and at most max_expiry_blocks")
+
+    def terms_with(self, peer: bytes) -> SettlementTerms:
+        return self.settlement_by_peer.get(peer, self.settlement)
+
+    @property
+    def needs_chain(self) -> bool:
+        return "cltv" in {terms.settlement for terms in (self.settlement, *self.settlement_by_peer.values())}
 
     @property
     def min_expiry_blocks(self) -> int:

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from payments.agreement import CountBook, Standing
 from payments.channel import Channel, PeerFaultError, channel_key
 from payments.config import PaymentConfig
 from payments.counts import Signer
+from payments.credit import CreditLine
 from payments.events import ChannelStateChanged, NeedScript, Output, Persist, Resume, SendMessage, Suspend
 from payments.ledger import Balance, Ledger
 from payments.life import Cause, InvariantError
 from payments.messages import Accounts, Message, encode
 from payments.records import Change, ChannelState, Direction, ForgottenChannel, HeightRecord
+from payments.settlement_port import SettlementMethod
 from payments.window import Window
 
 
@@ -43,6 +45,8 @@ class Peer:
 
     ledger: Ledger
     book: CountBook
+    method: SettlementMethod
+    credit: CreditLine
     channels: list[Channel] = field(default_factory=list)
     hold_interval: float = 0.0  # the least time that its last suspension lasts
     resume_at: float = -math.inf  # when that is over
@@ -86,6 +90,7 @@ class Peer:
         self.stated = None
         self.statement_at = self.payment_at = -math.inf
         self.is_settlement_wanted = self.is_reply_due = False
+        self.credit.is_synced, self.credit.limit_msat = False, 0
 
     def channels_of(self, direction: Direction, *states: ChannelState) -> Iterator[Channel]:
         return (c for c in self.channels if c.direction is direction and c.state in states)
@@ -95,7 +100,14 @@ class Core:
     """`seed`: 32 secret bytes. Heights never go back here, whatever the chain does (design section 8)."""
 
     def __init__(
-        self, config: PaymentConfig, *, seed: bytes, rng: random.Random, height: int, signer: Signer | None
+        self,
+        config: PaymentConfig,
+        *,
+        seed: bytes,
+        rng: random.Random,
+        height: int,
+        signer: Signer | None,
+        methods: Mapping[str, SettlementMethod],
     ) -> None:
         if len(seed) != 32:
             raise ValueError("the seed has 32 bytes")
@@ -111,11 +123,13 @@ class Core:
         self.peers: dict[bytes, Peer] = {}
         self.channels: dict[bytes, Channel] = {}
         self._seed = seed
+        self._methods = methods
         self._outputs: list[Output] = []
         self._touched: dict[bytes, None] = {}
         self._dirty_ledgers: dict[bytes, None] = {}
         self._dirty_channels: dict[bytes, None] = {}
         self._dirty_counts: dict[bytes, None] = {}
+        self._dirty_credits: dict[bytes, None] = {}
         self._other_changes: list[Change] = []
         self._is_hard = False
 
@@ -125,7 +139,8 @@ class Core:
             if len(key) != 32:
                 raise ValueError("a peer is a public key of 32 bytes")
             ledger = Ledger(key, Window(self.config.start_window_msat, 0))
-            self.peers[key] = Peer(ledger, CountBook(self.rng.getrandbits(64)))
+            method = self._methods[self.config.terms_with(key).settlement]
+            self.peers[key] = Peer(ledger, CountBook(self.rng.getrandbits(64)), method, CreditLine(key))
         return self.peers[key]
 
     def add_channel(self, channel: Channel) -> None:
@@ -165,7 +180,7 @@ class Core:
 
     def set_gate(self, peer: Peer) -> None:
         """Shut for a debtor, and for one whose counts contradict ours."""
-        is_shut = peer.ledger.is_suspended or peer.book.is_suspended
+        is_shut = (peer.ledger.is_suspended and peer.method.is_paid) or peer.book.is_suspended
         if is_shut != peer.is_gate_shut:
             peer.is_gate_shut = is_shut
             self.emit(Suspend(peer.key) if is_shut else Resume(peer.key))
@@ -194,6 +209,13 @@ class Core:
         self._dirty_counts[peer.key] = None
         self._is_hard = self._is_hard or hard
 
+    def credit_changed(self, peer: Peer, *, hard: bool = True) -> None:
+        """Recounts, as `channel_changed` does."""
+        self._dirty_credits[peer.key] = None
+        self._is_hard = self._is_hard or hard
+        self.recount(peer)
+        self.touch(peer)
+
     def channel_changed(self, channel: Channel, *, hard: bool = True) -> None:
         """Recounts what the ledger takes from the channels: sums are never counted anywhere else."""
         self._dirty_channels[channel.channel_id] = None
@@ -203,8 +225,14 @@ class Core:
         self.touch(peer)
 
     def recount(self, peer: Peer) -> None:
-        peer.ledger.sent_msat = sum(c.counted_msat for c in peer.channels if c.direction is Direction.OUT)
-        peer.ledger.received_msat = sum(c.counted_msat for c in peer.channels if c.direction is Direction.IN)
+        peer.ledger.sent_msat, peer.ledger.received_msat = self._paid_sums(peer)
+
+    @staticmethod
+    def _paid_sums(peer: Peer) -> tuple[int, int]:
+        """What we have paid the peer, and it us: through all channels, and on credit."""
+        sent = sum(c.counted_msat for c in peer.channels if c.direction is Direction.OUT)
+        received = sum(c.counted_msat for c in peer.channels if c.direction is Direction.IN)
+        return sent + peer.credit.paid_msat, received + peer.credit.their_paid_msat
 
     def height_changed(self, height: int) -> None:
         self.height = height
@@ -234,12 +262,9 @@ class Core:
                 outputs.insert(0, Persist(changes))
         return outputs
 
-    @staticmethod
-    def _check_conservation(peer: Peer) -> None:
-        """What the ledger says was paid is what the channels have paid. Raises InvariantError."""
-        sent = sum(c.counted_msat for c in peer.channels if c.direction is Direction.OUT)
-        received = sum(c.counted_msat for c in peer.channels if c.direction is Direction.IN)
-        if (sent, received) != (peer.ledger.sent_msat, peer.ledger.received_msat):
+    def _check_conservation(self, peer: Peer) -> None:
+        """What the ledger says was paid is what channels and credit have paid. Raises InvariantError."""
+        if self._paid_sums(peer) != (peer.ledger.sent_msat, peer.ledger.received_msat):
             raise InvariantError("the ledger and the channels disagree on what was paid")
 
     def _take_changes(self) -> tuple[Change, ...]:
@@ -249,11 +274,13 @@ class Core:
                 self._check_conservation(self.peers[key])
                 ledger = self.peers[key].ledger
                 ledger.unwritten_units = 0
-                changes.append(ledger.write())
+                if self.peers[key].method.is_paid:
+                    changes.append(ledger.write())
         for key in self._dirty_counts:
             counts = self.peers[key].book.record(key) if key in self.peers else None
             if counts is not None and not self.peers[key].ledger.is_empty:
                 changes.append(counts)
+        changes += [self.peers[key].credit.write() for key in self._dirty_credits]
         for channel_id in self._dirty_channels:
             channel = self.channels[channel_id]
             channel.check()
@@ -263,6 +290,7 @@ class Core:
         self._other_changes = []
         self._dirty_ledgers.clear()
         self._dirty_counts.clear()
+        self._dirty_credits.clear()
         self._dirty_channels.clear()
         self._is_hard = False
         return tuple(changes)

@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Iterable
 
-from payments import auditing, closing, opening, session, settlement
+from payments import auditing, closing, crediting, opening, session, settlement
 from payments import events as ev
 from payments import messages as msg
 from payments.agreement import CountsView
@@ -23,6 +23,7 @@ from payments.counts import CountsError, Signer
 from payments.ledger import Ledger
 from payments.life import Cause
 from payments.records import ChannelState, Direction, EngineState
+from payments.settlement_methods import METHODS
 
 __all__ = ["PaymentConfig", "PaymentEngine"]
 
@@ -43,7 +44,7 @@ class PaymentEngine:
         signer: Signer | None = None,
     ) -> None:
         self._config = config
-        self._core = core = Core(config, seed=seed, rng=rng, height=state.height, signer=signer)
+        self._core = core = Core(config, seed=seed, rng=rng, height=state.height, signer=signer, methods=METHODS)
         self._tick_at = now + config.tick_interval
         self._is_flush_due = False
         for record in state.ledgers:
@@ -51,6 +52,8 @@ class PaymentEngine:
             ledger.allow_for_restart()
         for counts_record in state.counts:
             auditing.restore(core, counts_record)
+        for credit_record in state.credits:
+            crediting.restore(core, credit_record)
         for channel_record in state.channels:
             channel = Channel.from_record(channel_record)
             channel.check()
@@ -61,7 +64,8 @@ class PaymentEngine:
     def start(self, *, now: float) -> list[ev.Output]:
         """Once, before anything else: what has to be watched, broadcast and enforced again after a restart."""
         core = self._core
-        core.emit(ev.NeedScript())
+        if self.needs_chain:
+            core.emit(ev.NeedScript())
         for channel in core.channels.values():
             if channel.state in WATCHED:
                 core.emit(ev.WatchOutput(channel.channel_id, channel.outpoint))
@@ -94,6 +98,15 @@ class PaymentEngine:
         if self._core.claim_at is not None and self._core.fee_rate is not None and self._core.script is not None:
             deadlines.append(self._core.claim_at)
         return min(deadlines)
+
+    @property
+    def needs_chain(self) -> bool:
+        """Somebody is, or may be, paid through channels, or there is one left to end."""
+        is_any_open = any(c.state is not ChannelState.CLOSED for c in self._core.channels.values())
+        return is_any_open or self._config.needs_chain
+
+    def credits(self) -> list[ev.CreditView]:
+        return [_credit_view(peer) for peer in self._core.peers.values() if _is_on_credit(peer)]
 
     def counts(self) -> list[CountsView]:
         return [peer.book.view(peer.key) for peer in self._core.peers.values()]
@@ -129,6 +142,8 @@ class PaymentEngine:
                 self._touch_all()
             case ev.OperatorCloseChannels():
                 self._handle_close(event, now=now)
+            case ev.OperatorRedeemCredit():
+                crediting.redeem(core, event)
             case _:
                 self._dispatch_chain(event, now=now)
 
@@ -209,7 +224,10 @@ class PaymentEngine:
             message = msg.decode(event.data)
             if not peer.is_ready and not isinstance(message, msg.Hello):
                 raise PeerFaultError("the first message is not a hello")
-            self._handle_decoded(peer, message, now=now)
+            if isinstance(message, msg.CreditMessage):
+                crediting.handle(self._core, peer, message)
+            else:
+                self._handle_decoded(peer, message, now=now)
         except (msg.MessageError, PeerFaultError, CountsError) as error:
             self._count_fault(peer, str(error))
         self._core.touch(peer)
@@ -264,9 +282,9 @@ class PaymentEngine:
         for peer in core.take_touched():
             peer.wake_at = math.inf
             settlement.review(core, peer, now=now)
-            opening.review(core, peer, now=now)
+            peer.method.review(core, peer, now=now)
             auditing.review(core, peer, now=now)
-            if peer.ledger.is_empty and not peer.is_connected and not peer.channels and not peer.opening:
+            if not peer.is_connected and not peer.opening and _is_stranger(peer):
                 self._forget(peer)
         core.take_touched()
         is_flush_due, self._is_flush_due = self._is_flush_due, False
@@ -290,6 +308,30 @@ def _ledger_view(peer: Peer) -> ev.LedgerView:
         window_msat=ledger.window.size_msat,
         is_suspended=ledger.is_suspended,
         faults=peer.faults,
+        settlement=peer.method.name,
+    )
+
+
+def _is_stranger(peer: Peer) -> bool:
+    """There never was any money between us."""
+    return peer.ledger.is_empty and not peer.channels and peer.credit.is_empty
+
+
+def _is_on_credit(peer: Peer) -> bool:
+    return peer.method.name == "credit" or not peer.credit.is_empty
+
+
+def _credit_view(peer: Peer) -> ev.CreditView:
+    line = peer.credit
+    return ev.CreditView(
+        peer=peer.key,
+        limit_msat=line.limit_msat if peer.is_ready else None,
+        owed_msat=line.owed_msat,
+        paid_msat=line.paid_msat,
+        acknowledged_msat=line.acknowledged_paid_msat,
+        redeemed_msat=line.redeemed_msat,
+        their_paid_msat=line.their_paid_msat,
+        their_redeemed_msat=line.their_redeemed_msat,
     )
 
 

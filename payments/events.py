@@ -128,6 +128,14 @@ class OperatorCloseChannels:
 
 
 @dataclass(frozen=True, slots=True)
+class OperatorRedeemCredit:
+    """The peer gave us so much outside for what it has promised us: cash, a favour. At most what it owes counts."""
+
+    peer: bytes
+    amount_msat: int
+
+
+@dataclass(frozen=True, slots=True)
 class TimerExpired:
     """Time has reached `PaymentEngine.next_deadline()`."""
 
@@ -142,6 +150,7 @@ Input = (
     | ChainInput
     | OperatorHoldPayments
     | OperatorCloseChannels
+    | OperatorRedeemCredit
     | TimerExpired
 )
 
@@ -251,6 +260,8 @@ class Trust:
 
 @dataclass(frozen=True, slots=True)
 class PaymentSent:
+    """channel_id: empty where it is paid on credit."""
+
     peer: bytes
     channel_id: bytes
     amount_msat: int
@@ -261,6 +272,15 @@ class PaymentSent:
 class PaymentReceived:
     peer: bytes
     channel_id: bytes
+    amount_msat: int
+    cumulative_msat: int
+
+
+@dataclass(frozen=True, slots=True)
+class CreditRedeemed:
+    """amount_msat > 0: what they had promised us was given to us outside; < 0: ours to them."""
+
+    peer: bytes
     amount_msat: int
     cumulative_msat: int
 
@@ -322,6 +342,7 @@ class BroadcastRefused:
 Notice = (
     PaymentSent
     | PaymentReceived
+    | CreditRedeemed
     | ChannelStateChanged
     | Disputed
     | Defaulted
@@ -367,6 +388,22 @@ class LedgerView:
     window_msat: int
     is_suspended: bool
     faults: int
+    settlement: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreditView:
+    """One peer with whom we have settled, or settle, on credit. owed_msat > 0: by us; < 0: by them. limit_msat: of this
+    session; None: there is none."""
+
+    peer: bytes
+    limit_msat: int | None
+    owed_msat: int
+    paid_msat: int
+    acknowledged_msat: int
+    redeemed_msat: int
+    their_paid_msat: int
+    their_redeemed_msat: int
 
 
 @dataclass(frozen=True, slots=True)

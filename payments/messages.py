@@ -14,7 +14,7 @@ from payments.channel_tx import LOCKTIME_THRESHOLD, MAX_MONEY_SAT
 from payments.counts import BODY_BYTES, SIGNATURE_BYTES
 from payments.units import MAX_MSAT, MAX_UNITS
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MAX_MESSAGE = 16 * 1024
 CHANNEL_ID_BYTES = 16
 UNITS_BYTES = 16  # msgpack's integers end at 2^64
@@ -40,6 +40,8 @@ Height = Annotated[int, msgspec.Meta(ge=0, lt=LOCKTIME_THRESHOLD)]
 OutputIndex = Annotated[int, msgspec.Meta(ge=0, lt=0xFFFFFFFF)]
 Version = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 Code = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
+SettlementName = Annotated[str, msgspec.Meta(min_length=1, max_length=16)]
+NoteSignature = Annotated[bytes, msgspec.Meta(max_length=SIGNATURE_BYTES)]  # empty: there is no note yet
 ChainName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 
 
@@ -80,6 +82,8 @@ class Hello(_Message, frozen=True, tag=1):
 
     version: Version
     chain: ChainName
+    settlement: SettlementName = "cltv"
+    credit_limit: Msat = 0
 
 
 class Statement(_Message, frozen=True, tag=2):
@@ -156,6 +160,33 @@ class Counts(_Message, frozen=True, tag=12):
     signature: NodeSignature
 
 
+class CreditNote(_Message, frozen=True, tag=20):
+    """What the sender has promised the receiver in all, and has been given outside for the receiver's promises."""
+
+    paid_msat: Msat
+    redeemed_msat: Msat
+    signature: NodeSignature
+    accounts: Accounts
+
+
+class CreditReceipt(_Message, frozen=True, tag=21):
+    """The receiver's note that the sender has stored, with the sender's countersignature."""
+
+    paid_msat: Msat
+    redeemed_msat: Msat
+    signature: NodeSignature
+    accounts: Accounts
+
+
+class CreditSync(_Message, frozen=True, tag=22):
+    """At the start of a session: the receiver's last note that the sender has stored."""
+
+    paid_msat: Msat
+    redeemed_msat: Msat
+    signature: NoteSignature
+
+
+CreditMessage = CreditNote | CreditReceipt | CreditSync
 Message = (
     Hello
     | Statement
@@ -169,6 +200,7 @@ Message = (
     | CloseReady
     | ChannelSync
     | Counts
+    | CreditMessage
 )
 
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

@@ -150,6 +150,8 @@ def _objection(core: Core, peer: Peer, message: OpenChannel) -> int | None:
     config = core.config
     if not core.is_tip_known:
         return REJECT_NOT_READY
+    if peer.method.name != "cltv":
+        return REJECT_POLICY
     if not config.min_capacity_sat <= message.capacity_sat <= config.max_capacity_sat:
         return REJECT_POLICY
     if not config.min_expiry_blocks <= message.expiry_height - core.height <= config.max_expiry_blocks:

@@ -81,6 +81,21 @@ class CountsRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class CreditRecord:
+    """What two friends have promised each other (`payments.credit`). Sums are cumulative, and never decrease."""
+
+    peer: bytes
+    paid_msat: int  # promised by us
+    redeemed_msat: int  # of their promises, what they gave us outside
+    acknowledged_paid_msat: int  # of our last note that they have countersigned, with `receipt`
+    acknowledged_redeemed_msat: int
+    receipt: bytes
+    their_paid_msat: int
+    their_redeemed_msat: int
+    their_signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class HeightRecord:
     """The highest chain tip ever seen; it does not go back in a reorganisation."""
 
@@ -94,7 +109,7 @@ class ForgottenChannel:
     channel_id: bytes
 
 
-Change = LedgerRecord | ChannelRecord | CountsRecord | HeightRecord | ForgottenChannel
+Change = LedgerRecord | ChannelRecord | CountsRecord | CreditRecord | HeightRecord | ForgottenChannel
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,3 +120,4 @@ class EngineState:
     channels: tuple[ChannelRecord, ...] = ()
     height: int = 0
     counts: tuple[CountsRecord, ...] = ()
+    credits: tuple[CreditRecord, ...] = ()

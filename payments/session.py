@@ -19,7 +19,8 @@ from payments.units import msat_to_units
 def begin(core: Core, peer: Peer, *, now: float) -> None:
     peer.begin_session()
     peer.book.begin_session(now=now)
-    core.send(peer, Hello(PROTOCOL_VERSION, core.config.chain))
+    terms = core.config.terms_with(peer.key)
+    core.send(peer, Hello(PROTOCOL_VERSION, core.config.chain, terms.settlement, terms.credit_limit_msat))
 
 
 def handle_hello(core: Core, peer: Peer, message: Hello, *, now: float) -> None:
@@ -31,7 +32,13 @@ def handle_hello(core: Core, peer: Peer, message: Hello, *, now: float) -> None:
     if message.chain != core.config.chain:
         core.emit(DropConnection(peer.key, f"chain {message.chain!r}, ours is {core.config.chain!r}"))
         return
+    terms = core.config.terms_with(peer.key)
+    if message.settlement != terms.settlement:
+        core.emit(DropConnection(peer.key, f"settlement {message.settlement!r}, ours is {terms.settlement!r}"))
+        return
     peer.is_ready = True
+    peer.credit.limit_msat = min(message.credit_limit, terms.credit_limit_msat)
+    peer.method.begin_session(core, peer)
     for channel in peer.channels_of(Direction.OUT, ChannelState.PENDING, ChannelState.OPEN):
         opening.tell_funding(core, peer, channel)
     for channel in peer.channels_of(Direction.IN, *SYNCED):

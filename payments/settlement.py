@@ -55,11 +55,15 @@ def handle_payment(core: Core, peer: Peer, message: Payment) -> None:
 
 def credit(core: Core, peer: Peer, channel: Channel, amount_msat: int) -> None:
     """A payment counts: it is verified, and its channel is on the chain."""
+    credit_sum(core, peer, channel.channel_id, amount_msat, channel.cumulative_msat)
+
+
+def credit_sum(core: Core, peer: Peer, channel_id: bytes, amount_msat: int, cumulative_msat: int) -> None:
     core.recount(peer)
     if not peer.is_defaulted and not peer.book.is_limited:
         peer.ledger.window = window.grow(peer.ledger.window, amount_msat, max_msat=core.config.max_window_msat)
         core.ledger_changed(peer)
-    core.emit(PaymentReceived(peer.key, channel.channel_id, amount_msat, channel.cumulative_msat))
+    core.emit(PaymentReceived(peer.key, channel_id, amount_msat, cumulative_msat))
 
 
 def handle_payment_ack(core: Core, peer: Peer, message: PaymentAck) -> None:
@@ -89,6 +93,8 @@ def _accept(core: Core, peer: Peer) -> None:
 def _enforce(core: Core, peer: Peer, *, now: float) -> None:
     """A default is to leave more than W unpaid for longer than a tick: a payment on its way is none."""
     ledger = peer.ledger
+    if not peer.method.is_paid:
+        return
     unpaid_msat = ledger.unpaid_msat
     if not window.is_exceeded(ledger.window.size_msat, unpaid_msat):
         peer.exceeded_at = None
@@ -136,7 +142,7 @@ def _resume(core: Core, peer: Peer, *, now: float) -> None:
 
 def pay(core: Core, peer: Peer, *, now: float) -> None:
     """Pay what was asked for, as far as our channels reach; what they do not carry stays wanted."""
-    if not peer.is_settlement_wanted or not peer.is_ready or core.is_held:
+    if not peer.is_settlement_wanted or not peer.is_ready or core.is_held or not peer.method.is_paid:
         return
     payable_msat = peer.ledger.payable_msat
     if payable_msat < 1:
@@ -146,14 +152,22 @@ def pay(core: Core, peer: Peer, *, now: float) -> None:
     if now < due_at:
         peer.wake(due_at)
         return
+    paid_msat = peer.method.pay(core, peer, payable_msat)
+    if paid_msat:
+        peer.payment_at = now
+        peer.is_reply_due = False  # each payment carries our side
+    peer.is_settlement_wanted = paid_msat < payable_msat or peer.ledger.is_disputed
+
+
+def pay_through_channels(core: Core, peer: Peer, payable_msat: int) -> int:
+    """How much of it they carry now."""
+    left_msat = payable_msat
     for channel in list(peer.channels_of(Direction.OUT, ChannelState.OPEN)):
-        amount_msat = min(payable_msat, channel.remaining_msat)
+        amount_msat = min(left_msat, channel.remaining_msat)
         if amount_msat > 0 and can_pay_through(core, channel) and not channel.is_in_flight:
             _pay_through(core, peer, channel, amount_msat)
-            payable_msat -= amount_msat
-            peer.payment_at = now
-            peer.is_reply_due = False  # each payment carries our side
-    peer.is_settlement_wanted = payable_msat > 0 or peer.ledger.is_disputed
+            left_msat -= amount_msat
+    return payable_msat - left_msat
 
 
 def _pay_through(core: Core, peer: Peer, channel: Channel, amount_msat: int) -> None:
@@ -185,7 +199,7 @@ def _state(core: Core, peer: Peer, *, now: float) -> None:
         return
     unpaid_msat = peer.ledger.unpaid_msat
     is_asked_anew = peer.ledger.balance() != peer.stated
-    is_wanted = is_asked_anew and window.is_due(peer.ledger.window.size_msat, unpaid_msat)
+    is_wanted = is_asked_anew and peer.method.is_paid and window.is_due(peer.ledger.window.size_msat, unpaid_msat)
     if (is_wanted or (peer.is_statement_due and unpaid_msat >= 1)) and not _send_statement(core, peer, now=now):
         return
     peer.is_statement_due = False

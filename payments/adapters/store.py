@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import astuple
 from pathlib import Path
 from types import MappingProxyType
 
@@ -17,6 +18,7 @@ from payments.agreement import CountBook
 from payments.channel import Channel
 from payments.channel_tx import ChannelTerms
 from payments.counts import CountsError
+from payments.credit import CreditLine
 from payments.ledger import Ledger
 from payments.life import InvariantError
 from payments.ports import Outpoint
@@ -25,6 +27,7 @@ from payments.records import (
     ChannelRecord,
     ChannelState,
     CountsRecord,
+    CreditRecord,
     Direction,
     EngineState,
     ForgottenChannel,
@@ -33,7 +36,7 @@ from payments.records import (
     Reading,
 )
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MAX_READINGS = 100_000  # flows come and go; many times what the kernel keeps counters for
 UNITS_BYTES = 16  # debts outgrow SQLite's 64-bit integers
 
@@ -45,6 +48,20 @@ CREATE TABLE counts (
   standing INTEGER NOT NULL,
   suspicion INTEGER NOT NULL,
   suspensions INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+"""
+
+_CREDIT_TABLE = """
+CREATE TABLE credit (
+  peer BLOB PRIMARY KEY,
+  paid_msat INTEGER NOT NULL,
+  redeemed_msat INTEGER NOT NULL,
+  acknowledged_paid_msat INTEGER NOT NULL,
+  acknowledged_redeemed_msat INTEGER NOT NULL,
+  receipt BLOB NOT NULL,
+  their_paid_msat INTEGER NOT NULL,
+  their_redeemed_msat INTEGER NOT NULL,
+  their_signature BLOB NOT NULL
 ) STRICT, WITHOUT ROWID;
 """
 
@@ -96,6 +113,7 @@ CREATE TABLE reading (
 ) STRICT;
 """
     + _COUNTS_TABLE
+    + _CREDIT_TABLE
 )
 
 # By the version that each step leads away from.
@@ -104,6 +122,7 @@ _MIGRATIONS = {
     1: "ALTER TABLE reading ADD COLUMN price_msat_per_gb INTEGER NOT NULL DEFAULT 0;",
     2: "ALTER TABLE ledger ADD COLUMN is_suspended INTEGER NOT NULL DEFAULT 0;",
     3: _COUNTS_TABLE,
+    4: _CREDIT_TABLE,
 }
 
 _CHANNEL_COLUMNS = (
@@ -120,6 +139,12 @@ _PUT_LEDGER = f"INSERT OR REPLACE INTO ledger ({_LEDGER_COLUMNS}) VALUES ({', '.
 
 _COUNTS_COLUMNS = "peer, body, signature, standing, suspicion, suspensions"
 _PUT_COUNTS = f"INSERT OR REPLACE INTO counts ({_COUNTS_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608
+
+_CREDIT_COLUMNS = (
+    "peer, paid_msat, redeemed_msat, acknowledged_paid_msat, acknowledged_redeemed_msat, receipt, their_paid_msat,"
+    " their_redeemed_msat, their_signature"
+)
+_PUT_CREDIT = f"INSERT OR REPLACE INTO credit ({_CREDIT_COLUMNS}) VALUES ({', '.join('?' * 9)})"  # noqa: S608
 
 _PRUNE_READINGS = "DELETE FROM reading WHERE rowid <= (SELECT rowid FROM reading ORDER BY rowid DESC LIMIT 1 OFFSET ?)"
 
@@ -212,16 +237,20 @@ class Store:
                 channels = tuple(_channel_of(row) for row in cursor)
                 cursor.execute(f"SELECT {_COUNTS_COLUMNS} FROM counts ORDER BY peer")  # noqa: S608
                 counts = tuple(CountsRecord(*row) for row in cursor)
+                cursor.execute(f"SELECT {_CREDIT_COLUMNS} FROM credit ORDER BY peer")  # noqa: S608
+                credits_ = tuple(CreditRecord(*row) for row in cursor)
                 (height,) = cursor.execute("SELECT height FROM chain").fetchone()
             for ledger in ledgers:
                 Ledger.from_record(ledger).check()
             for channel in channels:
                 Channel.from_record(channel).check()
+            for credit in credits_:
+                CreditLine.from_record(credit).check()
             for record in counts:
                 CountBook(0).restore(record)
         except (sqlite3.Error, ValueError, TypeError, InvariantError, CountsError) as error:
             raise StoreError(f"a damaged row: {error}. {_ADVICE}") from error
-        return EngineState(ledgers, channels, height, counts)
+        return EngineState(ledgers, channels, height, counts, credits_)
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
@@ -261,6 +290,8 @@ def _apply(connection: sqlite3.Connection, change: Change) -> None:
         case CountsRecord():
             row = (change.peer, change.body, change.signature, change.standing, change.suspicion, change.suspensions)
             connection.execute(_PUT_COUNTS, row)
+        case CreditRecord():
+            connection.execute(_PUT_CREDIT, astuple(change))
         case HeightRecord():
             connection.execute("UPDATE chain SET height = ?", (change.height,))
         case ForgottenChannel():

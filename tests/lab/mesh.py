@@ -234,9 +234,11 @@ def lab_name(subject: str) -> str:
 
 
 @contextmanager
-def running(subject: str, graph: Topology, progress: Callable[[str], None] = lambda _: None) -> Iterator[Mesh]:
+def running(
+    subject: str, graph: Topology, progress: Callable[[str], None] = lambda _: None, *, has_chain: bool = True
+) -> Iterator[Mesh]:
     """The mesh, when every node has a route to every other."""
-    with Lab(graph, name=lab_name(subject), record=True, progress=progress) as lab:
+    with Lab(graph, name=lab_name(subject), record=True, has_chain=has_chain, progress=progress) as lab:
         post_witnesses(lab)
         await_routes(lab)
         yield Mesh(lab)

@@ -88,7 +88,7 @@ LEDGER = [
     {
         "peer": "ab" * 32, "peer_address": BOB, "state": "suspended", "window_msat": 10_000, "billed_msat": 20_500,
         "acknowledged_msat": 20_000, "their_billed_msat": 0, "accepted_msat": 0, "sent_msat": 0,
-        "received_msat": 5_001, "balance_msat": -15_499, "counts": {
+        "received_msat": 5_001, "balance_msat": -15_499, "settlement": "cltv", "counts": {
             "standing": "warned", "finding": "overstated", "ours": {"sent": 2}, "theirs": {"sent": 1},
             "their_earned_msat": 1, "their_owed_msat": 2, "lost_to_them": 0.02, "lost_from_them": 0.0,
             "overstated_bytes": 5, "denied_bytes": 0,

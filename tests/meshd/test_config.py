@@ -71,7 +71,7 @@ def test_configuration_cannot_be_changed() -> None:
         (
             "name = 1",
             "unknown table [name]; known are node, interface, discovery, peer, routing, filter, redistribute, price, "
-            "budget, payments, chain",
+            "budget, payments, neighbour, chain",
         ),
         ("[routing]\nhelo_interval = 1", '[routing]: unknown key helo_interval; did you mean "hello_interval"?'),
         (
@@ -184,10 +184,10 @@ def test_every_key_is_in_the_example_and_its_shown_default_is_taken() -> None:
         if key.default is not None:
             assert tomllib.loads(f"value = {key.default}")["value"] == table[key.name]
         else:
-            assert key.is_required or key.table in ("filter", "redistribute", "node", "peer", "chain")
+            assert key.is_required or key.table in ("filter", "redistribute", "node", "peer", "neighbour", "chain")
     full = parse(uncommented)
-    assert len(full.filters) == len(full.redistributions) == len(full.peers) == 1
-    assert replace(full, filters=(), redistributions=(), peers=()) == parse(example_config())
+    assert len(full.filters) == len(full.redistributions) == len(full.peers) == len(full.neighbours) == 1
+    assert replace(full, filters=(), redistributions=(), peers=(), neighbours=()) == parse(example_config())
 
 
 @pytest.mark.parametrize(
@@ -301,3 +301,16 @@ def test_what_is_wrong_with_a_peer(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(text)
     assert message in str(caught.value)
+
+
+def test_debts_with_one_neighbour_can_be_settled_otherwise() -> None:
+    key = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
+    table = f'[[neighbour]]\nidentity = "{key}"\n'
+    config = parse(f'[payments]\nsettlement = "null"\n{table}settlement = "credit"\ncredit_limit_msat = 7\n')
+    (neighbour,) = config.neighbours
+    assert config.payments.settlement == "null"
+    assert (neighbour.identity.hex(), neighbour.settlement, neighbour.credit_limit_msat) == (key, "credit", 7)
+    with pytest.raises(ConfigError, match=r"number 2: identity = d75a.*: taken by an earlier one"):
+        parse(table + table)
+    with pytest.raises(ConfigError, match='expected "cltv" or "credit" or "null"'):
+        parse('[payments]\nsettlement = "lightning"\n')

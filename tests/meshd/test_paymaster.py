@@ -33,6 +33,7 @@ class Engine:
         self.on_start: list[ev.Output] = []
         self.answers: dict[type, list[ev.Output]] = {}
         self.fault: Exception | None = None
+        self.needs_chain = True
 
     def start(self, *, now: float) -> list[ev.Output]:
         return self.on_start

@@ -23,6 +23,7 @@ from meshd.identity import overlay_address
 from meshd.neighbours import Neighbours
 from meshd.radio import Sample, Source
 from meshd.rpc import Methods, methods
+from meshd.rpc_credit import CreditMethods
 from meshd.rpc_money import BALANCE_AGE, MoneyMethods
 from meshd.rpc_prices import PriceMethods
 from payments import events as pay
@@ -37,10 +38,11 @@ from tests.meshd.schema import closed, validate
 KEY = bytes(range(32))
 PEER, PEER_OTHER = b"\xaa" * 32, b"\xab" * 32
 LINK = ("eth0", overlay_address(PEER))
-LEDGER = pay.LedgerView(PEER, True, 5 * 10**9, 0, 0, 0, 0, 3, 4, 0, 7, 10_000, False, 0)
+LEDGER = pay.LedgerView(PEER, True, 5 * 10**9, 0, 0, 0, 0, 3, 4, 0, 7, 10_000, False, 0, "cltv")
 COUNTS = CountsView(
     PEER, Standing.WARNED, Finding.DENIED, Traffic(1, 2, 3, 4), Traffic(5, 6, 0, 0), 7 * 10**9, 8, 0.25, 0.0, 9, 10
 )
+CREDIT = pay.CreditView(PEER, 50_000, -9_000, 1, 1, 2, 9_000, 3)
 CHANNEL = pay.ChannelView(b"c" * 32, PEER, Direction.IN, ChannelState.OPEN, 1000, 5, 5, None, 99, None)
 
 
@@ -66,7 +68,13 @@ class Node:
             counters=dict,
             announced_price=lambda *_: 12,
         )
-        engine = SimpleNamespace(ledgers=lambda: [LEDGER], channels=lambda: [CHANNEL], counts=lambda: [COUNTS])
+        engine = SimpleNamespace(
+            ledgers=lambda: [LEDGER],
+            channels=lambda: [CHANNEL],
+            counts=lambda: [COUNTS],
+            credits=lambda: [CREDIT],
+            needs_chain=True,
+        )
         kernel = FakeKernel().as_kernel()
         enforcement = Enforcement(kernel, Neighbours(), file=HeldFile(None), held={}, free_rate=64_000)
         self.daemon = SimpleNamespace(
@@ -331,11 +339,36 @@ def test_a_peer_that_is_not_clearly_meant_is_none() -> None:
     run(scenario)
 
 
+def test_what_a_neighbour_gave_outside_is_redeemed_as_far_as_it_owes() -> None:
+    async def scenario() -> None:
+        node = Node()
+        credit = CreditMethods(node.money)
+        (row,) = await credit.credit({})
+        assert (row["limit_msat"], row["balance_msat"], row["promised_by_them_msat"]) == (50_000, 9_000, 9_000)
+        for amount_msat in (0, -1, 9_001):
+            params = {"peer": PEER.hex(), "amount_msat": amount_msat}
+            assert await code_of(credit.credit_redeem, params) == INVALID_PARAMS
+        assert node.asked == []
+        await credit.credit_redeem({"peer": PEER.hex(), "amount_msat": 9_000})
+        assert node.asked == [pay.OperatorRedeemCredit(PEER, 9_000)]
+        node.daemon.paymaster.engine.credits = lambda: [replace(CREDIT, limit_msat=None)]
+        assert await code_of(credit.credit_redeem, {"peer": PEER.hex(), "amount_msat": 1}) == REFUSED
+
+    run(scenario)
+
+
 def test_without_payments_nothing_waits_for_an_engine_that_does_not_run() -> None:
     async def scenario() -> None:
         node = Node(enabled=False)
         of, money = node.prices, node.money
-        for call in (money.pay_hold, money.pay_resume, money.channel_close, money.wallet_script, of.budget_show):
+        for call in (
+            of.budget_show,
+            money.pay_hold,
+            money.pay_resume,
+            money.channel_close,
+            money.wallet_script,
+            CreditMethods(money).credit_redeem,
+        ):
             assert await code_of(call) == REFUSED
         assert await code_of(of.price_set, {"fee_msat_per_gb": 1}) == REFUSED
         status = await node.methods.status({})

@@ -12,6 +12,7 @@ ID = b"i" * 16
 ACCOUNTS = msg.Accounts.of(billed_units=MAX_UNITS, accepted_units=2**64 + 1, seen_units=0)
 EXAMPLES: list[msg.Message] = [
     msg.Hello(1, "regtest"),
+    msg.Hello(2, "regtest", "credit", MAX_MSAT),
     msg.Statement(ACCOUNTS),
     msg.OpenChannel(ID, b"\x02" * 33, b"\x00\x14" + bytes(20), 100_000, 2116),
     msg.AcceptChannel(ID, b"\x03" * 33),
@@ -22,6 +23,9 @@ EXAMPLES: list[msg.Message] = [
     msg.CloseChannel(ID),
     msg.CloseReady(ID),
     msg.ChannelSync(ID, 0, b""),
+    msg.CreditNote(MAX_MSAT, 0, b"s" * 64, ACCOUNTS),
+    msg.CreditReceipt(1, MAX_MSAT, b"s" * 64, ACCOUNTS),
+    msg.CreditSync(0, 0, b""),
 ]
 
 

@@ -17,6 +17,7 @@ from payments.records import (
     ChannelRecord,
     ChannelState,
     CountsRecord,
+    CreditRecord,
     Direction,
     EngineState,
     ForgottenChannel,
@@ -36,6 +37,7 @@ TERMS = ChannelTerms(
 LEDGER = LedgerRecord(b"p" * 32, MAX_UNITS, 2**64, 2**63, 1, 0, 7, 10_000, 5)
 SUSPENDED = replace(LEDGER, peer=b"s" * 32, is_suspended=True)
 COUNTS = CountsRecord(b"p" * 32, CountReport(1, 2, 3, 4, Traffic(5), 6, 7).pack(), b"signature", 2, 7, 1)
+CREDIT = CreditRecord(b"p" * 32, MAX_MSAT, 3, 4, 2, b"r" * 64, 9, 1, b"s" * 64)
 BARE = Channel(b"c" * 16, b"p" * 32, Direction.IN, ChannelState.OPENING, TERMS, 100).record()
 FULL = ChannelRecord(
     channel_id=b"d" * 16,
@@ -59,10 +61,10 @@ def test_what_was_applied_is_there_after_reopening(tmp_path: Path) -> None:
     path = tmp_path / "payments.db"
     store = Store.open(path)
     assert store.load() == EngineState()
-    store.apply([LEDGER, SUSPENDED, replace(COUNTS, standing=0), BARE, FULL, HeightRecord(102), COUNTS])
+    store.apply([LEDGER, SUSPENDED, replace(COUNTS, standing=0), BARE, FULL, HeightRecord(102), COUNTS, CREDIT])
     store.close()
     store = Store.open(path)
-    assert store.load() == EngineState((LEDGER, SUSPENDED), (BARE, FULL), 102, (COUNTS,))
+    assert store.load() == EngineState((LEDGER, SUSPENDED), (BARE, FULL), 102, (COUNTS,), (CREDIT,))
     store.close()
 
 
@@ -134,7 +136,7 @@ def test_a_database_of_the_first_version_keeps_what_it_holds(tmp_path: Path) -> 
     connection = sqlite3.connect(path)
     connection.executescript(
         "ALTER TABLE reading DROP COLUMN price_msat_per_gb; ALTER TABLE ledger DROP COLUMN is_suspended;"
-        " DROP TABLE counts; PRAGMA user_version = 1;"
+        " DROP TABLE counts; DROP TABLE credit; PRAGMA user_version = 1;"
     )
     connection.close()
     for _ in range(2):  # brought up to date, then found to be so

@@ -20,6 +20,7 @@ from payments.records import (
     Change,
     ChannelRecord,
     CountsRecord,
+    CreditRecord,
     EngineState,
     ForgottenChannel,
     HeightRecord,
@@ -42,6 +43,7 @@ class MemoryStore:
         self.ledgers: dict[bytes, LedgerRecord] = {}
         self.channels: dict[bytes, ChannelRecord] = {}
         self.counts: dict[bytes, CountsRecord] = {}
+        self.credits: dict[bytes, CreditRecord] = {}
         self.height = 0
 
     def apply(self, changes: tuple[Change, ...]) -> None:
@@ -53,6 +55,8 @@ class MemoryStore:
                     self.channels[change.channel_id] = change
                 case CountsRecord():
                     self.counts[change.peer] = change
+                case CreditRecord():
+                    self.credits[change.peer] = change
                 case HeightRecord():
                     self.height = change.height
                 case ForgottenChannel():
@@ -62,12 +66,13 @@ class MemoryStore:
         """A backup: rows are immutable."""
         store = MemoryStore()
         store.ledgers, store.channels = dict(self.ledgers), dict(self.channels)
-        store.counts, store.height = dict(self.counts), self.height
+        store.counts, store.credits, store.height = dict(self.counts), dict(self.credits), self.height
         return store
 
     def load(self) -> EngineState:
-        counts = tuple(self.counts.values())
-        return EngineState(tuple(self.ledgers.values()), tuple(self.channels.values()), self.height, counts)
+        ledgers, channels = tuple(self.ledgers.values()), tuple(self.channels.values())
+        counts, credits_ = tuple(self.counts.values()), tuple(self.credits.values())
+        return EngineState(ledgers, channels, self.height, counts, credits_)
 
 
 class FakeChain:

@@ -61,7 +61,7 @@ class Lab:
     """One mesh. As a context manager it goes up and, whatever happens inside, down; after an error its logs stay.
 
     `Lab(topology)` makes a new one; `Lab.find(name)` finds one that an earlier process left up. With `record` the
-    daemons record their routing engines.
+    daemons record their routing engines. Without `has_chain` there is none, for daemons that settle without one.
     """
 
     def __init__(
@@ -71,11 +71,13 @@ class Lab:
         name: str = "lab",
         funds_sat: int = DEFAULT_FUNDS_SAT,
         block_interval: float = 1.0,
+        has_chain: bool = True,
         record: bool = False,
         progress: Progress = _quiet,
     ) -> None:
         self.topology = topology
-        self.funds_sat = funds_sat
+        self.funds_sat = funds_sat if has_chain else 0
+        self.has_chain = has_chain
         self.block_interval = block_interval
         self.record = record
         self._progress = progress
@@ -155,8 +157,9 @@ class Lab:
         self._progress(f"making {len(self.nodes)} namespaces and {len(self.state.links)} links")
         network.create_namespaces(self.state.namespaces)
         self.make_links()
-        self._progress("starting the chain")
-        self._start_chain()
+        if self.has_chain:
+            self._progress("starting the chain")
+            self._start_chain()
         self._progress(f"starting {len(self.nodes)} daemons")
         for node in self.topology.nodes:
             self._write_config(node)
