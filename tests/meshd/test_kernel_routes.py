@@ -131,6 +131,7 @@ def test_a_blocked_prefix_falls_through_to_no_shorter_one(tmp_path: Path) -> Non
         sender = threading.Thread(target=keep_sending)
         sender.start()
         try:
+            assert eventually(lambda: c.call("sunk") > 0)
             for _ in range(20):
                 for prefix in prefixes:
                     b.call("block", prefix)
@@ -142,7 +143,6 @@ def test_a_blocked_prefix_falls_through_to_no_shorter_one(tmp_path: Path) -> Non
             sender.join()
         a.call("send", "udp", c.ip6, 10 * 1200)
         a.call("send", "udp", c.ip4, 10 * 1200)
-        assert c.call("sunk") > 0
         assert [line.split()[0] for line in _routes(b) if line.startswith("unreachable")] == ["unreachable"] * 2
         assert strays() == [0, 0]
         for prefix in prefixes:
