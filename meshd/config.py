@@ -231,10 +231,14 @@ class RoutingConfig:
         integer(0, _MAX_PRICE), "Dearer routes are not taken (1 sat/MB is 1000000).", 100_000_000
     )
     sticky_fraction: float = key(
-        share(), "The part of the price paid that another route must save to be taken at once (docs/pricing.md).", 0.1
+        share(),
+        "By which part of its price another route must be cheaper to be taken, at the least (docs/pricing.md).",
+        0.1,
     )
     sticky_timeout: float = key(
-        seconds(0, 3600), "How long a smaller saving must last, on average, before it is taken.", 16.0
+        seconds(0, 3600),
+        "How long a smaller gain must last, on average, before it is taken; one by price alone ten times as long.",
+        16.0,
     )
     unpriced: int | None = key(
         unpriced(), "What routes of plain Babel routers, which know no prices, are taken to cost in msat per GB.", 0

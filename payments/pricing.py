@@ -6,7 +6,8 @@ unit (bit/s or bytes), times are seconds.
 
 Near equilibrium a step moves the price's logarithm by (z - 1) / 16. Where the load answers one interval later with
 elasticity e, the loop is stable for e up to 16, smoothing included (tests/payments/test_pricing.py). What would
-oscillate is everybody who goes to the cheapest at once; `is_switch_worth` is against that.
+oscillate is everybody who goes to the cheapest at once; against that, each buyer has its own lot
+(`routing.rules.is_price_worth`, tests/simulator/test_prices.py).
 """
 
 from __future__ import annotations
@@ -47,11 +48,6 @@ def announced_price(price: float, announced: int, floor: int, ceiling: int) -> i
     if wanted in (floor, ceiling) or not floor <= announced <= ceiling:
         return wanted
     return announced if abs(wanted - announced) <= TELL_FRACTION * announced else wanted
-
-
-def is_switch_worth(price_paid: float, price_other: float, fraction: float) -> bool:
-    """A buyer among equal sellers leaves its own only for one that is cheaper by more than `fraction` (0.1)."""
-    return price_other < price_paid - fraction * price_paid
 
 
 def is_affordable(price: float, max_price: float, budget: float, spent: float) -> bool:

@@ -7,6 +7,7 @@ containers, no keyword-only arguments, no exceptions.
 from __future__ import annotations
 
 METRIC_INFINITY = 0xFFFF
+LOT_MAX = 5.0  # of the sticky fraction: a price that is by half lower moves everybody
 PRICE_NOT_FOR_SALE = 0xFFFF_FFFF
 MSAT_PER_GB_AT_1_SAT_PER_MB = 1_000_000
 HISTORY_BITS = 16
@@ -258,6 +259,20 @@ def sticky_margin(price_metric_paid: int, quality: int, is_noisy: bool, fraction
     """Gains up to this are not worth a switch at once: price moves below `fraction`, noise of measured costs."""
     margin = int(price_metric_paid * fraction)
     return margin + quality // 8 if is_noisy else margin
+
+
+def is_price_move(price_gain: int, gain: int) -> bool:
+    """Another route is better mostly for its price. All buyers of a seller hear of it at the same moment."""
+    return 0 < gain < 2 * price_gain
+
+
+def is_price_worth(paid: int, gain: int, fraction: float, lot: float) -> bool:
+    """A buyer whose lot that is follows a price move. `paid` and `gain` are in metric units.
+
+    Were the lot of all the same, all would leave a seller at the same price, and then the next one. With lots from 1 to
+    `LOT_MAX` they leave one after the other while the difference grows, which it does no more when enough have left.
+    """
+    return gain > paid * fraction * lot
 
 
 def is_route_better(metric: int, current_metric: int, margin: int, is_patient: bool) -> bool:

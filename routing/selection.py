@@ -25,6 +25,7 @@ from routing.tlv import Prefix, RouteRequest, Update, route_key
 HOLD_SECONDS_PER_CS = 0.035  # a route lives for 3.5 update intervals (RFC 8966 appendix B)
 REFRESH_SHARE = 0.125  # the last part of its life, in which we ask for a selected route again (section 3.8.2.3)
 SOURCE_TIMEOUT = 200.0  # garbage collection of feasibility distances (appendix B: 3 minutes)
+PRICE_PATIENCE = 10.0  # sticky timeouts until a buyer that did not follow a price thinks again
 SCAN_INTERVAL = 1.0  # least time between two passes over the tables
 ROUTER_ID_ZEROS = bytes(8)
 ROUTER_ID_ONES = b"\xff" * 8
@@ -352,15 +353,36 @@ class Selection:
         config = self._state.config
         is_noisy = current.neighbour.is_noisy
         paid = rules.price_metric(current.price, config.price_weight)
+        is_settled = now - entry.found_at >= config.settle_timeout
+        gain = current.metric - best.metric
+        if is_settled and rules.is_price_move(paid - rules.price_metric(best.price, config.price_weight), gain):
+            return self._is_price_due(entry, paid, gain, now=now)
         margin = rules.sticky_margin(paid, max(0, current.metric - paid), is_noisy, config.sticky_fraction)
-        is_patient = now - entry.found_at < config.settle_timeout or now >= entry.patient_at
+        is_patient = not is_settled or now >= entry.patient_at
         if rules.is_route_better(best.metric, current.metric, margin, is_patient):
             entry.patient_at = NEVER
             return True
-        if entry.patient_at == NEVER:
-            entry.patient_at = now + config.sticky_timeout * self._state.rng.uniform(0.5, 1.5)
-            self._state.timers.set(entry, entry.patient_at)
+        self._wait(entry, config.sticky_timeout, now=now)
         return False
+
+    def _is_price_due(self, entry: PrefixEntry, paid: int, gain: int, *, now: float) -> bool:
+        """The other route is better for its price: each buyer has its own lot, and draws another now and then."""
+        config, rng = self._state.config, self._state.rng
+        if entry.lot == 0.0:
+            entry.lot = rng.uniform(1.0, rules.LOT_MAX)
+        elif now >= entry.patient_at:
+            entry.lot, entry.patient_at = rng.uniform(0.0, rules.LOT_MAX), NEVER
+        if rules.is_price_worth(paid, gain, config.sticky_fraction, entry.lot) or config.sticky_timeout <= 0.0:
+            entry.lot, entry.patient_at = 0.0, NEVER
+            return True
+        self._wait(entry, config.sticky_timeout * PRICE_PATIENCE, now=now)
+        return False
+
+    def _wait(self, entry: PrefixEntry, mean: float, *, now: float) -> None:
+        """Look at it again at a random time, so that not all do at once."""
+        if entry.patient_at == NEVER:
+            entry.patient_at = now + mean * self._state.rng.uniform(0.5, 1.5)
+            self._state.timers.set(entry, entry.patient_at)
 
     def _select(self, entry: PrefixEntry, route: Route | None, *, now: float) -> None:
         """`route` None: also if there was none before, but for a prefix of our own perhaps."""

@@ -46,10 +46,6 @@ class Congestion:
     def price(self, load: Floats) -> Floats:
         return np.asarray(self.base + self.slope * load**self.power)
 
-    def toll(self, load: Floats) -> Floats:
-        """What one more unit costs all the others: with it as a price, selfish routes are the best for all (Pigou)."""
-        return np.asarray(self.slope * self.power * load**self.power)
-
 
 @dataclass(frozen=True, slots=True)
 class Equilibrium:

@@ -59,31 +59,6 @@ def test_beyond_what_it_is_made_for_it_oscillates() -> None:
     assert max(path[300:]) / min(path[300:]) > 1.2
 
 
-def two_sellers(fraction: float, steps: int = 400) -> int:
-    """How often buyers change between two equal sellers, when they look at all prices after each step."""
-    rng = random.Random(1)
-    price, average, announced = [EQUILIBRIUM] * 2, [-1.0] * 2, [int(EQUILIBRIUM)] * 2
-    choice = [number % 2 for number in range(20)]
-    switches = 0
-    for _ in range(steps):
-        for buyer, own in enumerate(choice):
-            if pricing.is_switch_worth(announced[own], announced[1 - own], fraction):
-                choice[buyer] = 1 - own
-                switches += 1
-        for one in (0, 1):
-            buyers = choice.count(one) * (1 + rng.uniform(-0.05, 0.05))
-            demand = 0.7 * CAPACITY * buyers / 10 * (announced[one] / EQUILIBRIUM) ** -1.0
-            average[one] = pricing.smooth_load(average[one], demand)
-            price[one] = pricing.price_step(price[one], average[one], CAPACITY, FLOOR, CEILING)
-            announced[one] = pricing.announced_price(price[one], announced[one], FLOOR, CEILING)
-    return switches
-
-
-def test_two_equal_sellers_do_not_flap_and_without_hysteresis_they_do() -> None:
-    assert two_sellers(0.1) == 0
-    assert two_sellers(0.0) > 400
-
-
 @given(st.floats(0, 2**32), st.floats(-1, 1e18), st.floats(0, 1e18), st.integers(0, 2**31), st.integers(0, 2**31))
 def test_a_price_stays_within_its_bounds(price: float, load: float, capacity: float, low: int, more: int) -> None:
     floor, ceiling = low, low + more

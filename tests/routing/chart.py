@@ -36,10 +36,10 @@ def peer_address(peer: str) -> IPv6Address:
 
 
 class Chart:
-    def __init__(self, **config: object) -> None:
+    def __init__(self, *, seed: int = 1, **config: object) -> None:
         settings = SpeakerConfig(router_id=OURS, **config)  # type: ignore[arg-type]
         self.now = 1000.0
-        self.speaker = Speaker(settings, rng=random.Random(1), now=self.now)
+        self.speaker = Speaker(settings, rng=random.Random(seed), now=self.now)
         self.outputs: list[Output] = []
         self.hello_seqnos: dict[str, int] = {}
         self.interface_of: dict[str, str] = {}
@@ -119,8 +119,9 @@ def update(
     price: int | None = None,
     prefix: IPv6Network = DESTINATION,
     router_id: bytes = SOURCE_ID,
+    interval_cs: int = 1600,
 ) -> Update:
-    return Update(prefix, metric, seqno, 1600, router_id, None, price)
+    return Update(prefix, metric, seqno, interval_cs, router_id, None, price)
 
 
 def installed(peer: str, metric: int, price: int = 0, prefix: IPv6Network = DESTINATION) -> InstallRoute:

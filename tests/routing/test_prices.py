@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from ipaddress import IPv6Network
 
+import pytest
+
 from routing.events import AnnouncedPrice, LearnedPrice, OriginateRoute, SetFee, SetPolicy
 from routing.filters import Policy
 from routing.rules import PRICE_NOT_FOR_SALE
+from routing.speaker import RouteView
 from routing.tlv import Update
 from tests.routing.chart import DESTINATION, Chart, installed, peer_address, update
 
@@ -78,29 +81,68 @@ def test_the_maximum_price_may_change_at_any_time() -> None:
     assert chart.route_changes()[-1] == installed("b", 996, 0)
 
 
-def test_a_settled_route_does_not_follow_small_price_moves_at_once() -> None:
-    chart = Chart(update_interval=600.0)
+def settled(seed: int = 1, **config: object) -> Chart:
+    """A buyer of a at 4 sat/MB, which could have b for the same, and 1 more of metric."""
+    chart = Chart(seed=seed, update_interval=600.0, **config)
     chart.meet("a", "b")
-    chart.hear("a", update(1000, price=4_000_000))
+    chart.hear("a", update(1000, price=4_000_000, interval_cs=60_000))
+    chart.hear("b", update(1001, price=4_000_000, interval_cs=60_000))
     chart.wait(11.0)
     chart.outputs.clear()
-    chart.hear("b", update(950, price=3_800_000))  # 5 % cheaper
-    assert chart.route_changes() == []
-    chart.wait(7.9)
-    assert chart.route_changes() == []
-    chart.wait(17.0)  # but it lasts
-    assert chart.route_changes() == [installed("b", 1046, 3_800_000)]
+    return chart
 
 
-def test_a_large_price_move_is_followed_at_once() -> None:
-    chart = Chart()
-    chart.meet("a", "b")
-    chart.hear("a", update(1000, price=4_000_000))
-    chart.hear("b", update(1001, price=4_000_000))
-    chart.wait(11.0)
-    chart.outputs.clear()
-    chart.hear("a", update(1512, price=6_000_000))
+def ask(chart: Chart, peer: str, percent: int) -> None:
+    """What the peer's price has become, of 4 sat/MB. Its metric follows (1024 for 4 sat/MB)."""
+    metric = 1000 + (peer == "b") + 1024 * (percent - 100) // 100
+    chart.hear(peer, update(metric, price=40_000 * percent, interval_cs=60_000))
+
+
+def test_a_settled_route_follows_small_price_moves_late() -> None:
+    chart = settled()
+    ask(chart, "b", 95)
+    chart.wait(60.0)
+    assert chart.route_changes() == []
+    for _ in range(60):  # but it lasts
+        ask(chart, "a", 100)
+        ask(chart, "b", 95)
+        chart.hello("a", interval_cs=60000)
+        chart.hello("b", interval_cs=60000)
+        chart.wait(100.0)
+    assert chart.route_changes() == [installed("b", 1001 + 96 - 52, 3_800_000)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_large_price_move_is_followed_at_once(seed: int) -> None:
+    chart = settled(seed)
+    ask(chart, "a", 205)
     assert chart.route_changes() == [installed("b", 1097, 4_000_000)]
+
+
+def test_without_hysteresis_every_price_move_is_followed_at_once() -> None:
+    for config in ({"sticky_fraction": 0.0}, {"sticky_timeout": 0.0}):
+        chart = settled(**config)
+        ask(chart, "b", 99)
+        assert chart.route_changes() == [installed("b", 1001 + 96 - 11, 3_960_000)]
+
+
+def test_buyers_leave_a_seller_one_after_the_other_while_its_price_rises() -> None:
+    """Were it all at once, they would flap between two equal sellers."""
+    charts = [settled(seed) for seed in range(40)]
+    left = []
+    for percent in (105, 110, 120, 140, 160, 180, 210):
+        for chart in charts:
+            ask(chart, "a", percent)
+        left.append(sum(route.address == peer_address("b") for route in map(selected, charts)))
+    assert left[:2] == [0, 0]
+    assert left[2] < 10 <= left[3] < left[4] < left[5] < left[6] == 40
+    assert left[3] < 35
+
+
+def selected(chart: Chart) -> RouteView:
+    route = chart.speaker.selected(DESTINATION)
+    assert route is not None
+    return route
 
 
 def test_a_price_is_told_even_if_nothing_else_changes() -> None:

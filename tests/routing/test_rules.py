@@ -113,6 +113,16 @@ def test_hysteresis() -> None:
     assert rules.sticky_margin(0, 256, True, 0.1) == 32
 
 
+def test_a_price_move_is_followed_by_lot() -> None:
+    assert rules.is_price_move(60, 100)
+    assert not rules.is_price_move(50, 100)  # the way is better, too
+    assert not rules.is_price_move(60, 0)
+    assert not rules.is_price_worth(200, 20, 0.1, 1.0)
+    assert rules.is_price_worth(200, 21, 0.1, 1.0)
+    assert not rules.is_price_worth(200, 100, 0.1, rules.LOT_MAX)
+    assert rules.is_price_worth(200, 101, 0.1, rules.LOT_MAX)
+
+
 def test_the_rules_compile_with_numba() -> None:
     numba = pytest.importorskip("numba", reason="numba is not installed")
     assert numba.njit(rules.seqno_less)(0xFFFF, 0)
