@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import networkx as nx
@@ -23,13 +23,28 @@ def _geometric(count: int, degree: float, rng: random.Random) -> nx.Graph:
     joined by the shortest link from the smallest of them, as people would who put up one long link."""
     position = {node: (rng.random(), rng.random()) for node in range(count)}
     radius = math.sqrt(degree / (max(count - 1, 1) * math.pi))
-    graph = nx.random_geometric_graph(count, radius, pos=position)
+    graph = nx.empty_graph(count)
+    nx.set_node_attributes(graph, position, "pos")
+    graph.add_edges_from(_near(position, radius))
     while len(parts := sorted(nx.connected_components(graph), key=lambda part: (len(part), min(part)))) > 1:
         outside = [node for part in parts[1:] for node in part]
         pairs = ((math.dist(position[a], position[b]), a, b) for a in parts[0] for b in outside)
         _, a, b = min(pairs)
         graph.add_edge(a, b)
     return graph
+
+
+def _near(position: Mapping[int, tuple[float, float]], radius: float) -> Iterator[tuple[int, int]]:
+    """Pairs within the radius, which is a cell of the grid by which they are looked for."""
+    cell = radius or 1.0
+    by_cell: dict[tuple[int, int], list[int]] = {}
+    for node, (x, y) in position.items():
+        column, row = int(x / cell), int(y / cell)
+        for near in ((column + dx, row + dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1)):
+            for other in by_cell.get(near, ()):
+                if (position[other][0] - x) ** 2 + (position[other][1] - y) ** 2 <= radius**2:
+                    yield other, node
+        by_cell.setdefault((column, row), []).append(node)
 
 
 def _regular(count: int, degree: int, rng: random.Random) -> nx.Graph:

@@ -15,6 +15,7 @@ from simulator import jit
 from simulator.batch import kernel as k
 from simulator.trace import RouteTrace
 
+Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 _RECORD = np.dtype([("at", "<f8"), ("node", "<i8"), ("hop", "<i8"), ("metric", "<u4"), ("price", "<u4")])
 TICK = 0.001  # seconds
@@ -45,8 +46,8 @@ COLD_START = (Step("originate"),)
 class Columns:
     """A graph in arrays; rows as in simulator.batch.kernel."""
 
-    nodes: Int64
-    slots: Int64
+    nodes: Int32
+    slots: Int32
     slot_by_ends: Mapping[tuple[int, int], int]
 
 
@@ -72,17 +73,19 @@ def columns(graph: nx.Graph, fee_by_node: Mapping[int, int]) -> Columns:
         raise BatchError(f"{count} nodes; 1 to {MAX_NODES} are possible, numbered from 0")
     ends = sorted((a, b) for edge in graph.edges for a, b in (edge, edge[::-1]))
     slot_by_ends = {pair: slot for slot, pair in enumerate(ends)}
-    slots = np.zeros((len(ends), k.SLOT_COLUMNS), np.int64)
+    slots = np.zeros((len(ends), k.SLOT_COLUMNS), np.int32)
     for slot, (a, b) in enumerate(ends):
         slots[slot, k.OWNER], slots[slot, k.NEIGHBOUR] = a, b
         slots[slot, k.REVERSE] = slot_by_ends[b, a]
         slots[slot, k.COST] = graph.edges[a, b]["cost"]
     slots[:, k.IS_UP] = 1
-    slots[:, (k.FIRST, k.LAST)] = -1
-    nodes = np.zeros((count, k.NODE_COLUMNS), np.int64)
+    slots[:, k.FIRST : k.SLOT_COLUMNS] = -1
+    slots[:, k.ROUTE_PRICE] = k.stored(0)
+    nodes = np.zeros((count, k.NODE_COLUMNS), np.int32)
     nodes[:, k.END_SLOT] = np.cumsum(np.bincount(slots[:, k.OWNER], minlength=count))
     nodes[1:, k.FIRST_SLOT] = nodes[:-1, k.END_SLOT]
-    nodes[:, k.FEE] = [fee_by_node[node] for node in range(count)]
+    nodes[:, k.FEE] = [k.stored(fee_by_node[node]) for node in range(count)]
+    nodes[:, k.PRICE] = k.stored(0)
     nodes[:, k.SELECTED] = -1
     nodes[:, k.RAISED_AT] = -k.SEQNO_TICKS
     return Columns(nodes, slots, slot_by_ends)
@@ -180,6 +183,17 @@ def first_room(count: int) -> int:
     return count + 64
 
 
+def reset(tables: k.Tables, made: Columns) -> None:
+    """A network that knows nothing."""
+    tables.nodes[:] = made.nodes
+    tables.slots[:] = made.slots
+    tables.hops[:] = -1
+    tables.awake[:] = 0
+    tables.state[:] = 0
+    tables.messages[:, k.NEXT] = np.arange(1, len(tables.messages) + 1)
+    tables.messages[-1, k.NEXT] = -1
+
+
 class _Shard:
     """Some destinations, one after the other, in the same tables."""
 
@@ -192,12 +206,13 @@ class _Shard:
         self._is_traced = is_traced
         self._traced_ticks = traced_ticks
         self._ends = np.zeros(len(steps), np.int64)
-        self._scratch = np.zeros(count, np.int64)
         self._tables = k.Tables(
-            nodes=np.zeros((count, k.NODE_COLUMNS), np.int64),
+            nodes=np.zeros_like(made.nodes),
             slots=np.zeros_like(made.slots),
-            messages=np.zeros((first_room(slot_count), k.MESSAGE_COLUMNS), np.int64),
-            changes=np.zeros((8 * first_room(count) if is_traced else 1, k.CHANGE_COLUMNS), np.int64),
+            messages=np.zeros((first_room(slot_count), k.MESSAGE_COLUMNS), np.int32),
+            changes=np.zeros((8 * first_room(count) if is_traced else 1, k.CHANGE_COLUMNS), np.int32),
+            hops=np.zeros(count, np.int32),
+            awake=np.zeros((2, count), np.int8),
             state=np.zeros(k.STATE_SIZE, np.int64),
             weight=weight,
             is_immediate=is_immediate,
@@ -212,11 +227,12 @@ class _Shard:
             step_ticks=[0] * len(self._steps),
         )
         for row, destination in enumerate(destinations):
-            fixed = (self._made.nodes, self._made.slots, self._steps, self._ends, self._scratch)
-            kernel(self._tables, *fixed, destination)
+            reset(self._tables, self._made)
+            kernel(self._tables, self._steps, self._ends, destination)
             while self._tables.state[k.IS_FULL] == _FULL:
                 self._grow()
-                kernel(self._tables, *fixed, destination)
+                reset(self._tables, self._made)
+                kernel(self._tables, self._steps, self._ends, destination)
             if self._tables.state[k.IS_FULL] == _ENDLESS:
                 raise BatchError(f"the routes to {destination} did not settle in {k.TICKS_MAX} ticks")
             self._collect(result, row)
@@ -225,8 +241,8 @@ class _Shard:
 
     def _grow(self) -> None:
         """Begun anew with more room, the outcome is the same."""
-        messages = np.zeros((2 * len(self._tables.messages), k.MESSAGE_COLUMNS), np.int64)
-        changes = np.zeros((2 * len(self._tables.changes) if self._is_traced else 1, k.CHANGE_COLUMNS), np.int64)
+        messages = np.zeros((2 * len(self._tables.messages), k.MESSAGE_COLUMNS), np.int32)
+        changes = np.zeros((2 * len(self._tables.changes) if self._is_traced else 1, k.CHANGE_COLUMNS), np.int32)
         self._tables = self._tables._replace(messages=messages, changes=changes)
 
     def _collect(self, result: BatchResult, row: int) -> None:
@@ -234,7 +250,7 @@ class _Shard:
         selected = tables.nodes[:, k.SELECTED]
         routed = np.flatnonzero(selected >= 0)
         result.metric[row, routed] = tables.slots[selected[routed], k.ROUTE_METRIC]
-        result.next_hop[row, routed] = tables.slots[selected[routed], k.NEIGHBOUR]
+        result.next_hop[row] = tables.hops
         result.updates += int(tables.state[k.UPDATES])
         result.requests += int(tables.state[k.REQUESTS])
         result.changes += int(tables.state[k.CHANGE_COUNT])
@@ -245,6 +261,7 @@ class _Shard:
         if len(changes):
             records = np.empty(len(changes), _RECORD)
             records["at"] = changes[:, k.AT] * TICK
-            for name, column in (("node", k.NODE), ("hop", k.VIA), ("metric", k.C_METRIC), ("price", k.C_PRICE)):
+            for name, column in (("node", k.NODE), ("hop", k.VIA), ("metric", k.C_METRIC)):
                 records[name] = changes[:, column]
+            records["price"] = changes[:, k.C_PRICE] + np.int64(k.PRICE_OFFSET)
             result.trace.add_many(result.destinations[row], records.tobytes())

@@ -1,3 +1,4 @@
+# long: one protocol, whose functions call each other; numba finds them by module
 """One destination, in the whole network, through a schedule of steps: the code of `routing`, in columns.
 
 Routes to different destinations know nothing of each other but through timers, pacing and budgets. The reduced schedule
@@ -7,9 +8,9 @@ speaker that waits for more news); nothing is lost; a step begins when the one b
 every gain, as they do in the end. `simulator.lockstep` drives real speakers through the same schedule: the traces are
 equal (`meshsim verify`).
 
-Plain functions on scalars and int64 arrays: numba compiles them with the rules of `routing.rules`, or Python runs them
+Plain functions on scalars and int32 arrays: numba compiles them with the rules of `routing.rules`, or Python runs them
 as they are. Rows of `nodes` and `slots` have the columns below; a slot is one end of a link, and slots are sorted by
-node, then by neighbour.
+node, then by neighbour. Messages are kept apart by whether their tick is even or odd (`turn`).
 """
 
 from __future__ import annotations
@@ -19,35 +20,33 @@ from typing import Any, NamedTuple
 from routing import rules
 from routing.rules import METRIC_INFINITY, PRICE_NOT_FOR_SALE
 
-Ints = Any  # int64 arrays: numba and numpy know, and mypy would see more than there is
+Ints = Any  # int32 arrays: numba and numpy know, and mypy would see more than there is
 
-# Columns of `nodes`.
+# Columns of `nodes`. Prices are stored as `stored(price)`.
 SELECTED = 0  # the slot of the next hop, or -1
-FEE = 1
-HAS_DISTANCE = 2  # the feasibility distance (RFC 8966 section 3.2.5)
-DISTANCE_SEQNO = 3
-DISTANCE_METRIC = 4
+FIRST_SLOT = 1
+END_SLOT = 2
+IS_ORIGIN = 3
+IS_QUEUED = 4  # has something to say: 1: where TO_SEND is set, 2: everywhere
 IS_ANNOUNCED = 5
 METRIC = 6  # announced
 PRICE = 7
 EPOCH = 8
-HAS_PENDING = 9  # a seqno request that waits for its answer (section 3.2.7)
-PENDING_SEQNO = 10
-IS_OURS = 11
-SENT_AT = 12
-HOP_COUNT = 13
-REQUESTERS = 14
-IS_ACTIVE = 15  # has messages in the next tick
-IS_QUEUED = 16  # has something to say
-IS_ORIGIN = 17
-SEQNO = 18  # of the origin
-RAISED_AT = 19
-STAMP = 20  # of the youngest route
-HAS_ADOPTED = 21
-FIRST_SLOT = 22
-END_SLOT = 23
-QUEUE = 24  # the node in this row's place among those that have messages in the next tick
-NODE_COLUMNS = 25
+HAS_DISTANCE = 9  # the feasibility distance (RFC 8966 section 3.2.5)
+DISTANCE_SEQNO = 10
+DISTANCE_METRIC = 11
+HAS_PENDING = 12  # a seqno request that waits for its answer (section 3.2.7)
+UNFEASIBLE_METRIC = 13  # no unfeasible route that is shorter than the selected one is shorter than this
+FEE = 14
+STAMP = 15  # of the youngest route
+PENDING_SEQNO = 16
+IS_OURS = 17
+SENT_AT = 18
+HOP_COUNT = 19
+REQUESTERS = 20
+SEQNO = 21  # of the origin
+RAISED_AT = 22
+NODE_COLUMNS = 23
 
 # Columns of `slots`.
 NEIGHBOUR = 0
@@ -57,18 +56,17 @@ IS_UP = 3
 HAS_ROUTE = 4
 ROUTE_SEQNO = 5
 REFMETRIC = 6
-ROUTE_PRICE = 7
-ROUTE_EPOCH = 8
-ROUTE_METRIC = 9
+ROUTE_METRIC = 7
+ROUTE_PRICE = 8
+ROUTE_EPOCH = 9
 ROUTE_STAMP = 10  # older routes win ties
 ADVERTISED = 11
 TO_SEND = 12
 IS_REQUESTER = 13
-FIRST = 14  # message that waits here, in the tick after this one
-LAST = 15
-OWNER = 16
-TAKEN = 17  # first message that arrives in this tick
-SLOT_COLUMNS = 18
+OWNER = 14
+FIRST = 15  # message that arrives here: two columns, for even and odd ticks
+LAST = 17
+SLOT_COLUMNS = 19
 
 # Columns of `messages`.
 NEXT = 0
@@ -86,7 +84,7 @@ AT, NODE, VIA, C_METRIC, C_PRICE, CHANGE_COLUMNS = range(6)
 # Entries of `state`.
 FREE = 0
 TICK = 1
-ACTIVE_COUNT = 2
+AWAKE_COUNT = 2  # nodes that have messages in the next tick
 CHANGE_COUNT = 3
 IS_FULL = 4
 UPDATES = 5
@@ -106,6 +104,7 @@ REQUEST_HOPS = 64
 TARGETS_MAX = 3
 SEQNO_TICKS = 100  # least time between two increments; ticks of a millisecond
 SUPPRESS_TICKS = 200
+PRICE_OFFSET = 1 << 31  # prices have 32 bits and no sign, columns have 32 bits and a sign
 
 
 class Tables(NamedTuple):
@@ -115,37 +114,49 @@ class Tables(NamedTuple):
     slots: Ints
     messages: Ints
     changes: Ints  # one row: they are only counted
-    state: Ints
+    hops: Ints  # the next hop of each node, or -1: what a packet would follow
+    awake: Ints  # by turn and node: it has messages in that tick
+    state: Any  # int64
     weight: float
     is_immediate: bool
 
 
+def stored(price: int) -> int:
+    return price - PRICE_OFFSET
+
+
+def price_of(column: int) -> int:
+    return int(column) + PRICE_OFFSET
+
+
 def push(t: Tables, slot: int, kind: int) -> int:
     """A new message to the other end of `slot`: its number, or -1 if there is no room."""
-    number: int = t.state[FREE]
+    number = t.state[FREE]
     if number < 0:
         t.state[IS_FULL] = 1
         return -1
     t.state[FREE] = t.messages[number, NEXT]
     t.messages[number, NEXT] = -1
     t.messages[number, KIND] = kind
+    turn = (t.state[TICK] + 1) & 1
     there = t.slots[slot, REVERSE]
-    if t.slots[there, FIRST] < 0:
-        t.slots[there, FIRST] = number
+    if t.slots[there, FIRST + turn] < 0:
+        t.slots[there, FIRST + turn] = number
     else:
-        t.messages[t.slots[there, LAST], NEXT] = number
-    t.slots[there, LAST] = number
+        t.messages[t.slots[there, LAST + turn], NEXT] = number
+    t.slots[there, LAST + turn] = number
     receiver = t.slots[slot, NEIGHBOUR]
-    if t.nodes[receiver, IS_ACTIVE] == 0:
-        t.nodes[receiver, IS_ACTIVE] = 1
-        t.nodes[t.state[ACTIVE_COUNT], QUEUE] = receiver
-        t.state[ACTIVE_COUNT] += 1
-    return number
+    if t.awake[turn, receiver] == 0:
+        t.awake[turn, receiver] = 1
+        t.state[AWAKE_COUNT] += 1
+    return int(number)
 
 
 def note_change(t: Tables, node: int) -> None:
     """The selected route of `node` is another one. A loop that was not there before goes through it."""
     slot = t.nodes[node, SELECTED]
+    hop = t.slots[slot, NEIGHBOUR] if slot >= 0 else -1
+    t.hops[node] = hop
     count = t.state[CHANGES_KEPT]
     if t.changes.shape[0] > 1:
         if count >= t.changes.shape[0]:
@@ -153,20 +164,19 @@ def note_change(t: Tables, node: int) -> None:
             return
         t.changes[count, AT] = t.state[TICK]
         t.changes[count, NODE] = node
-        t.changes[count, VIA] = t.slots[slot, NEIGHBOUR] if slot >= 0 else -1
+        t.changes[count, VIA] = hop
         t.changes[count, C_METRIC] = t.slots[slot, ROUTE_METRIC] if slot >= 0 else METRIC_INFINITY
-        t.changes[count, C_PRICE] = t.slots[slot, ROUTE_PRICE] if slot >= 0 else 0
+        t.changes[count, C_PRICE] = t.slots[slot, ROUTE_PRICE] if slot >= 0 else stored(0)
         t.state[CHANGES_KEPT] = count + 1
     t.state[CHANGE_COUNT] += 1
     t.state[LAST_CHANGE_AT] = t.state[TICK]
-    for _ in range(t.nodes.shape[0] + 1):
-        if slot < 0:
+    for _ in range(t.hops.shape[0] + 1):
+        if hop < 0:
             return
-        hop = t.slots[slot, NEIGHBOUR]
         if hop == node:
             t.state[LOOPS] += 1
             return
-        slot = t.nodes[hop, SELECTED]
+        hop = t.hops[hop]
 
 
 def is_slot_feasible(t: Tables, node: int, slot: int) -> bool:
@@ -179,14 +189,13 @@ def is_slot_feasible(t: Tables, node: int, slot: int) -> bool:
 
 
 def queue_all(t: Tables, node: int) -> None:
-    t.nodes[node, IS_QUEUED] = 1
-    for slot in range(t.nodes[node, FIRST_SLOT], t.nodes[node, END_SLOT]):
-        t.slots[slot, TO_SEND] = t.slots[slot, IS_UP]
+    t.nodes[node, IS_QUEUED] = 2
 
 
 def queue_one(t: Tables, node: int, slot: int) -> None:
     if t.slots[slot, IS_UP] == 1:
-        t.nodes[node, IS_QUEUED] = 1
+        if t.nodes[node, IS_QUEUED] == 0:
+            t.nodes[node, IS_QUEUED] = 1
         t.slots[slot, TO_SEND] = 1
 
 
@@ -197,19 +206,19 @@ def announce(t: Tables, node: int) -> None:
     if t.nodes[node, IS_ORIGIN] == 1:
         is_known = 1
     elif slot >= 0:
-        metric = rules.composite_metric(t.slots[slot, ROUTE_METRIC], t.nodes[node, FEE], t.weight)
-        price = rules.price_add(t.slots[slot, ROUTE_PRICE], t.nodes[node, FEE])
+        metric = rules.composite_metric(t.slots[slot, ROUTE_METRIC], price_of(t.nodes[node, FEE]), t.weight)
+        price = rules.price_add(price_of(t.slots[slot, ROUTE_PRICE]), price_of(t.nodes[node, FEE]))
         is_known = 1 if metric < METRIC_INFINITY and price < PRICE_NOT_FOR_SALE else 0
     if is_known == 0:
         metric, price = 0, 0
     was_known = t.nodes[node, IS_ANNOUNCED]
-    if is_known == was_known and metric == t.nodes[node, METRIC] and price == t.nodes[node, PRICE]:
+    if is_known == was_known and metric == t.nodes[node, METRIC] and stored(price) == t.nodes[node, PRICE]:
         return
-    if is_known != was_known or price != t.nodes[node, PRICE]:
+    if is_known != was_known or stored(price) != t.nodes[node, PRICE]:
         t.nodes[node, EPOCH] = (t.nodes[node, EPOCH] + 1) & 0xFFFF
     t.nodes[node, IS_ANNOUNCED] = is_known
     t.nodes[node, METRIC] = metric
-    t.nodes[node, PRICE] = price
+    t.nodes[node, PRICE] = stored(price)
     queue_all(t, node)
 
 
@@ -237,23 +246,24 @@ def send_update(t: Tables, node: int, slot: int, seqno: int) -> None:
     t.state[UPDATES] += 1
     if number < 0:
         return
-    price = t.nodes[node, PRICE] if seqno >= 0 else 0
+    price = t.nodes[node, PRICE] if seqno >= 0 else stored(0)
     t.messages[number, M_SEQNO] = seqno
     t.messages[number, M_METRIC] = t.nodes[node, METRIC] if seqno >= 0 else METRIC_INFINITY
     t.messages[number, M_PRICE] = price
-    t.messages[number, M_EPOCH] = t.nodes[node, EPOCH] if price else 0
+    t.messages[number, M_EPOCH] = t.nodes[node, EPOCH] if price != stored(0) else 0
 
 
 def flush(t: Tables, node: int) -> None:
     """Announcer.flush and _update_on: split horizon, and retractions for those who heard of an earlier route."""
     if t.nodes[node, IS_QUEUED] == 0:
         return
+    is_to_all = t.nodes[node, IS_QUEUED] == 2
     t.nodes[node, IS_QUEUED] = 0
     seqno = -1
     is_built = False
     selected = t.nodes[node, SELECTED]
     for slot in range(t.nodes[node, FIRST_SLOT], t.nodes[node, END_SLOT]):
-        if t.slots[slot, TO_SEND] == 0:
+        if not is_to_all and t.slots[slot, TO_SEND] == 0:
             continue
         t.slots[slot, TO_SEND] = 0
         if t.slots[slot, IS_UP] == 0:
@@ -373,10 +383,16 @@ def survey(t: Tables, node: int) -> tuple[int, int, int]:
 
 def reconsider(t: Tables, node: int) -> None:
     """Selection.reconsider: select again, and do all that follows from it."""
-    selected = t.nodes[node, SELECTED]
     best, current, unfeasible_metric = -1, -1, METRIC_INFINITY
     if t.nodes[node, IS_ORIGIN] == 0:
         best, current, unfeasible_metric = survey(t, node)
+    t.nodes[node, UNFEASIBLE_METRIC] = unfeasible_metric
+    take(t, node, best, current)
+
+
+def take(t: Tables, node: int, best: int, current: int) -> None:
+    """What follows from a survey."""
+    selected = t.nodes[node, SELECTED]
     if best >= 0 and current >= 0 and best != current:
         metric, current_metric = t.slots[best, ROUTE_METRIC], t.slots[current, ROUTE_METRIC]
         if not rules.is_route_better(metric, current_metric, 0, True):
@@ -388,7 +404,7 @@ def reconsider(t: Tables, node: int) -> None:
             queue_one(t, node, selected)
             queue_one(t, node, best)
     announce(t, node)
-    if unfeasible_metric <= (METRIC_INFINITY - 1 if best < 0 else t.slots[best, ROUTE_METRIC]):
+    if t.nodes[node, UNFEASIBLE_METRIC] <= (METRIC_INFINITY - 1 if best < 0 else t.slots[best, ROUTE_METRIC]):
         chase(t, node)
     if t.nodes[node, HAS_PENDING] == 1:
         settle(t, node)
@@ -422,9 +438,19 @@ def receive_update(t: Tables, slot: int, number: int) -> None:
     t.slots[slot, REFMETRIC] = refmetric
     t.slots[slot, ROUTE_PRICE] = price
     t.slots[slot, ROUTE_EPOCH] = epoch
-    t.slots[slot, ROUTE_METRIC] = rules.metric_add(refmetric, t.slots[slot, COST])
     selected = t.nodes[node, SELECTED]
-    if selected < 0 or selected == slot or t.slots[slot, ROUTE_METRIC] < t.slots[selected, ROUTE_METRIC]:
+    metric = rules.metric_add(refmetric, t.slots[slot, COST])
+    before = t.slots[selected, ROUTE_METRIC] if selected >= 0 else METRIC_INFINITY
+    t.slots[slot, ROUTE_METRIC] = metric
+    if selected < 0:
+        reconsider(t, node)
+    elif selected != slot and metric >= before:
+        return
+    elif metric <= before < METRIC_INFINITY and is_slot_feasible(t, node, slot):
+        # The selected route was the shortest, but for unfeasible ones that UNFEASIBLE_METRIC knows of (those that have
+        # become so since are no shorter): this one is now. A survey of all routes would find the same.
+        take(t, node, slot, selected)
+    else:
         reconsider(t, node)
 
 
@@ -503,23 +529,21 @@ def lower_link(t: Tables, slot: int) -> None:
         reconsider(t, node)
 
 
-def run_tick(t: Tables, scratch: Ints) -> None:
+def run_tick(t: Tables) -> None:
     """All that was sent in the last tick, by receiver, then by sender, then in the order in which it was sent."""
-    count = t.state[ACTIVE_COUNT]
-    scratch[:count] = t.nodes[:count, QUEUE]
-    scratch[:count].sort()
-    t.state[ACTIVE_COUNT] = 0
-    # What is here now is taken off first: what is sent meanwhile arrives in the next tick.
-    for index in range(count):
-        node = scratch[index]
-        t.nodes[node, IS_ACTIVE] = 0
+    turn = t.state[TICK] & 1
+    left = t.state[AWAKE_COUNT]
+    t.state[AWAKE_COUNT] = 0
+    node = -1
+    while left > 0:
+        node += 1
+        if t.awake[turn, node] == 0:
+            continue
+        t.awake[turn, node] = 0
+        left -= 1
         for slot in range(t.nodes[node, FIRST_SLOT], t.nodes[node, END_SLOT]):
-            t.slots[slot, TAKEN] = t.slots[slot, FIRST]
-            t.slots[slot, FIRST] = -1
-    for index in range(count):
-        node = scratch[index]
-        for slot in range(t.nodes[node, FIRST_SLOT], t.nodes[node, END_SLOT]):
-            number = t.slots[slot, TAKEN]
+            number = t.slots[slot, FIRST + turn]
+            t.slots[slot, FIRST + turn] = -1
             while number >= 0:
                 following = t.messages[number, NEXT]
                 if t.slots[slot, IS_UP] == 1:
@@ -541,14 +565,15 @@ def begin_step(t: Tables, kind: int, subject: int, value: int, destination: int)
         reconsider(t, destination)
         flush(t, destination)
     elif kind == SET_FEE:
-        t.nodes[subject, FEE] = value
+        t.nodes[subject, FEE] = stored(value)
         announce(t, subject)
         flush(t, subject)
     elif kind == LINK_DOWN:
         there = t.slots[subject, REVERSE]
-        for slot in (subject, there):
-            lower_link(t, slot)
-            flush(t, t.slots[slot, OWNER])
+        lower_link(t, subject)
+        flush(t, t.slots[subject, OWNER])
+        lower_link(t, there)
+        flush(t, t.slots[there, OWNER])
     elif kind == REFRESH:
         for node in range(t.nodes.shape[0]):
             if t.nodes[node, IS_ANNOUNCED] == 1:
@@ -556,45 +581,33 @@ def begin_step(t: Tables, kind: int, subject: int, value: int, destination: int)
                 flush(t, node)
 
 
-def reset(t: Tables, nodes: Ints, slots: Ints) -> None:
-    """A network that knows nothing."""
-    t.nodes[:] = nodes
-    t.slots[:] = slots
-    t.state[:] = 0
-    for number in range(t.messages.shape[0]):
-        t.messages[number, NEXT] = number + 1
-    t.messages[t.messages.shape[0] - 1, NEXT] = -1
+def forget_requests(t: Tables) -> None:
+    for node in range(t.nodes.shape[0]):
+        t.nodes[node, HAS_PENDING] = 0
+        t.nodes[node, IS_OURS] = 0
+        t.nodes[node, REQUESTERS] = 0
+    for slot in range(t.slots.shape[0]):
+        t.slots[slot, IS_REQUESTER] = 0
 
 
-def run_destination(  # noqa: PLR0917 - numba takes no keyword-only arguments
-    t: Tables,
-    nodes: Ints,
-    slots: Ints,
-    steps: Ints,
-    ends: Ints,
-    scratch: Ints,
-    destination: int,
-) -> None:
-    """The kernel: begins with `nodes` and `slots`.
+def run_destination(t: Tables, steps: Any, ends: Any, destination: int) -> None:
+    """The kernel. The tables are those of a network that knows nothing (`engine.reset`).
 
     Results: `t.nodes` and `t.slots` at the end, `t.changes` as they came, counts in `t.state`, and in `ends` the tick
     of the last change of each step. With `t.state[IS_FULL]` it has stopped: 1: `t.messages` or `t.changes` is too
     small; 2: it does not settle."""
-    reset(t, nodes, slots)
     for index in range(steps.shape[0]):
         t.state[TICK] = index * STEP_TICKS
         t.state[LAST_CHANGE_AT] = t.state[TICK]
-        # Between two steps there is time enough to give up requests that nobody answered.
-        for column in (HAS_PENDING, IS_OURS, REQUESTERS):
-            t.nodes[:, column] = 0
-        t.slots[:, IS_REQUESTER] = 0
+        if index > 0:  # between two steps there is time enough to give up requests that nobody answered
+            forget_requests(t)
         begin_step(t, steps[index, 0], steps[index, 1], steps[index, 2], destination)
-        while t.state[ACTIVE_COUNT] > 0 and t.state[IS_FULL] == 0:
+        while t.state[AWAKE_COUNT] > 0 and t.state[IS_FULL] == 0:
             t.state[TICK] += 1
             if t.state[TICK] > index * STEP_TICKS + TICKS_MAX:
                 t.state[IS_FULL] = 2
                 return
-            run_tick(t, scratch)
+            run_tick(t)
         ends[index] = t.state[LAST_CHANGE_AT] - index * STEP_TICKS
         if t.state[IS_FULL] != 0:
             return

@@ -88,6 +88,36 @@ class RuleRun:
         return sum(item.switched for item in tail) / max(1, len(tail))
 
 
+@dataclass(frozen=True, slots=True)
+class Buyers:
+    """How demand answers to the price of the whole way, msat per GB: full up to `reference_price`, then it falls with
+    that `elasticity`; none above `max_price`."""
+
+    elasticity: float = 0.0
+    reference_price: int = 1_000_000
+    max_price: int = rules.PRICE_NOT_FOR_SALE - 1
+
+    def wanted(self, demand: Floats, paid: NDArray[np.int64]) -> Floats:
+        share = np.maximum(1.0, paid / self.reference_price) ** -self.elasticity
+        return np.asarray(np.where(paid <= self.max_price, demand * share, 0.0))
+
+
+ANY_PRICE = Buyers()
+
+
+class Prices:
+    """What each node asks and remembers, in `follow_rule`. Prices in msat per GB, `relay_cost` in metric units."""
+
+    def __init__(self, count: int, start: float, weight: float) -> None:
+        self.weight = weight
+        self.fee = np.full(count, float(start))
+        self.announced = np.full(count, round(start), np.int64)
+        self.average = np.full(count, -1.0)
+        self.relay_cost = np.full(count, float(rules.price_metric(round(start), weight)))
+        self.asked = np.zeros(count, np.int64)  # for the whole way to a root
+        self.patient_at = np.full(count, trees.NEVER)  # when a small gain has lasted for long enough
+
+
 class Forest:
     """The tree of cheapest paths at given prices, and the loads on it; keeps its arrays from one time to the next."""
 
@@ -104,6 +134,7 @@ class Forest:
         self.reached = 0
         self._heap = np.zeros(count, np.int32)
         self._place = np.zeros(count, np.int32)
+        self._passing = np.zeros(count)
         self._graph = (mesh.offsets, mesh.neighbours, mesh.costs)
         self.kernel: Callable[[Any], Any] = (lambda f: jit.compiled(f, _HELPERS)) if is_compiled else (lambda f: f)
 
@@ -121,10 +152,28 @@ class Forest:
             self._place,
         )
 
-    def stick(self, relay_cost: Floats, before: NDArray[np.int32], fraction: float) -> int:
-        """After `grow`: hysteresis. Returns the number of changed next hops."""
-        arguments = (relay_cost, before, self.distance, self.parent, self.order, self.reached, fraction)
-        return int(self.kernel(trees.stick)(*self._graph, *arguments))
+    def stick(self, prices: Prices, before: NDArray[np.int32], waits: Floats, *, now: float, fraction: float) -> int:
+        """After `grow`: hysteresis. `waits`: of each node, seconds that a gain which it sees now must last. Returns the
+        number of changed next hops."""
+        return int(
+            self.kernel(trees.stick)(
+                *self._graph,
+                prices.relay_cost,
+                prices.announced,
+                before,
+                prices.patient_at,
+                waits,
+                self.distance,
+                self.parent,
+                self.order,
+                self.reached,
+                self._place,
+                prices.asked,
+                now,
+                fraction,
+                prices.weight,
+            )
+        )
 
     def served(self, demand: Floats) -> Floats:
         """Of nodes that reach a root, and are none."""
@@ -135,7 +184,7 @@ class Forest:
     def load(self, demand: Floats) -> tuple[Floats, float]:
         """What each node carries, and the sum of flow times link cost."""
         through = np.zeros(len(demand))
-        arguments = (self.parent, self.order, self.reached, demand, through)
+        arguments = (self.parent, self.order, self.reached, demand, self._passing, through)
         return through, float(self.kernel(trees.gather)(*self._graph, *arguments))
 
 
@@ -212,34 +261,40 @@ def follow_rule(
     ceiling: float = 100_000_000.0,
     rounds: int = 100,
     sticky_fraction: float = 0.1,
+    sticky_timeout: float = 16.0,
+    buyers: Buyers = ANY_PRICE,
+    noise: float = 0.0,
+    seed: int = 0,
     price_weight: float = PRICE_WEIGHT,
     is_compiled: bool = True,
     progress: Progress = lambda _round, _switched: None,
 ) -> RuleRun:
-    """`rounds` intervals of the daemons' rule. Prices in msat per GB. `sticky_fraction` < 0: without hysteresis."""
+    """`rounds` intervals of the daemons' rule. Prices in msat per GB. `sticky_fraction` < 0: without hysteresis.
+
+    `noise`: the demand of each node varies by up to this share of it, from interval to interval."""
     forest = Forest(mesh, roots, is_compiled=is_compiled)
     count = mesh.node_count
-    price = np.full(count, float(start_price))
-    announced = np.full(count, round(start_price), np.int64)
-    average = np.full(count, -1.0)
-    relay_cost = np.full(count, float(rules.price_metric(round(start_price), price_weight)))
-    forest.grow(relay_cost)
+    prices = Prices(count, start_price, price_weight)
+    rng = np.random.default_rng(seed)
+    forest.grow(prices.relay_cost)
+    forest.stick(prices, forest.parent.copy(), np.zeros(count), now=0.0, fraction=-1.0)
     demand = forest.served(demand)
     history: list[Round] = []
-    load, _ = forest.load(demand)
+    load, _ = forest.load(buyers.wanted(demand, prices.asked[forest.parent]))
     step = forest.kernel(trees.step_prices)
     for number in range(1, rounds + 1):
-        step(price, announced, average, load, capacity, floor, ceiling, price_weight, relay_cost)
+        limits = (floor, ceiling, price_weight)
+        step(prices.fee, prices.announced, prices.average, load, capacity, *limits, prices.relay_cost)
         before = forest.parent.copy()
-        forest.grow(relay_cost)
-        if sticky_fraction >= 0:
-            switched = forest.stick(relay_cost, before, sticky_fraction)
-        else:
-            switched = int(((forest.parent != before) & (before >= 0)).sum())
-        load, _ = forest.load(demand)
-        history.append(_round(switched / count, load, capacity, announced))
+        forest.grow(prices.relay_cost)
+        waits = sticky_timeout * rng.uniform(0.5, 1.5, count)
+        now = number * pricing.PRICE_INTERVAL
+        switched = forest.stick(prices, before, waits, now=now, fraction=sticky_fraction)
+        wanted = buyers.wanted(demand, prices.asked[forest.parent])
+        load, _ = forest.load(wanted * rng.uniform(1 - noise, 1 + noise, count) if noise else wanted)
+        history.append(_round(switched / count, load, capacity, prices.announced))
         progress(number, switched / count)
-    return RuleRun(history, load, announced.astype(float), forest.reached)
+    return RuleRun(history, load, prices.announced.astype(float), forest.reached)
 
 
 def _round(switched: float, load: Floats, capacity: Floats, announced: NDArray[np.int64]) -> Round:

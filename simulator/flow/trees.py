@@ -13,6 +13,7 @@ from routing import rules
 
 Array = Any
 UNREACHED = 1e300
+NEVER = 1e300
 ROOT = -2  # as a parent; -1: not reached
 
 
@@ -71,9 +72,10 @@ def grow_tree(  # noqa: PLR0917 - numba takes no keyword-only arguments
     them, nearest first.
 
     A node's `relay_cost` counts for those whose paths cross it, a root's `root_cost` for all that end there."""
-    distance[:] = UNREACHED
-    parent[:] = -1
-    place[:] = -1
+    for node in range(len(distance)):
+        distance[node] = UNREACHED
+        parent[node] = -1
+        place[node] = -1
     size = 0
     for index in range(len(roots)):
         root = roots[index]
@@ -121,11 +123,13 @@ def gather(  # noqa: PLR0917 - numba takes no keyword-only arguments
     order: Array,
     reached: int,
     demand: Array,
+    passing: Array,
     through: Array,
 ) -> float:
     """Adds to `through` what each node carries for others (at a root: all that ends there, but for its own), farthest
-    first. Returns the sum of flow times link cost."""
-    passing = demand.copy()
+    first. Returns the sum of flow times link cost. `passing`: room, as large as `demand`."""
+    for node in range(len(demand)):
+        passing[node] = demand[node]
     total = 0.0
     for index in range(reached - 1, -1, -1):
         node = order[index]
@@ -141,47 +145,68 @@ def gather(  # noqa: PLR0917 - numba takes no keyword-only arguments
     return total
 
 
-def stick(  # noqa: PLR0917 - numba takes no keyword-only arguments
+def stick(  # noqa: PLR0912, PLR0917 - numba takes no keyword-only arguments, and calls are not free where it is not
     offsets: Array,
     neighbours: Array,
     costs: Array,
     relay_cost: Array,
+    announced: Array,
     before: Array,
+    patient_at: Array,
+    waits: Array,
     distance: Array,
     parent: Array,
     order: Array,
     reached: int,
+    rank: Array,
+    asked: Array,
+    now: float,
     fraction: float,
+    weight: float,
 ) -> int:
-    """Hysteresis (design section 6): who had another next hop keeps it unless the gain exceeds the margin. Returns how
-    many have changed theirs. Only a hop that is nearer by the new distances is kept, so that no loop can form."""
+    """Hysteresis (`Selection._is_switch_due` in `routing`): who had another next hop keeps it unless the gain exceeds
+    the margin, or has been there for the time in `waits`, drawn when it was first seen. `fraction` < 0: without it.
+    Returns how many have changed theirs.
+
+    Only a hop that comes earlier in `order` is kept or taken, so that no loop can form. `asked` becomes the price of
+    the whole way that each node asks those that it carries for, `rank` the place in `order`."""
     changed = 0
-    rank = parent.copy()
     for index in range(reached):
         rank[order[index]] = index
     for index in range(reached):
         node = order[index]
-        new, old = parent[node], before[node]
-        if new < 0:
+        old = before[node]
+        if parent[node] < 0:
+            asked[node] = announced[node]
             continue
-        # The way on may have stayed longer than the shortest.
-        length, kept, kept_paid = UNREACHED, UNREACHED, 0.0
+        # Ways on may have stayed longer than the shortest, so that another one may be the shortest now.
+        best, kept = -1, -1
+        length, kept_length = UNREACHED, UNREACHED
         for slot in range(offsets[node], offsets[node + 1]):
             hop = neighbours[slot]
-            if hop not in (new, old):
+            if distance[hop] >= UNREACHED or rank[hop] >= index:
                 continue
-            paid = relay_cost[hop] if parent[hop] >= 0 else 0.0
-            if hop == new:
-                length = distance[hop] + paid + costs[slot]
-            if hop == old and distance[hop] < UNREACHED and rank[hop] < index:
-                kept, kept_paid = distance[hop] + paid + costs[slot], paid
-        if kept < UNREACHED and old != new:
-            margin = rules.sticky_margin(int(kept_paid), 0, False, fraction)
-            if not rules.is_route_better(int(length), int(kept), margin, False):
-                parent[node] = old
-                length = kept
+            onward = distance[hop] + costs[slot] + (relay_cost[hop] if parent[hop] >= 0 else 0.0)
+            if hop == old:
+                kept, kept_length = hop, onward
+            if onward < length or (onward == length and hop == old):
+                best, length = hop, onward
+        if kept < 0 or best == kept:
+            patient_at[node] = NEVER
+        else:
+            is_patient = fraction < 0.0 or now >= patient_at[node]
+            paid = rules.price_metric(asked[kept], weight)
+            margin = rules.sticky_margin(paid, max(0, int(kept_length) - paid), False, fraction)
+            if rules.is_route_better(int(length), int(kept_length), margin, is_patient):
+                patient_at[node] = NEVER
+            else:
+                best, length = kept, kept_length
+                if patient_at[node] >= NEVER:
+                    patient_at[node] = now + waits[node]
+        parent[node] = best
         distance[node] = length
-        if old >= 0 and parent[node] != old:
+        asked[node] = rules.price_add(asked[best], announced[node])
+        if old >= 0 and best != old:
             changed += 1
     return changed
 
