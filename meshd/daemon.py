@@ -44,6 +44,7 @@ from meshd.recovery import unbilled
 from meshd.redistribution import Redistribution
 from meshd.router import Router
 from meshd.rpc import methods
+from meshd.tcp import LinkLocalTcp
 from meshd.tunnel import Tunnel
 from meshd.tunnels import SILENCE, Tunnels, next_incarnation
 from payments import events as pay
@@ -100,7 +101,7 @@ class Daemon:
         self.fee_msat_per_gb = config.price.fee_msat_per_gb if config.payments.enabled else 0
         self.billing = Billing(price_notice=config.price.price_notice)
         self.chain = open_chain(config.chain)
-        self.sessions = sessions.SessionManager(identity, network=sessions.LinkLocalTcp(config.payments.session_port))
+        self.sessions = sessions.SessionManager(identity, network=LinkLocalTcp(config.payments.session_port))
         self.router = Router(
             self._speaker(recorder),
             kernel,

@@ -82,11 +82,17 @@ class Paymaster:
 
     async def put(self, event: events.Input) -> None:
         """Give the engine an input; waits while its queue is full."""
-        await self._send.send((event, {}))
+        await self._put((event, {}))
 
     async def put_metered(self, traffic: events.MeteredTraffic, readings: Mapping[bytes, Reading]) -> None:
         """`readings` become durable together with the sums that `traffic` adds to: a crash loses or repeats neither."""
-        await self._send.send((traffic, readings))
+        await self._put((traffic, readings))
+
+    async def _put(self, entry: tuple[events.Input, Mapping[bytes, Reading]]) -> None:
+        try:
+            self._send.send_nowait(entry)  # mostly there is room, and a checkpoint costs more than the rest
+        except trio.WouldBlock:
+            await self._send.send(entry)
 
     async def hold_payments(self, hold: bool) -> None:
         self.is_paying = not hold

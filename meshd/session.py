@@ -14,6 +14,7 @@ whatever is refused is counted in `SessionManager.counters`.
 
 from __future__ import annotations
 
+import math
 import random
 import secrets
 from collections import Counter, deque
@@ -21,12 +22,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv6Address
-from typing import Protocol
 
 import trio
 
 from meshd.identity import Identity, x25519_public_key
 from meshd.logs import Logger
+from meshd.tcp import Connection, Interface, LinkLocalTcp, Network
 from payments.noise import HandshakeState, NoiseError, Transport
 
 log = Logger(__name__)
@@ -34,7 +35,6 @@ log = Logger(__name__)
 PROTOCOL_VERSION = 1
 PROLOGUE = b"meshd session"
 MAX_MESSAGE_LENGTH = 65535 - 16
-DEFAULT_PORT = 6697
 _HELLO_LENGTH = 1 + 32  # version, Ed25519 key
 _MAX_HANDSHAKE_FRAME = 256  # the longest XX message of ours is 32 + 48 + 33 + 16
 
@@ -108,82 +108,44 @@ class Limits:
     inbound_per_interface: int = 128
 
 
-@dataclass(frozen=True, slots=True)
-class Interface:
-    name: str
-    index: int
-    address: IPv6Address  # our link-local address on it
-    peer: bytes | None = None  # who alone can be there (a tunnel)
-
-
-class Network(Protocol):
-    """Where streams come from; tests put another in the place of `LinkLocalTcp`. All but `source` raise OSError."""
-
-    async def listen(self) -> Sequence[trio.abc.Listener[trio.abc.Stream]]: ...
-
-    async def connect(self, interface: Interface, address: IPv6Address) -> trio.abc.Stream: ...
-
-    def source(self, stream: trio.abc.Stream) -> tuple[int, IPv6Address] | None:
-        """Interface index and address that an accepted stream comes from; None when it is gone already."""
-
-
-class LinkLocalTcp:
-    """TCP between link-local addresses; one listener for all interfaces, on [::]."""
-
-    def __init__(self, port: int = DEFAULT_PORT) -> None:
-        self._port = port
-
-    async def listen(self) -> Sequence[trio.abc.Listener[trio.abc.Stream]]:
-        try:
-            return await trio.open_tcp_listeners(self._port, host="::")
-        except OSError as error:
-            raise OSError(error.errno, f"TCP port {self._port}: {error.strerror}") from error
-
-    async def connect(self, interface: Interface, address: IPv6Address) -> trio.abc.Stream:
-        sock = trio.socket.socket(trio.socket.AF_INET6, trio.socket.SOCK_STREAM)
-        try:
-            # The peer knows us by the source address, so that it must be the one that we announce routes from.
-            await sock.bind((str(interface.address), 0, 0, interface.index))
-            await sock.connect((str(address), self._port, 0, interface.index))
-        except BaseException:
-            sock.close()
-            raise
-        return trio.SocketStream(sock)
-
-    def source(self, stream: trio.abc.Stream) -> tuple[int, IPv6Address] | None:
-        assert isinstance(stream, trio.SocketStream)  # noqa: S101  what our own listener accepts
-        try:
-            name = stream.socket.getpeername()
-        except OSError:
-            return None
-        return name[3], IPv6Address(name[0].partition("%")[0])
-
-
 class _Frames:
     """u16 length, then so many bytes (network order)."""
 
-    def __init__(self, stream: trio.abc.Stream) -> None:
+    def __init__(self, stream: Connection) -> None:
         self.stream = stream
         self._buffer = bytearray()
 
     async def send(self, frame: bytes) -> None:
-        await self.stream.send_all(len(frame).to_bytes(2, "big") + frame)
+        await self.stream.send_all(framed(frame))
 
     async def receive(self, max_length: int = 65535) -> bytes:
-        length = int.from_bytes(await self._take(2), "big")
-        if length > max_length:
-            raise _PeerError("bad_frame", f"frame of {length} bytes")
-        return await self._take(length)
+        while (frame := self.next(max_length)) is None:
+            await self.fill()
+        return frame
 
-    async def _take(self, count: int) -> bytes:
-        while len(self._buffer) < count:
-            chunk = await self.stream.receive_some(65536)
-            if not chunk:
-                raise _PeerError("closed", "closed by the peer")
-            self._buffer += chunk
-        taken = bytes(self._buffer[:count])
-        del self._buffer[:count]
-        return taken
+    def next(self, max_length: int = 65535) -> bytes | None:
+        """Of what has come; None: no whole one has."""
+        buffer = self._buffer
+        if len(buffer) < 2:
+            return None
+        end = 2 + int.from_bytes(buffer[:2], "big")
+        if end - 2 > max_length:
+            raise _PeerError("bad_frame", f"frame of {end - 2} bytes")
+        if len(buffer) < end:
+            return None
+        frame = bytes(buffer[2:end])
+        del buffer[:end]
+        return frame
+
+    async def fill(self) -> None:
+        chunk = await self.stream.receive_some(65536)
+        if not chunk:
+            raise _PeerError("closed", "closed by the peer")
+        self._buffer += chunk
+
+
+def framed(frame: bytes) -> bytes:
+    return len(frame).to_bytes(2, "big") + frame
 
 
 async def _handshake(frames: _Frames, identity: Identity, *, initiator: bool) -> tuple[Transport, bytes]:
@@ -226,7 +188,7 @@ def _read_hello(payload: bytes, static_key: bytes) -> bytes:
 
 
 class _Session:
-    """One authenticated connection: its queue, its two loops, its end."""
+    """One authenticated connection: its queue, its loops, its end."""
 
     def __init__(self, frames: _Frames, transport: Transport, peer: bytes, link: Link, limits: Limits) -> None:
         self.peer = peer
@@ -238,9 +200,11 @@ class _Session:
         self._transport = transport
         self._limits = limits
         self._scope = trio.CancelScope()
+        self._unsent = b""  # the rest of a frame, when the kernel took no more
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
         self._queued = trio.Event()
+        self._sent_at = self._heard_at = trio.current_time()
 
     def close(self, reason: str, counter: str = "") -> None:
         if not self.reason:
@@ -248,22 +212,39 @@ class _Session:
         self._scope.cancel()
 
     def enqueue(self, data: bytes) -> bool:
-        """False, and the session ends, when the peer reads too slowly."""
+        """Sends at once what the kernel takes. False, and the session ends, when the peer reads too slowly."""
+        if not self._unsent and not self._queue:
+            return self._send_now(data)
         full = len(self._queue) >= self._limits.queue_messages
         if full or self._queued_bytes + len(data) > self._limits.queue_bytes:
             self.close("the peer reads too slowly", "slow_peer")
             return False
         self._queue.append(data)
         self._queued_bytes += len(data)
-        self._queued.set()
         return True
 
-    async def run(self, deliver: Callable[[PeerMessage], Awaitable[None]]) -> None:
+    def _send_now(self, data: bytes) -> bool:
+        self._sent_at = trio.current_time()
+        try:
+            frame = framed(self._transport.encrypt(data))
+            self._unsent = frame[self._frames.stream.send_now(frame) :]
+        except NoiseError as error:
+            self.close(f"Noise: {error}", "bad_frame")
+            return False
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.close("connection lost", "closed")
+            return False
+        if self._unsent:
+            self._queued.set()
+        return True
+
+    async def run(self, deliver: trio.MemorySendChannel[SessionEvent]) -> None:
         """Until either side ends it; then `reason` says why. Closes the stream."""
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._until_failure, self._send_loop)
+                    nursery.start_soon(self._until_failure, self._watch_loop)
                     nursery.start_soon(self._until_failure, partial(self._receive_loop, deliver))
         finally:
             await trio.aclose_forcefully(self._frames.stream)
@@ -278,35 +259,53 @@ class _Session:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self.close("connection lost", "closed")
 
-    async def _receive_loop(self, deliver: Callable[[PeerMessage], Awaitable[None]]) -> None:
+    async def _receive_loop(self, deliver: trio.MemorySendChannel[SessionEvent]) -> None:
         while True:
-            with trio.move_on_after(self._limits.idle_timeout) as silence:
-                frame = await self._frames.receive()
-            if silence.cancelled_caught:
-                raise _PeerError("idle_timeout", f"nothing heard for {self._limits.idle_timeout:g} s")
-            data = self._transport.decrypt(frame)
-            if data:
-                await deliver(PeerMessage(self.peer, data))
+            await self._frames.fill()
+            while (frame := self._frames.next()) is not None:
+                data = self._transport.decrypt(frame)
+                self._heard_at = trio.current_time()
+                if data:
+                    await self._deliver(PeerMessage(self.peer, data), deliver)
+
+    async def _deliver(self, message: PeerMessage, deliver: trio.MemorySendChannel[SessionEvent]) -> None:
+        try:
+            deliver.send_nowait(message)
+        except trio.WouldBlock:
+            self._heard_at = math.inf  # while it is us who do not listen
+            await deliver.send(message)
+            self._heard_at = trio.current_time()
 
     async def _send_loop(self) -> None:
+        """What could not be sent at once."""
         while True:
-            data = await self._next_message()
-            with trio.move_on_after(self._limits.send_timeout) as stuck:
-                await self._frames.send(self._transport.encrypt(data))
-            if stuck.cancelled_caught:
-                raise _PeerError("slow_peer", "the peer reads too slowly")
-
-    async def _next_message(self) -> bytes:
-        """The next message to send; empty, as a keep-alive, when there is none for a while."""
-        if not self._queue:
+            await self._queued.wait()
+            while self._unsent or self._queue:
+                if not self._unsent:
+                    data = self._queue.popleft()
+                    self._queued_bytes -= len(data)
+                    self._unsent = framed(self._transport.encrypt(data))
+                with trio.move_on_after(self._limits.send_timeout) as stuck:
+                    await self._frames.stream.send_all(self._unsent)
+                if stuck.cancelled_caught:
+                    raise _PeerError("slow_peer", "the peer reads too slowly")
+                self._unsent = b""
+                self._sent_at = trio.current_time()
             self._queued = trio.Event()
-            with trio.move_on_after(self._limits.keepalive_interval):
-                await self._queued.wait()
-        if not self._queue:
-            return b""
-        data = self._queue.popleft()
-        self._queued_bytes -= len(data)
-        return data
+
+    async def _watch_loop(self) -> None:
+        """Keep-alives when there is nothing else to say; the end when nothing is heard."""
+        while True:
+            silent_at = self._heard_at + self._limits.idle_timeout
+            quiet_at = self._sent_at + self._limits.keepalive_interval
+            await trio.sleep_until(min(silent_at, quiet_at))
+            now = trio.current_time()
+            if now >= self._heard_at + self._limits.idle_timeout:
+                raise _PeerError("idle_timeout", f"nothing heard for {self._limits.idle_timeout:g} s")
+            if now >= self._sent_at + self._limits.keepalive_interval:
+                self._sent_at = now
+                if not self._unsent and not self._queue:
+                    self._send_now(b"")
 
 
 class SessionManager:
@@ -352,7 +351,7 @@ class SessionManager:
         finally:
             self._nursery = None
 
-    async def _serve(self, listeners: Sequence[trio.abc.Listener[trio.abc.Stream]]) -> None:
+    async def _serve(self, listeners: Sequence[trio.abc.Listener[Connection]]) -> None:
         await trio.serve_listeners(self._accept, list(listeners))
 
     def interface_up(self, name: str, index: int, own_address: IPv6Address, peer: bytes | None = None) -> None:
@@ -442,7 +441,7 @@ class SessionManager:
             return None
         return await self._establish(stream, link, initiator=True)
 
-    async def _accept(self, stream: trio.abc.Stream) -> None:
+    async def _accept(self, stream: Connection) -> None:
         link = self._admit(stream)
         if link is None:
             await trio.aclose_forcefully(stream)
@@ -456,7 +455,7 @@ class SessionManager:
             if not self._inbound_by_link[link]:
                 del self._inbound_by_link[link]
 
-    def _admit(self, stream: trio.abc.Stream) -> Link | None:
+    def _admit(self, stream: Connection) -> Link | None:
         """The link that an inbound connection belongs to; None, and counted, when it has no business here."""
         source = self._network.source(stream)
         if source is None:
@@ -476,7 +475,7 @@ class SessionManager:
             return None
         return link
 
-    async def _establish(self, stream: trio.abc.Stream, link: Link, *, initiator: bool) -> _Session | None:
+    async def _establish(self, stream: Connection, link: Link, *, initiator: bool) -> _Session | None:
         """Shakes hands. Owns the stream unless it returns a session."""
         session = None
         frames = _Frames(stream)
@@ -513,7 +512,7 @@ class SessionManager:
             if older.peer != session.peer:
                 session.close("another peer holds the link")
                 self._count("link_taken", session.link, session.peer.hex())
-                await session.run(self._emit.send)  # closed already: only closes the stream
+                await session.run(self._emit)  # closed already: only closes the stream
                 return False
             older.close("replaced by a newer session")
             await older.closed.wait()
@@ -528,7 +527,7 @@ class SessionManager:
         sessions.append(session)
         try:
             await self._emit.send(PeerConnected(session.peer, link.interface, link.address, first=len(sessions) == 1))
-            await session.run(self._emit.send)
+            await session.run(self._emit)
         finally:
             sessions.remove(session)
             if not sessions:

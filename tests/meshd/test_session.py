@@ -14,7 +14,6 @@ from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair
 from meshd import session
 from meshd.identity import Identity
 from meshd.session import (
-    Interface,
     Limits,
     PeerConnected,
     PeerDisconnected,
@@ -22,6 +21,7 @@ from meshd.session import (
     SessionError,
     SessionManager,
 )
+from meshd.tcp import Connection, Interface, LinkLocalTcp, TcpConnection, TcpListener
 from payments.noise import HandshakeState, Transport
 
 LOW, HIGH = IPv6Address("fe80::1"), IPv6Address("fe80::2")
@@ -30,7 +30,7 @@ STRANGER = IPv6Address("fe80::0:9")  # sorts between LOW and LOW_2, below HIGH_2
 ALICE, BOB, MALLORY = Identity(b"a" * 32), Identity(b"b" * 32), Identity(b"m" * 32)
 
 
-class MemoryStream(trio.abc.Stream):
+class MemoryStream(Connection):
     """A stream that knows where it comes from."""
 
     def __init__(self, stream: trio.abc.Stream, source: tuple[int, IPv6Address] | None = None) -> None:
@@ -43,6 +43,9 @@ class MemoryStream(trio.abc.Stream):
             await trio.lowlevel.checkpoint()
         else:
             await self._stream.send_all(data)
+
+    def send_now(self, data: bytes) -> int:
+        return 0  # as a socket whose buffer is full: all goes through `send_all`
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._stream.wait_send_all_might_not_block()
@@ -61,25 +64,25 @@ class MemoryNetwork:
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
 
-    async def listen(self) -> Sequence[trio.abc.Listener[trio.abc.Stream]]:
-        send, receive = trio.open_memory_channel[trio.abc.Stream](100)
+    async def listen(self) -> Sequence[trio.abc.Listener[Connection]]:
+        send, receive = trio.open_memory_channel[MemoryStream](100)
         self.inbox = send
         return [ChannelListener(receive)]
 
-    async def connect(self, interface: Interface, address: IPv6Address) -> trio.abc.Stream:
+    async def connect(self, interface: Interface, address: IPv6Address) -> Connection:
         await trio.lowlevel.checkpoint()
         return self.wire.dial(interface.index, interface.address, address)
 
-    def source(self, stream: trio.abc.Stream) -> tuple[int, IPv6Address] | None:
+    def source(self, stream: Connection) -> tuple[int, IPv6Address] | None:
         assert isinstance(stream, MemoryStream)
         return stream.source
 
 
-class ChannelListener(trio.abc.Listener[trio.abc.Stream]):
-    def __init__(self, streams: trio.MemoryReceiveChannel[trio.abc.Stream]) -> None:
+class ChannelListener(trio.abc.Listener[Connection]):
+    def __init__(self, streams: trio.MemoryReceiveChannel[MemoryStream]) -> None:
         self._streams = streams
 
-    async def accept(self) -> trio.abc.Stream:
+    async def accept(self) -> Connection:
         return await self._streams.receive()
 
     async def aclose(self) -> None:
@@ -486,21 +489,21 @@ def test_mistakes_of_our_own_raise() -> None:
     run(scenario)
 
 
-class LoopbackTcp(session.LinkLocalTcp):
+class LoopbackTcp(LinkLocalTcp):
     """Real sockets on ::1, with addresses made up from who is who."""
 
     def __init__(self, listener: trio.SocketListener, remote_port: int, remote: IPv6Address) -> None:
         super().__init__()
         self._listener, self._remote_port, self._remote = listener, remote_port, remote
 
-    async def listen(self) -> Sequence[trio.abc.Listener[trio.abc.Stream]]:
+    async def listen(self) -> Sequence[trio.abc.Listener[Connection]]:
         await trio.lowlevel.checkpoint()
-        return [self._listener]
+        return [TcpListener(self._listener)]
 
-    async def connect(self, interface: Interface, address: IPv6Address) -> trio.abc.Stream:
-        return await trio.open_tcp_stream("::1", self._remote_port)
+    async def connect(self, interface: Interface, address: IPv6Address) -> Connection:
+        return TcpConnection(await trio.open_tcp_stream("::1", self._remote_port))
 
-    def source(self, stream: trio.abc.Stream) -> tuple[int, IPv6Address] | None:
+    def source(self, stream: Connection) -> tuple[int, IPv6Address] | None:
         real = super().source(stream)
         assert real == (0, IPv6Address("::1"))
         return 1, self._remote
@@ -534,7 +537,7 @@ def test_taken_port_is_one_clear_error() -> None:
     async def scenario() -> None:
         (taken,) = await trio.open_tcp_listeners(0, host="::")
         async with taken:
-            manager = SessionManager(ALICE, network=session.LinkLocalTcp(taken.socket.getsockname()[1]))
+            manager = SessionManager(ALICE, network=LinkLocalTcp(taken.socket.getsockname()[1]))
             with pytest.raises(SessionError, match="cannot listen"):
                 await manager.run()
 
