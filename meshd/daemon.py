@@ -413,27 +413,31 @@ class Daemon:
         await self.paymaster.put_metered(traffic, readings)
 
     async def _follow_sessions(self) -> None:
-        async for event in self.sessions.events:
-            match event:
-                case sessions.PeerConnected():
-                    log.info("session up", peer=event.peer, interface=event.interface, address=event.link_local)
-                    await self.accounting.peer_connected(event.peer, (event.interface, event.link_local))
-                    if event.peer in self._distrusted:
-                        await self.router.put(SetPolicy(self._policy()))  # of this link too
-                    if event.first:
-                        await self.paymaster.put(pay.PeerConnected(event.peer))
-                case sessions.PeerMessage():
-                    # The bill in it is judged by our own meter, so that has to be up to date.
-                    await self.accounting.refresh()
-                    await self.paymaster.put(pay.ReceivedMessage(event.peer, event.data))
-                case sessions.PeerDisconnected():
-                    log.info("session down", peer=event.peer, interface=event.interface, reason=event.reason)
-                    self.accounting.peer_disconnected((event.interface, event.link_local))
-                    # What was under way on it is lost, though another session with the peer may remain: both ends
-                    # then tell each other anew where they stand.
-                    await self.paymaster.put(pay.PeerDisconnected(event.peer))
-                    if not event.last:
-                        await self.paymaster.put(pay.PeerConnected(event.peer))
+        while True:
+            for event in await self.sessions.next_events():
+                await self._handle_session(event)
+
+    async def _handle_session(self, event: sessions.SessionEvent) -> None:
+        match event:
+            case sessions.PeerConnected():
+                log.info("session up", peer=event.peer, interface=event.interface, address=event.link_local)
+                await self.accounting.peer_connected(event.peer, (event.interface, event.link_local))
+                if event.peer in self._distrusted:
+                    await self.router.put(SetPolicy(self._policy()))  # of this link too
+                if event.first:
+                    await self.paymaster.put(pay.PeerConnected(event.peer))
+            case sessions.PeerMessage():
+                # The bill in it is judged by our own meter, so that has to be up to date.
+                await self.accounting.refresh()
+                await self.paymaster.put(pay.ReceivedMessage(event.peer, event.data))
+            case sessions.PeerDisconnected():
+                log.info("session down", peer=event.peer, interface=event.interface, reason=event.reason)
+                self.accounting.peer_disconnected((event.interface, event.link_local))
+                # What was under way on it is lost, though another session with the peer may remain: both ends
+                # then tell each other anew where they stand.
+                await self.paymaster.put(pay.PeerDisconnected(event.peer))
+                if not event.last:
+                    await self.paymaster.put(pay.PeerConnected(event.peer))
 
     async def _report_loss(self) -> None:
         """Both ends' counts may differ by what the link loses: the larger share, of a neighbour on several links."""

@@ -7,7 +7,7 @@ settlement round. Requests to the wallet and to the chain run beside it and come
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import assert_never
+from typing import Protocol, assert_never
 
 import trio
 
@@ -27,8 +27,13 @@ FLUSH_TIMEOUT = 5.0
 MAX_ROUND = 512
 
 
+class Deliver(Protocol):
+    def __call__(self, peer: bytes, *messages: bytes) -> bool:
+        """False: the peer is gone. It will be told anew when it returns."""
+
+
 class Paymaster:
-    """`deliver` sends a message to a peer, `drop` ends its session, `set_carrying` opens or shuts its gate,
+    """`deliver` sends messages to a peer, `drop` ends its session, `set_carrying` opens or shuts its gate,
     `set_trusted` takes its routes or none."""
 
     def __init__(
@@ -38,7 +43,7 @@ class Paymaster:
         chain: ChainPort,
         open_wallet: Callable[[], Awaitable[WalletPort]],
         *,
-        deliver: Callable[[bytes, bytes], bool],
+        deliver: Deliver,
         drop: Callable[[bytes], None],
         set_carrying: Callable[[bytes, bool], Awaitable[None]],
         set_trusted: Callable[[bytes, bool], Awaitable[None]],
@@ -148,40 +153,46 @@ class Paymaster:
         return {flow: reading for peer in peers for flow, reading in self._readings.pop(peer, {}).items()}
 
     async def _execute(self, outputs: Sequence[events.Output]) -> None:
+        """In order; what follows one another for one peer leaves together."""
+        messages: dict[bytes, list[bytes]] = {}
         for output in outputs:
-            match output:
-                case events.Persist():
-                    # Shielded: a commit that is cancelled half-way would leave the engine ahead of its store.
-                    with trio.CancelScope(shield=True):
-                        await trio.to_thread.run_sync(self._store.apply, output.changes, self._written_by(output))
-                case events.SendMessage():
-                    self._deliver(output.peer, output.data)  # False: the peer is gone, and will be told when it returns
-                case events.DropConnection():
-                    log.warning("session dropped", peer=output.peer, reason=output.reason)
-                    self._drop(output.peer)
-                case events.Suspend():
-                    log.warning("suspended", peer=output.peer)
-                    await self._set_carrying(output.peer, False)
-                case events.Resume():
-                    log.info("resumed", peer=output.peer)
-                    await self._set_carrying(output.peer, True)
-                case events.Distrust():
-                    log.warning("no routes are taken from it: its counts contradict ours", peer=output.peer)
-                    await self._set_trusted(output.peer, False)
-                case events.Trust():
-                    log.info("routes are taken from it again", peer=output.peer)
-                    await self._set_trusted(output.peer, True)
-                case (
-                    events.FundChannel()
-                    | events.ReleaseFunding()
-                    | events.BroadcastTransaction()
-                    | events.WatchOutput()
-                    | events.UnwatchOutput()
-                    | events.NeedScript()
-                ):
-                    self._request(output)
-                case _:
-                    _report(output)
+            if isinstance(output, events.SendMessage):
+                messages.setdefault(output.peer, []).append(output.data)
+            elif isinstance(output, events.Notice):
+                _report(output)
+            else:
+                self._deliver_all(messages)
+                await self._carry_out(output)
+        self._deliver_all(messages)
+
+    def _deliver_all(self, messages: dict[bytes, list[bytes]]) -> None:
+        for peer, data in messages.items():
+            self._deliver(peer, *data)
+        messages.clear()
+
+    async def _carry_out(self, output: events.Action) -> None:
+        match output:
+            case events.Persist():
+                # Shielded: a commit that is cancelled half-way would leave the engine ahead of its store.
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(self._store.apply, output.changes, self._written_by(output))
+            case events.DropConnection():
+                log.warning("session dropped", peer=output.peer, reason=output.reason)
+                self._drop(output.peer)
+            case events.Suspend():
+                log.warning("suspended", peer=output.peer)
+                await self._set_carrying(output.peer, False)
+            case events.Resume():
+                log.info("resumed", peer=output.peer)
+                await self._set_carrying(output.peer, True)
+            case events.Distrust():
+                log.warning("no routes are taken from it: its counts contradict ours", peer=output.peer)
+                await self._set_trusted(output.peer, False)
+            case events.Trust():
+                log.info("routes are taken from it again", peer=output.peer)
+                await self._set_trusted(output.peer, True)
+            case _:
+                self._request(output)
 
     def _request(
         self,

@@ -19,6 +19,7 @@ import random
 import secrets
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv6Address
@@ -211,10 +212,13 @@ class _Session:
             self.reason, self.counter = reason, counter
         self._scope.cancel()
 
-    def enqueue(self, data: bytes) -> bool:
+    def enqueue(self, messages: Sequence[bytes]) -> bool:
         """Sends at once what the kernel takes. False, and the session ends, when the peer reads too slowly."""
         if not self._unsent and not self._queue:
-            return self._send_now(data)
+            return self._send_now(messages)
+        return all(self._keep(data) for data in messages)
+
+    def _keep(self, data: bytes) -> bool:
         full = len(self._queue) >= self._limits.queue_messages
         if full or self._queued_bytes + len(data) > self._limits.queue_bytes:
             self.close("the peer reads too slowly", "slow_peer")
@@ -223,11 +227,11 @@ class _Session:
         self._queued_bytes += len(data)
         return True
 
-    def _send_now(self, data: bytes) -> bool:
+    def _send_now(self, messages: Sequence[bytes]) -> bool:
         self._sent_at = trio.current_time()
         try:
-            frame = framed(self._transport.encrypt(data))
-            self._unsent = frame[self._frames.stream.send_now(frame) :]
+            frames = b"".join([framed(self._transport.encrypt(data)) for data in messages])
+            self._unsent = frames[self._frames.stream.send_now(frames) :]
         except NoiseError as error:
             self.close(f"Noise: {error}", "bad_frame")
             return False
@@ -305,7 +309,7 @@ class _Session:
             if now >= self._sent_at + self._limits.keepalive_interval:
                 self._sent_at = now
                 if not self._unsent and not self._queue:
-                    self._send_now(b"")
+                    self._send_now([b""])
 
 
 class SessionManager:
@@ -388,12 +392,21 @@ class SessionManager:
         """It is gone: stop connecting, and end its session."""
         self._forget(Link(interface, link_local), "neighbour lost")
 
-    def send(self, peer: bytes, data: bytes) -> bool:
-        """Queues one message of 1 to 65,519 bytes. False when there is no session, or the peer is too slow for it."""
-        if not 1 <= len(data) <= MAX_MESSAGE_LENGTH:
-            raise ValueError(f"a message is 1 to {MAX_MESSAGE_LENGTH} bytes, not {len(data)}")
+    async def next_events(self) -> list[SessionEvent]:
+        """One at least, and what came with it: to wait for each would take longer than to handle it."""
+        events = [await self.events.receive()]
+        with suppress(trio.WouldBlock):
+            while True:
+                events.append(self.events.receive_nowait())
+        return events
+
+    def send(self, peer: bytes, *messages: bytes) -> bool:
+        """Of 1 to 65,519 bytes each. False when there is no session, or the peer is too slow for them."""
+        for data in messages:
+            if not 1 <= len(data) <= MAX_MESSAGE_LENGTH:
+                raise ValueError(f"a message is 1 to {MAX_MESSAGE_LENGTH} bytes, not {len(data)}")
         sessions = self._sessions_by_peer.get(peer)
-        return sessions[0].enqueue(data) if sessions else False
+        return sessions[0].enqueue(messages) if sessions else False
 
     def disconnect(self, peer: bytes, reason: str) -> None:
         """Ends all sessions with the peer (it broke a rule of a higher protocol); who connects may try again."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, fields
+from operator import attrgetter
 
 from payments.channel_tx import (
     CLAIM_LOCKTIME,
@@ -27,6 +28,8 @@ from payments.units import MSAT_PER_SAT, msat_to_sat
 _PENDING, _OPEN, _CLOSING = ChannelState.PENDING, ChannelState.OPEN, ChannelState.CLOSING
 _CLAIMING, _REFUNDING, _CLOSED = ChannelState.CLAIMING, ChannelState.REFUNDING, ChannelState.CLOSED
 
+# What a Channel begins with, in this order.
+_row = attrgetter(*(field.name for field in fields(ChannelRecord)))
 # Where money can still be in the funding output.
 WATCHED = frozenset({_PENDING, _OPEN, _CLOSING, _CLAIMING, _REFUNDING})
 # Where the payer may have payments stored at the payee.
@@ -67,10 +70,12 @@ class Channel:
 
     @classmethod
     def from_record(cls, record: ChannelRecord) -> Channel:
-        return cls(**{field.name: getattr(record, field.name) for field in fields(record)}, written=record)
+        channel = cls(*_row(record))
+        channel.written = record
+        return channel
 
     def record(self) -> ChannelRecord:
-        return ChannelRecord(**{field.name: getattr(self, field.name) for field in fields(ChannelRecord)})
+        return ChannelRecord(*_row(self))
 
     def move(self, cause: Cause) -> None:
         """Raises InvariantError for what is not in the table."""

@@ -350,9 +350,8 @@ Notice = (
     | PeerFaultSeen
     | BroadcastRefused
 )
-Output = (
+Action = (
     Persist
-    | SendMessage
     | DropConnection
     | FundChannel
     | ReleaseFunding
@@ -364,8 +363,8 @@ Output = (
     | Resume
     | Distrust
     | Trust
-    | Notice
 )
+Output = SendMessage | Action | Notice
 
 # --- Views: for operators, read-only; and `CountsView` ---
 

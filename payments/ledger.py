@@ -23,7 +23,7 @@ MAX_UNWRITTEN = 4  # the divisor: a quarter of the window
 LOST_PER_RESTART = 2  # half of the window: the quarter, and what the last reading of the meter brought on top
 
 
-Balance = tuple[Accounts, int, int]  # bills, sent, received: what one settlement follows from
+Balance = tuple[int, int, int, int, int]  # what we told and heard, sent, received: what one settlement follows from
 
 
 @dataclass(slots=True)
@@ -91,7 +91,8 @@ class Ledger:
         )
 
     def balance(self) -> Balance:
-        return self.accounts(), self.sent_msat, self.received_msat
+        told = self.billed_units, self.accepted_units, self.their_billed_units
+        return *told, self.sent_msat, self.received_msat
 
     def add_metered(self, *, earned_units: int, owed_limit_units: int) -> None:
         self.billed_units = min(self.billed_units + earned_units, MAX_UNITS)

@@ -8,6 +8,7 @@ with the good state on the disk, instead of paying.
 from __future__ import annotations
 
 from enum import Enum
+from operator import attrgetter
 
 from payments.records import ChannelRecord, ChannelState, Direction, LedgerRecord
 
@@ -109,13 +110,22 @@ def _reachable(table: Table) -> dict[ChannelState, frozenset[ChannelState]]:
     return {state: frozenset(found) for state, found in reached.items()}
 
 
+_fixed = attrgetter("channel_id", "peer", "direction", "terms", "opened_height")
+_CUMULATIVE = (
+    "billed_units",
+    "acknowledged_units",
+    "their_billed_units",
+    "accepted_units",
+    "owed_limit_units",
+    "lost_meter_units",
+)
+_cumulative = attrgetter(*_CUMULATIVE)
 _REACHABLE = {direction: _reachable(table) for direction, table in TABLE.items()}
 
 
 def check_channel_step(before: ChannelRecord, after: ChannelRecord) -> None:
     """Between two rows of one channel. Raises InvariantError for what no sequence of events can bring about."""
-    fixed = ("channel_id", "peer", "direction", "terms", "opened_height")
-    if any(getattr(before, name) != getattr(after, name) for name in fixed):
+    if _fixed(before) != _fixed(after):
         raise InvariantError("a channel became another one")
     if after.state not in _REACHABLE[before.direction][before.state]:
         raise InvariantError(f"{before.direction.value} channel from {before.state.value} to {after.state.value}")
@@ -137,16 +147,8 @@ def check_channel_step(before: ChannelRecord, after: ChannelRecord) -> None:
 
 def check_ledger_step(before: LedgerRecord, after: LedgerRecord) -> None:
     """Between two rows of one peer. Raises InvariantError."""
-    cumulative = (
-        "billed_units",
-        "acknowledged_units",
-        "their_billed_units",
-        "accepted_units",
-        "owed_limit_units",
-        "lost_meter_units",
-    )
-    for name in cumulative:
-        if getattr(after, name) < getattr(before, name):
+    for name, old, new in zip(_CUMULATIVE, _cumulative(before), _cumulative(after), strict=True):
+        if new < old:
             raise InvariantError(f"{name} went back")
 
 

@@ -203,6 +203,7 @@ Message = (
     | CreditMessage
 )
 
+_MAX_UNITS = MAX_UNITS.to_bytes(UNITS_BYTES, "big")  # compared as bytes: in the order of the numbers
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 _encoder = msgspec.msgpack.Encoder()
 
@@ -220,7 +221,7 @@ def decode(data: bytes) -> Message:
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise MessageError(str(error)) from error
     accounts = getattr(message, "accounts", None)
-    if accounts is not None and max(accounts.billed_units, accounts.accepted_units, accounts.seen_units) > MAX_UNITS:
+    if accounts is not None and max(accounts.billed, accounts.accepted, accounts.seen) > _MAX_UNITS:
         raise MessageError("a debt of 2^127 units or more")
     return message
 

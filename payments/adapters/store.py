@@ -8,11 +8,13 @@ costs milliseconds and a row microseconds. No secrets are in it: channel keys de
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import astuple
+from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from payments.agreement import CountBook
 from payments.channel import Channel
@@ -194,8 +196,9 @@ class Store:
         the price; what the ledger rows of the same call say is then true of exactly so much traffic.
         """
         with self._transaction() as connection:
-            for change in changes:
-                _apply(connection, change)
+            for kind, group in groupby(changes, type):
+                statement, row_of = _WRITTEN[kind]
+                connection.executemany(statement, map(row_of, group))
             rows = ((flow, *reading) for flow, reading in readings.items())
             connection.executemany("INSERT OR REPLACE INTO reading VALUES (?, ?, ?)", rows)
             self._readings_since_pruned += len(readings)
@@ -279,23 +282,6 @@ def _keep_copy(connection: sqlite3.Connection, path: Path) -> None:
     path.unlink(missing_ok=True)
     path.touch(mode=0o600)  # SQLite fills an empty file
     connection.execute("VACUUM INTO ?", (str(path),))
-
-
-def _apply(connection: sqlite3.Connection, change: Change) -> None:
-    match change:
-        case LedgerRecord():
-            connection.execute(_PUT_LEDGER, _ledger_row(change))
-        case ChannelRecord():
-            connection.execute(_PUT_CHANNEL, _channel_row(change))
-        case CountsRecord():
-            row = (change.peer, change.body, change.signature, change.standing, change.suspicion, change.suspensions)
-            connection.execute(_PUT_COUNTS, row)
-        case CreditRecord():
-            connection.execute(_PUT_CREDIT, astuple(change))
-        case HeightRecord():
-            connection.execute("UPDATE chain SET height = ?", (change.height,))
-        case ForgottenChannel():
-            connection.execute("DELETE FROM channel WHERE channel_id = ?", (change.channel_id,))
 
 
 Value = bytes | int | str | None
@@ -385,3 +371,18 @@ def _channel_of(row: sqlite3.Row) -> ChannelRecord:
         spend_txid=spend_txid,
         spend_raw=raw,
     )
+
+
+def _counts_row(record: CountsRecord) -> tuple[Value, ...]:
+    return record.peer, record.body, record.signature, record.standing, record.suspicion, record.suspensions
+
+
+# Of each kind of change, the statement and its values.
+_WRITTEN: Mapping[type[Any], tuple[str, Callable[[Any], tuple[Value, ...]]]] = {
+    LedgerRecord: (_PUT_LEDGER, _ledger_row),
+    ChannelRecord: (_PUT_CHANNEL, _channel_row),
+    CountsRecord: (_PUT_COUNTS, _counts_row),
+    CreditRecord: (_PUT_CREDIT, astuple),
+    HeightRecord: ("UPDATE chain SET height = ?", lambda record: (record.height,)),
+    ForgottenChannel: ("DELETE FROM channel WHERE channel_id = ?", lambda forgotten: (forgotten.channel_id,)),
+}

@@ -124,8 +124,8 @@ class Desk:
             raise self.store_failure
         self.journal.append("persist")
 
-    def _deliver(self, peer: bytes, data: bytes) -> bool:
-        self.journal.append(("send", data))
+    def _deliver(self, peer: bytes, *messages: bytes) -> bool:
+        self.journal.extend(("send", data) for data in messages)
         return False
 
     async def _set_carrying(self, peer: bytes, carrying: bool) -> None:

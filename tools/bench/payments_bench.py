@@ -1,4 +1,4 @@
-"""What a payment costs: signed, sent through a session over TCP, verified, stored on disk at both ends and acknowledged.
+"""What a payment costs: signed, sent through a session over TCP, verified, stored on disk at both ends, acknowledged.
 
 CPU time of whole processes, both ends and the threads that write to the disk included; the chain and the kernel's meter
 are made up. In the same run: what coincurve's signature and its verification cost alone.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
-import statistics
 import sys
 import tempfile
 import time
@@ -22,7 +20,7 @@ import trio
 from payments.adapters.store import Store
 from payments.records import Direction
 from tools.bench.common import Case, report
-from tools.bench.payments_world import PAYMENT_MSAT, End, Pair, bench_config, build_end, payer_manager, seller_manager
+from tools.bench.payments_world import PAYMENT_MSAT, Pair, bench_config, build_end, payer_manager, seller_manager
 
 _TARGET_PER_CPU_SECOND = 4_000
 _PAYMENT, _ACK = 7, 8  # tags of messages
@@ -45,35 +43,37 @@ def raw_us() -> tuple[float, float]:
     return (signed - started) / _RAW_ROUNDS * 1e6, (verified - signed) / _RAW_ROUNDS * 1e6
 
 
-async def _updates_cpu(directory: Path, pairs: Sequence[Pair], updates: int) -> float:
-    """CPU seconds of so many payments in this process. The traffic does not wait for payments: when one arrives,
-    there is as much to be paid again."""
+async def _updates_cpu(directory: Path, pairs: Sequence[Pair], readings: int) -> float:
+    """CPU seconds, in this process, of a payment of each pair after each of so many readings of the meter. The next is
+    taken as the payments arrive: the traffic does not wait for them."""
     config = bench_config(tick_interval=3600.0, min_interval=1e-6)
     managers = [await seller_manager(pair) for pair in pairs]
     sellers = build_end(Direction.IN, pairs, [manager for manager, _ in managers], directory / "sellers.sqlite", config)
     dialling = [payer_manager(pair, port) for pair, (_, port) in zip(pairs, managers, strict=True)]
     payers = build_end(Direction.OUT, pairs, dialling, directory / "payers.sqlite", config)
-    pair_of = {sellers.neighbour(pair): pair for pair in pairs}
-    begun, acknowledged = 0, 0
+    paid = acknowledged = 0
     is_done = trio.Event()
 
-    async def trade(pair: Pair) -> None:
-        nonlocal begun
-        begun += 1
-        await payers.meter(pair)
-        await sellers.meter(pair)
+    async def read_meters() -> None:
+        for pair in pairs:
+            await payers.meter(pair)
+        for pair in pairs:
+            await sellers.meter(pair)
 
-    async def payment_arrives(peer: bytes, data: bytes) -> None:
-        if data[1] == _PAYMENT and begun < updates:
-            await trade(pair_of[peer])
+    async def at_the_seller(_peer: bytes, data: bytes) -> None:
+        nonlocal paid
+        if data[1] == _PAYMENT:
+            paid += 1
+            if paid % len(pairs) == 0 and paid < readings * len(pairs):
+                await read_meters()
 
-    async def answer_arrives(_peer: bytes, data: bytes) -> None:
+    async def at_the_payer(_peer: bytes, data: bytes) -> None:
         nonlocal acknowledged
         acknowledged += data[1] == _ACK
-        if acknowledged == updates:
+        if acknowledged == readings * len(pairs):
             is_done.set()
 
-    sellers.on_message, payers.on_message = payment_arrives, answer_arrives
+    sellers.on_message, payers.on_message = at_the_seller, at_the_payer
     async with trio.open_nursery() as nursery:
         await nursery.start(sellers.run)
         await nursery.start(payers.run)
@@ -82,12 +82,11 @@ async def _updates_cpu(directory: Path, pairs: Sequence[Pair], updates: int) -> 
         gc.collect()
         started = time.process_time()
         with trio.fail_after(_PATIENCE):
-            for pair in pairs:
-                await trade(pair)
+            await read_meters()
             await is_done.wait()
         spent = time.process_time() - started
         nursery.cancel_scope.cancel()
-    _check(directory, updates)
+    _check(directory, readings * len(pairs))
     return spent
 
 
@@ -101,14 +100,15 @@ def _check(directory: Path, updates: int) -> None:
             raise RuntimeError(f"{name}: {paid} msat of {updates * PAYMENT_MSAT}")
 
 
-def throughput_cases(repeats: int, neighbours: int, updates: int, directory: Path) -> list[Case]:
+def throughput_cases(repeats: int, neighbours: int, readings: int, directory: Path) -> list[Case]:
     rates, costs, raws = [], [], []
+    updates = neighbours * readings
     pairs = [Pair(number, number) for number in range(neighbours)]
     for repeat in range(repeats):
         sign_us, verify_us = raw_us()
         here = directory / str(repeat)
         here.mkdir()
-        spent = trio.run(_updates_cpu, here, pairs, updates)
+        spent = trio.run(_updates_cpu, here, pairs, readings)
         rates.append(updates / spent)
         costs.append(spent / updates * 1e6)
         raws.append(sign_us + verify_us)
@@ -125,11 +125,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each kind (default 5)")
     parser.add_argument("--neighbours", type=int, default=50, help="of each end (default 50)")
-    parser.add_argument("--updates", type=int, default=10_000, help="of each measurement (default 10,000)")
+    parser.add_argument("--readings", type=int, default=200, help="payments of each neighbour (default 200)")
     parser.add_argument("--directory", type=Path, help="where the databases are made: on a disk that syncs")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="mp-bench-", dir=options.directory) as directory:
-        cases = throughput_cases(options.repeats, options.neighbours, options.updates, Path(directory))
+        cases = throughput_cases(options.repeats, options.neighbours, options.readings, Path(directory))
     print(report(cases, as_json=options.json))
     return 0
 

@@ -1,5 +1,5 @@
-"""The payment parts of daemons, as they are: engine, paymaster, store on disk, Noise sessions over TCP. Only the chain and
-the kernel's meter are made up.
+"""The payment parts of daemons, as they are: engine, paymaster, store on disk, Noise sessions over TCP. Only the chain
+and the kernel's meter are made up.
 
 Payers and sellers come in pairs, each with a session and a channel. The ends of several pairs may share an engine and
 a store: then they are one daemon with so many neighbours.
@@ -204,7 +204,7 @@ class End:
                 await nursery.start(self.paymaster.run)
                 for manager in self.managers:
                     await nursery.start(manager.run)
-                    nursery.start_soon(self._follow, manager)
+                nursery.start_soon(self._follow)
                 self._meet()
                 task_status.started()
         finally:
@@ -218,18 +218,22 @@ class End:
             if is_payer:
                 manager.neighbour_up(_INTERFACE, _SELLER_ADDRESS)
 
-    async def _follow(self, manager: sessions.SessionManager) -> None:
+    async def _follow(self) -> None:
         """What `Daemon._follow_sessions` does, without the meter."""
-        async for event in manager.events:
-            match event:
-                case sessions.PeerConnected():
-                    await self.paymaster.put(ev.PeerConnected(event.peer))
-                case sessions.PeerMessage():
-                    await self.paymaster.put(ev.ReceivedMessage(event.peer, event.data))
-                    if self.on_message is not None:
-                        await self.on_message(event.peer, event.data)
-                case sessions.PeerDisconnected():
-                    raise RuntimeError(f"a session ended: {event.reason}")
+        while True:
+            for event in await self.managers[0].next_events():
+                await self._handle_session(event)
+
+    async def _handle_session(self, event: sessions.SessionEvent) -> None:
+        match event:
+            case sessions.PeerConnected():
+                await self.paymaster.put(ev.PeerConnected(event.peer))
+            case sessions.PeerMessage():
+                await self.paymaster.put(ev.ReceivedMessage(event.peer, event.data))
+                if self.on_message is not None:
+                    await self.on_message(event.peer, event.data)
+            case sessions.PeerDisconnected():
+                raise RuntimeError(f"a session ended: {event.reason}")
 
     async def meter(self, pair: Pair, share: float = 1.0) -> None:
         """Traffic worth so much of one payment."""
@@ -262,7 +266,9 @@ def build_end(
     seed = _PAYER_SEED if direction is Direction.OUT else _SELLER_SEED
     rng, now = random.Random(str(path)), trio.current_time()
     engine = PaymentEngine(config, seed=seed, state=store.load(), rng=rng, now=now, signer=signer)
-    shares = managers * len(pairs) if len(managers) == 1 else managers
+    for other in managers[1:]:
+        other._emit = managers[0]._emit
+    shares = [managers[0]] * len(pairs) if len(managers) == 1 else managers
     is_payer = direction is Direction.OUT
     keys = [(pair.seller if is_payer else pair.payer).public_key for pair in pairs]
     manager_by_peer = dict(zip(keys, shares, strict=True))
@@ -275,7 +281,7 @@ def build_end(
         store,
         _Chain(channels),
         _open_wallet,
-        deliver=lambda peer, data: manager_by_peer[peer].send(peer, data),
+        deliver=lambda peer, *messages: manager_by_peer[peer].send(peer, *messages),
         drop=lambda peer: manager_by_peer[peer].disconnect(peer, "payment protocol"),
         set_carrying=ignore,
         set_trusted=ignore,
