@@ -13,9 +13,6 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 import trio
-from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-from pyroute2.netlink.rtnl.ndmsg import ndmsg
 
 from meshd.kernel.netlink import (
     NETLINK_ROUTE,
@@ -29,6 +26,7 @@ from meshd.kernel.netlink import (
     decode,
     encode,
 )
+from meshd.kernel.rtnl import ifaddrmsg, ifinfmsg, ndmsg
 
 ARPHRD_ETHER, ARPHRD_NONE = 1, 65534
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK = 16, 17, 18

@@ -16,8 +16,6 @@ from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from typing import Any
 
-from pyroute2.netlink.rtnl.fibmsg import fibmsg
-
 from meshd.kernel.layout import UNREACHABLE, Blocked, Cell, Layout, Prefix, Route, Rule
 from meshd.kernel.netlink import (
     NLM_F_CREATE,
@@ -31,6 +29,7 @@ from meshd.kernel.netlink import (
     attributes,
     encode,
 )
+from meshd.kernel.rtnl import fibmsg
 
 _RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
 _RTM_NEWRULE, _RTM_DELRULE, _RTM_GETRULE = 32, 33, 34

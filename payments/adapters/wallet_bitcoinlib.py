@@ -6,25 +6,23 @@ bitcoinlib does public keys and addresses, and keeps the book of unspent outputs
 - Coin selection: its own tries all combinations, exponential in the number of small outputs.
 - Building and signing: embit and coincurve, as everywhere else (its BIP143 is wrong for NONE and SINGLE).
 
-bitcoinlib is AGPL-3.0, brings SQLAlchemy, and adds about 44 MB to a daemon: import this module only where a wallet is
-used. On import it writes to ~/.bitcoinlib unless BCL_DATA_DIR says otherwise, so it is imported late, when the
-directory is known; that choice holds for the process, but only its settings are there: each wallet has a database.
+bitcoinlib is AGPL-3.0, brings SQLAlchemy, and takes 44 MB: it is in a process of its own that comes and goes
+(`wallet_process`), and gets no secret.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
-import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import trio
 from embit import bip32
+from embit.networks import NETWORKS
 from embit.script import address_to_scriptpubkey
 
 from payments.adapters.chain_index import inputs_of
@@ -37,6 +35,7 @@ from payments.adapters.p2wpkh import (
     p2wpkh_script,
     sign_p2wpkh,
 )
+from payments.adapters.wallet_process import Address, BookProcess
 from payments.channel_tx import MAX_FEE_RATE, MAX_MONEY_SAT, dust_limit, parse_transaction
 from payments.ports import ChainPort, InsufficientFundsError, SignedTransaction, Utxo, WalletError
 
@@ -46,16 +45,26 @@ GAP_LIMIT = 200  # keys in a row without money after which a lost wallet is beli
 COINBASE_MATURITY = 100
 MAX_INPUTS = 400
 MIN_SEED_BYTES, MAX_SEED_BYTES = 16, 64  # BIP32
-_WALLET_NAME = "meshd"
-_CONFIG = """[logs]
-enable_bitcoinlib_logging = False
-[common]
-service_caching_enabled = False
-"""
-# bitcoinlib's SQLite objects work only in the thread that made them, and trio promises no particular one.
-_THREAD = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bitcoinlib")
+# As bitcoinlib writes the account's public key: regtest with the main network's prefix.
+_PREFIX_NETWORK = {"bitcoin": "main", "regtest": "main", "testnet": "test", "signet": "signet"}
+# One call after the other, in their order, and never abandoned.
+_THREAD = ThreadPoolExecutor(max_workers=1, thread_name_prefix="wallet")
 
 T = TypeVar("T")
+
+
+class Book(Protocol):
+    """What bitcoinlib does: `wallet_book.Book`, in this process or in one of its own."""
+
+    def close(self) -> None: ...
+
+    def addresses(self) -> list[Address]: ...
+
+    def new_addresses(self, branch: int, count: int) -> list[Address]: ...
+
+    def update_outputs(self, outputs: list[dict[str, Any]]) -> None: ...
+
+    def balance_sat(self) -> int: ...
 
 
 class _Funding(msgspec.Struct, frozen=True):
@@ -76,10 +85,17 @@ class BitcoinlibWallet:
         self._fundings_path = directory / "fundings.json"
         self._fundings = _read_fundings(self._fundings_path)
         self._known: list[Utxo] | None = None
+        self._balance_sat: int | None = None  # of `_known`; None: to be asked for
 
     @classmethod
     async def open(
-        cls, directory: Path, chain: ChainPort, *, seed: bytes, network: str = "regtest"
+        cls,
+        directory: Path,
+        chain: ChainPort,
+        *,
+        seed: bytes,
+        network: str = "regtest",
+        open_book: Callable[[Path, str, str], Book] = BookProcess,
     ) -> BitcoinlibWallet:
         """The wallet of `seed` (16 to 64 bytes). If `directory` is new, finds the money that the seed has on the chain.
 
@@ -89,7 +105,7 @@ class BitcoinlibWallet:
             raise WalletError(f"a seed of {len(seed)} bytes")
         if network not in COIN_TYPES:
             raise WalletError(f"unknown network {network}")
-        keys = await _in_thread(_KeyStore, directory, seed, network)
+        keys = await _in_thread(_KeyStore, directory, seed, network, open_book)
         wallet = cls(directory, chain, keys)
         if not wallet._fundings_path.exists():
             await wallet._recover()
@@ -104,7 +120,9 @@ class BitcoinlibWallet:
     async def balance_sat(self) -> int:
         async with self._lock:
             await self._refresh()
-            return await _in_thread(self._keys.balance_sat)
+            if self._balance_sat is None:
+                self._balance_sat = await _in_thread(self._keys.balance_sat)
+            return self._balance_sat
 
     async def new_script_pubkey(self) -> bytes:
         async with self._lock:
@@ -157,7 +175,7 @@ class BitcoinlibWallet:
             utxos = [utxo for utxo in utxos if not utxo.coinbase or _is_mature(utxo, height)]
         if utxos != self._known:
             await _in_thread(self._keys.update_utxos, utxos)
-            self._known = utxos
+            self._known, self._balance_sat = utxos, None
 
     async def _is_confirmed(self, txid: bytes) -> bool:
         status = await self._chain.transaction(txid)
@@ -196,55 +214,38 @@ class BitcoinlibWallet:
 
 
 class _KeyStore:
-    """bitcoinlib's part. Called in one worker thread at a time."""
+    """The keys, and the book. Called in one worker thread at a time."""
 
-    def __init__(self, directory: Path, seed: bytes, network: str) -> None:
+    def __init__(self, directory: Path, seed: bytes, network: str, open_book: Callable[[Path, str, str], Book]) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        bitcoinlib = _load_bitcoinlib(directory)
-        path = f"m/84'/{COIN_TYPES[network]}'/0'"
-        root = bitcoinlib.keys.HDKey.from_seed(seed, network=network, witness_type="segwit")
-        public = root.key_for_path(path).wif(is_private=False)
-        self._account = bip32.HDKey.from_seed(seed).derive(path)
-        wallets = bitcoinlib.wallets
-        uri = f"sqlite:///{(directory / 'wallet.sqlite').absolute()}"
-        try:
-            if wallets.wallet_exists(_WALLET_NAME, db_uri=uri):
-                self._wallet = wallets.Wallet(_WALLET_NAME, db_uri=uri)
-            else:
-                self._wallet = wallets.Wallet.create(
-                    _WALLET_NAME, keys=public, network=network, witness_type="segwit", db_uri=uri
-                )
-        except wallets.WalletError as error:
-            raise WalletError(str(error)) from error
-        if self._wallet.main_key.wif != public:
-            self.close()
-            raise WalletError(f"the wallet in {directory} has another seed")
-        self._path_by_script: dict[bytes, tuple[int, int]] = {}
-        for key in self._wallet.keys(depth=self._wallet.key_depth):
-            self._remember(key)
+        self._account = bip32.HDKey.from_seed(seed).derive(f"m/84'/{COIN_TYPES[network]}'/0'")
+        public = self._account.to_public().to_base58(NETWORKS[_PREFIX_NETWORK[network]]["zpub"])
+        self._book = open_book(directory, network, public)
+        self._address_by_script: dict[bytes, Address] = {}
+        for address in self._book.addresses():
+            self._remember(address)
 
     def close(self) -> None:
-        self._wallet.session.close()
-        self._wallet._engine.dispose()
+        self._book.close()
 
     def scripts(self) -> list[bytes]:
-        return list(self._path_by_script)
+        return list(self._address_by_script)
 
     def count(self, branch: int) -> int:
-        return sum(1 for each, _ in self._path_by_script.values() if each == branch)
+        return sum(1 for _, each, _ in self._address_by_script.values() if each == branch)
 
     def owns(self, script_pubkey: bytes) -> bool:
-        return script_pubkey in self._path_by_script
+        return script_pubkey in self._address_by_script
 
     def balance_sat(self) -> int:
-        return sum(int(utxo["value"]) for utxo in self._wallet.utxos())
+        return self._book.balance_sat()
 
     def new_script(self, branch: int) -> bytes:
         return self.new_scripts(branch, 1)[0]
 
     def new_scripts(self, branch: int, count: int) -> list[bytes]:
         """On disk before they are used: a key is never given out twice."""
-        return [self._remember(key) for key in self._wallet.new_keys(change=branch, number_of_keys=count)]
+        return [self._remember(address) for address in self._book.new_addresses(branch, count)]
 
     def peek_scripts(self, branch: int, start: int, count: int) -> list[bytes]:
         """What `new_scripts` would give from index `start` on, without making them ours."""
@@ -253,10 +254,10 @@ class _KeyStore:
 
     def update_utxos(self, utxos: list[Utxo]) -> None:
         """`confirmations` is only told apart as none or some, so that a new block alone changes nothing here."""
-        self._wallet.utxos_update(
-            utxos=[
+        self._book.update_outputs(
+            [
                 {
-                    "address": self._address(utxo.script_pubkey),
+                    "address": self._address_by_script[utxo.script_pubkey][0],
                     "script": utxo.script_pubkey.hex(),
                     "confirmations": int(utxo.height is not None),
                     "output_n": utxo.outpoint.index,
@@ -272,17 +273,13 @@ class _KeyStore:
         return sign_p2wpkh(inputs, outputs)
 
     def _secret(self, script_pubkey: bytes) -> bytes:
-        secret: bytes = self._account.derive(list(self._path_by_script[script_pubkey])).secret
+        _, branch, index = self._address_by_script[script_pubkey]
+        secret: bytes = self._account.derive([branch, index]).secret
         return secret
 
-    def _address(self, script_pubkey: bytes) -> str:
-        branch, index = self._path_by_script[script_pubkey]
-        address: str = self._wallet.address_index(index, change=branch).address
-        return address
-
-    def _remember(self, key: Any) -> bytes:
-        script: bytes = address_to_scriptpubkey(key.address).data
-        self._path_by_script[script] = (key.change, key.address_index)
+    def _remember(self, address: Address) -> bytes:
+        script: bytes = address_to_scriptpubkey(address[0]).data
+        self._address_by_script[script] = address
         return script
 
 
@@ -309,7 +306,7 @@ def _is_mature(utxo: Utxo, height: int) -> bool:
 
 
 async def _in_thread(function: Callable[..., T], *arguments: Any) -> T:
-    """In the one thread that bitcoinlib lives in. Not to be abandoned: it may be in the middle of a commit."""
+    """In one thread, since it waits for the disk and another process. Not to be abandoned in the middle of a commit."""
 
     def call() -> T:
         return _THREAD.submit(function, *arguments).result()
@@ -318,20 +315,8 @@ async def _in_thread(function: Callable[..., T], *arguments: Any) -> T:
         return await trio.to_thread.run_sync(call, abandon_on_cancel=False)
     except WalletError:
         raise
-    except Exception as error:  # bitcoinlib and SQLAlchemy raise dozens of types, and document none
+    except Exception as error:  # bitcoinlib and SQLAlchemy, where they are in this process, raise dozens of types
         raise WalletError(f"{type(error).__name__}: {error}") from error
-
-
-def _load_bitcoinlib(directory: Path) -> Any:
-    if "BCL_DATA_DIR" not in os.environ:
-        settings = directory / "bitcoinlib"
-        settings.mkdir(mode=0o700, exist_ok=True)
-        (settings / "config.ini").write_text(_CONFIG)
-        os.environ["BCL_DATA_DIR"] = str(settings)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated calls and unclosed files of its own
-        importlib.import_module("bitcoinlib.wallets")
-        return importlib.import_module("bitcoinlib")
 
 
 def _read_fundings(path: Path) -> dict[bytes, SignedTransaction]:

@@ -17,6 +17,8 @@ from embit.script import p2wpkh
 from payments.adapters.chain_index import inputs_of
 from payments.adapters.kernel_chain import KernelChain
 from payments.adapters.wallet_bitcoinlib import MAX_INPUTS, BitcoinlibWallet
+from payments.adapters.wallet_book import Book
+from payments.adapters.wallet_process import BookProcess
 from payments.channel_tx import (
     build_claim,
     build_refund,
@@ -39,6 +41,11 @@ from tests.payments.chain_support import (
 SEED = bytes(range(32))
 
 
+async def open_wallet(directory: Path, chain: LocalChain, seed: bytes = SEED) -> BitcoinlibWallet:
+    """Its book in this process, which is quicker to start; `test_book_in_its_own_process` has the other."""
+    return await BitcoinlibWallet.open(directory, chain, seed=seed, open_book=Book)
+
+
 class Desk:
     """A wallet, its chain, and what a test does with them."""
 
@@ -58,12 +65,12 @@ class Desk:
 
     async def restart(self) -> None:
         await self.wallet.close()
-        self.wallet = await BitcoinlibWallet.open(self.directory, LocalChain(self.chain), seed=SEED)
+        self.wallet = await open_wallet(self.directory, LocalChain(self.chain))
 
 
 def with_wallet(place: Path, scenario: Callable[[Desk], Awaitable[None]]) -> None:
     async def main() -> None:
-        wallet = await BitcoinlibWallet.open(place / "wallet", LocalChain(chain), seed=SEED)
+        wallet = await open_wallet(place / "wallet", LocalChain(chain))
         desk = Desk(place / "wallet", chain, wallet)
         try:
             await scenario(desk)
@@ -270,12 +277,12 @@ def test_another_seed_or_a_damaged_file_is_an_error(tmp_path: Path) -> None:
         chain = LocalChain(desk.chain)
         for seed in (bytes(32), b"short", bytes(65)):
             with pytest.raises(WalletError):
-                await BitcoinlibWallet.open(desk.directory, chain, seed=seed)
+                await open_wallet(desk.directory, chain, seed)
         with pytest.raises(WalletError):
             await BitcoinlibWallet.open(desk.directory, chain, seed=SEED, network="dogecoin")
         (desk.directory / "fundings.json").write_text('[{"raw": "00", "fee_sat": 1}]')
         with pytest.raises(WalletError):
-            await BitcoinlibWallet.open(desk.directory, chain, seed=SEED)
+            await open_wallet(desk.directory, chain)
         (desk.directory / "fundings.json").write_text("[]")
 
     with_wallet(tmp_path, scenario)
@@ -294,7 +301,7 @@ def test_lost_directory_is_recovered_from_the_seed(tmp_path: Path) -> None:
         used = await desk.wallet.new_script_pubkey()
         await desk.wallet.close()
         shutil.rmtree(desk.directory)
-        desk.wallet = await BitcoinlibWallet.open(desk.directory, LocalChain(desk.chain), seed=SEED)
+        desk.wallet = await open_wallet(desk.directory, LocalChain(desk.chain))
         assert await desk.wallet.balance_sat() == balance == 120_000 - payment.fee_sat
         assert await desk.wallet.new_script_pubkey() == used  # which never had money
 
@@ -309,12 +316,39 @@ class BrokenChain(LocalChain):
 def test_chain_that_is_away_is_a_chain_error_and_recovery_is_made_up_for(tmp_path: Path) -> None:
     async def main() -> None:
         with pytest.raises(ChainError):
-            await BitcoinlibWallet.open(tmp_path / "wallet", BrokenChain(chain), seed=SEED)
+            await open_wallet(tmp_path / "wallet", BrokenChain(chain))
         first_script = p2wpkh(bip32.HDKey.from_seed(SEED).derive("m/84h/1h/0h/0/7")).data
         chain.faucet(first_script, 10_000)
-        wallet = await BitcoinlibWallet.open(tmp_path / "wallet", LocalChain(chain), seed=SEED)
+        wallet = await open_wallet(tmp_path / "wallet", LocalChain(chain))
         assert await wallet.balance_sat() == 10_000
         await wallet.close()
+
+    chain = KernelChain(tmp_path / "chain")
+    trio.run(main)
+    chain.close()
+
+
+def test_book_in_its_own_process_ends_when_idle_and_comes_back(tmp_path: Path) -> None:
+    books: list[BookProcess] = []
+
+    def open_book(directory: Path, network: str, public_key: str) -> BookProcess:
+        books.append(BookProcess(directory, network, public_key, idle_timeout=0.01))
+        return books[-1]
+
+    async def main() -> None:
+        wallet = await BitcoinlibWallet.open(tmp_path / "wallet", LocalChain(chain), seed=SEED, open_book=open_book)
+        chain.faucet(await wallet.new_script_pubkey(), 10_000)
+        chain.mine()
+        while books[0].is_running:
+            await trio.sleep(0.01)
+        assert await wallet.balance_sat() == 10_000
+        await wallet.close()
+        assert not books[0].is_running
+        with pytest.raises(WalletError, match="another seed"):
+            await BitcoinlibWallet.open(tmp_path / "wallet", LocalChain(chain), seed=bytes(32))
+        in_here = await open_wallet(tmp_path / "wallet", LocalChain(chain))
+        assert await in_here.balance_sat() == 10_000
+        await in_here.close()
 
     chain = KernelChain(tmp_path / "chain")
     trio.run(main)
