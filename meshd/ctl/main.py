@@ -119,6 +119,7 @@ def _run(arguments: Sequence[str]) -> int:
     command: Command | None = getattr(options, "command", None)
     if command is None:
         raise UsageError("which command? meshctl --help lists them")
+    options.is_socket_given = options.socket != DEFAULT_SOCKET
     context = Context(options)
     question = None if command.question is None else command.question(options)
     if question is not None and not context.agreed(question):

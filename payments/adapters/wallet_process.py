@@ -23,7 +23,7 @@ class BookProcess:
 
     def __init__(self, directory: Path, network: str, public_key: str, *, idle_timeout: float = IDLE_TIMEOUT) -> None:
         """Raises WalletError when the directory is of another key."""
-        self._argv = [sys.executable, "-m", "payments.adapters.wallet_book", str(directory), network, public_key]
+        self._argv = [sys.executable, "-P", "-m", "payments.adapters.wallet_book", str(directory), network, public_key]
         self._idle_timeout = idle_timeout
         self._lock = threading.RLock()
         self._process: subprocess.Popen[str] | None = None

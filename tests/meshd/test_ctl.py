@@ -39,6 +39,7 @@ class Daemon:
         self.replies: list[bytes | None] = []  # to the next ones, before `reply`
         self.error: tuple[int, str] | None = None
         self.silent = False
+        self.answers = ANSWERS
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.bind(str(path))
         self._socket.listen()
@@ -63,7 +64,7 @@ class Daemon:
         if self.error is not None:
             body: dict[str, Any] = {"error": {"code": self.error[0], "message": self.error[1]}}
         else:
-            body = {"result": ANSWERS[request["method"]]}
+            body = {"result": self.answers[request["method"]]}
         return json.dumps({"jsonrpc": "2.0", "id": request["id"], **body}).encode() + b"\n"
 
 
