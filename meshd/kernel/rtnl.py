@@ -31,6 +31,7 @@ try:
     from pyroute2.netlink.rtnl.ndmsg import ndmsg
 finally:
     if _IS_OURS:
-        del sys.modules["pyroute2"]
+        for _name in [name for name in sys.modules if name.partition(".")[0] == "pyroute2"]:
+            del sys.modules[_name]
 
 __all__ = ["fibmsg", "ifaddrmsg", "ifinfmsg", "ndmsg"]

@@ -26,6 +26,7 @@ BLANK = LedgerView(
     window_msat=10,
     is_suspended=False,
     faults=0,
+    settlement="channels",
 )
 
 
