@@ -368,11 +368,19 @@ class Selection:
     def _is_price_due(self, entry: PrefixEntry, paid: int, gain: int, *, now: float) -> bool:
         """The other route is better for its price: each buyer has its own lot, and draws another now and then."""
         config, rng = self._state.config, self._state.rng
+        is_settled = False
         if entry.lot == 0.0:
             entry.lot = rng.uniform(1.0, rules.LOT_MAX)
         elif now >= entry.patient_at:
-            entry.lot, entry.patient_at = rng.uniform(0.0, rules.LOT_MAX), NEVER
-        if rules.is_price_worth(paid, gain, config.sticky_fraction, entry.lot) or config.sticky_timeout <= 0.0:
+            entry.lot, entry.patient_at = rng.uniform(1.0, rules.LOT_MAX), NEVER
+            is_settled = gain == entry.waits_for  # nobody else has followed: prices do not answer
+        if entry.patient_at == NEVER:
+            entry.waits_for = gain
+        if (
+            rules.is_price_worth(paid, gain, config.sticky_fraction, entry.lot)
+            or is_settled
+            or not config.sticky_timeout
+        ):
             entry.lot, entry.patient_at = 0.0, NEVER
             return True
         self._wait(entry, config.sticky_timeout * PRICE_PATIENCE, now=now)

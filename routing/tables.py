@@ -229,6 +229,7 @@ class PrefixEntry:
     found_at: float = 0.0  # since when there is a selected route, without a break
     patient_at: float = NEVER  # when a small gain may be taken
     lot: float = 0.0  # how many margins a lower price must gain to be followed; 0: none drawn yet
+    waits_for: int = 0  # the gain when it began to be patient about a price
     sources: dict[bytes, Source] = field(default_factory=dict)
     announced: tuple[bytes, int, int] | None = None  # router-id, metric, price that our neighbours were (to be) told
     price_epoch: int = 0

@@ -129,7 +129,7 @@ def test_no_route_is_taken_that_is_too_dear_or_unpriced_where_that_is_refused(
 @given(st.integers(0, 2**32), st.integers(3, 8), st.integers(0, 6))
 def test_no_path_crosses_a_leaf_and_all_others_are_there(seed: int, nodes: int, events: int) -> None:
     rng = random.Random(seed)
-    network = Network(seed=rng.getrandbits(32))
+    network = Network(seed=rng.getrandbits(32), config={"sticky_timeout": 1.0})
     graph = nx.gnm_random_graph(nodes, rng.randint(nodes - 1, 2 * nodes), seed=rng.getrandbits(32))
     leaves = set(rng.sample(range(nodes), rng.randint(1, nodes - 1)))
     for node in graph:

@@ -21,7 +21,7 @@ TURMOILS = ("cut", "silent cut", "heal", "fee", "loss", "wait", "cost")
 
 
 def build(rng: random.Random, nodes: int, kind: LinkKind) -> Network:
-    network = Network(seed=rng.getrandbits(32))
+    network = Network(seed=rng.getrandbits(32), config={"sticky_timeout": 1.0})
     graph = nx.gnm_random_graph(nodes, rng.randint(nodes - 1, 2 * nodes), seed=rng.getrandbits(32))
     for node in graph:
         # Seqnos about to wrap.
