@@ -79,7 +79,8 @@ class Paymaster:
     async def _release_forgotten(self, wallet: WalletPort) -> None:
         """A crash between the wallet's signature and our record of it leaves inputs set aside for a funding that no
         channel waits for; it was never broadcast."""
-        wanted = {channel.funding.txid for channel in self.engine.channels() if channel.funding is not None}
+        outputs = [output for channel in self.engine.channels() for output in (channel.funding, channel.splice)]
+        wanted = {output.txid for output in outputs if output is not None}
         for funding in await wallet.pending():
             if funding.txid not in wanted:
                 log.warning("funding that no channel waits for: inputs released", txid=funding.txid[::-1])
@@ -197,10 +198,12 @@ class Paymaster:
     def _request(
         self,
         output: events.FundChannel
+        | events.FundSplice
         | events.ReleaseFunding
         | events.BroadcastTransaction
         | events.WatchOutput
         | events.UnwatchOutput
+        | events.InspectInputs
         | events.NeedScript,
     ) -> None:
         """What takes long runs beside the engine; its answer is an input."""
@@ -208,8 +211,10 @@ class Paymaster:
             raise RuntimeError("the paymaster is not running")
         start_soon = self._nursery.start_soon
         match output:
-            case events.FundChannel():
+            case events.FundChannel() | events.FundSplice():
                 start_soon(self._fund, output)
+            case events.InspectInputs():
+                start_soon(self._inspect, output)
             case events.ReleaseFunding():
                 start_soon(self._release, output.txid)
             case events.BroadcastTransaction():
@@ -224,16 +229,31 @@ class Paymaster:
             case _:
                 assert_never(output)
 
-    async def _fund(self, request: events.FundChannel) -> None:
+    async def _fund(self, request: events.FundChannel | events.FundSplice) -> None:
         try:
             wallet = await self.wallet()
             rate = await self._chain.fee_rate()
-            transaction = await wallet.fund(request.script_pubkey, request.amount_sat, fee_rate=rate)
+            if isinstance(request, events.FundSplice):
+                transaction = await wallet.fund_splice(request.foreign, request.outputs, fee_rate=rate)
+            else:
+                transaction = await wallet.fund(request.script_pubkey, request.amount_sat, fee_rate=rate)
         except (WalletError, ChainError) as error:
             log.warning("channel not funded", channel=request.channel_id, reason=error)
             await self.put(events.FundingFailed(request.channel_id, str(error)))
         else:
             await self.put(events.ChannelFunded(request.channel_id, transaction))
+
+    async def _inspect(self, request: events.InspectInputs) -> None:
+        """Outputs that the backend can not be asked for count as unknown: the payer proposes again."""
+        scripts: list[bytes | None] = []
+        for outpoint in request.outpoints:
+            try:
+                status = await self._chain.output(outpoint)
+            except ChainError as error:
+                log.debug("input not seen", channel=request.channel_id, reason=error)
+                status = None
+            scripts.append(None if status is None else status.script_pubkey)
+        await self.put(events.InputsSeen(request.channel_id, request.txid, tuple(scripts)))
 
     async def _release(self, txid: bytes) -> None:
         try:
@@ -274,7 +294,7 @@ class Paymaster:
         except ChainError as error:
             log.debug("output not seen", channel=channel_id, reason=error)
             return
-        await self.put(events.ChannelOutputSeen(channel_id, status, spending))
+        await self.put(events.ChannelOutputSeen(channel_id, outpoint, status, spending))
 
     async def _follow_chain(self) -> None:
         while True:
@@ -312,6 +332,9 @@ def _report(notice: events.Notice) -> None:
             log.warning("default", peer=notice.peer, unpaid_msat=notice.unpaid_msat, window_msat=notice.window_msat)
         case events.StandingChanged():
             _report_standing(notice)
+        case events.ChannelTooDear():
+            fields3 = {"peer": notice.peer, "capacity_sat": notice.capacity_sat, "claim_fee_sat": notice.claim_fee_sat}
+            log.warning("no channel opened: at these fees its claim would cost too much of it", **fields3)
         case events.PeerFaultSeen():
             log.warning("peer broke the protocol", peer=notice.peer, reason=notice.reason)
         case events.BroadcastRefused():

@@ -229,6 +229,12 @@ def claim_marginal_fee(fee_rate: float) -> int:
     return _fee(largest, fee_rate)
 
 
+def claim_fee(fee_rate: float) -> int:
+    """What the claim of one channel alone costs at most, sat."""
+    weight = _OVERHEAD_WEIGHT + _claim_weight_of(script_bytes=80, change_script_bytes=34)
+    return _fee(weight + _output_weight(bytes(34)), fee_rate)
+
+
 def build_refund(
     terms: ChannelTerms, outpoint: Outpoint, *, payer_key: bytes, destination: bytes | None = None, fee_rate: float
 ) -> SignedTransaction:

@@ -6,9 +6,19 @@ Before a claim the payee asks the payers to stop, and waits a moment for what is
 
 from __future__ import annotations
 
-from payments import settlement
-from payments.channel import Channel, claimed_sat
-from payments.channel_tx import MAX_BATCH, Claim, UneconomicError, build_claim, build_refund, claim_marginal_fee
+from payments import cooperating, settlement, splicing
+from payments.channel import PAYABLE, Channel, claimed_sat, closed_together_sat
+from payments.channel_tx import (
+    CLAIM_LOCKTIME,
+    MAX_BATCH,
+    Claim,
+    UneconomicError,
+    build_claim,
+    build_refund,
+    claim_marginal_fee,
+    dust_limit,
+    parse_transaction,
+)
 from payments.core import Core, Peer
 from payments.events import (
     BroadcastDone,
@@ -18,18 +28,21 @@ from payments.events import (
     TransactionKind,
     UnwatchOutput,
 )
+from payments.fees import fee_of, fee_rate_of, is_step_due, ladder_rate, replaces, virtual_bytes
 from payments.life import Cause
 from payments.messages import CloseChannel, CloseReady
 from payments.opening import MAX_REFUSALS
-from payments.ports import OutputStatus, SignedTransaction
+from payments.ports import Outpoint, OutputStatus, SignedTransaction
 from payments.records import ChannelState, Direction
 from payments.units import msat_to_units
+
+_REFUNDABLE = (ChannelState.OPEN, ChannelState.SPLICING, ChannelState.COOPERATING, ChannelState.CLOSING)
 
 # --- the payee ---
 
 
 def begin_close(core: Core, channel: Channel, cause: Cause, *, now: float) -> None:
-    """Of an incoming channel that is OPEN. With the payer away there is nothing to wait for."""
+    """Of an incoming channel that is not closing yet. With the payer away there is nothing to wait for."""
     peer = core.peer(channel.peer)
     if peer.is_ready:
         settlement.state_now(core, peer, now=now)
@@ -52,8 +65,11 @@ def handle_close_ready(core: Core, peer: Peer, message: CloseReady, *, now: floa
 
 
 def end_session(peer: Peer) -> None:
+    """What was under way in the session, and is not written, begins anew in the next."""
     for channel in peer.channels_of(Direction.IN, ChannelState.CLOSING):
         channel.is_close_ready = True
+    for channel in peer.channels:
+        channel.offered = channel.early = None
 
 
 def review_claims(core: Core, *, now: float) -> None:
@@ -65,25 +81,76 @@ def review_claims(core: Core, *, now: float) -> None:
         return
     core.claim_at = None
     for channel in closing:
-        if channel.paid_sat == 0 and channel.is_payer_done:  # or it might go on paying through it
+        is_over = channel.paid_sat == 0 and channel.is_payer_done  # or it might go on paying through it
+        if is_over and channel.splice is None:
             close(core, channel, Cause.NOTHING_TO_CLAIM)
     marginal_fee_sat = claim_marginal_fee(core.fee_rate)
-    worth_it = [c for c in closing if c.paid_sat > marginal_fee_sat]
+    worth_it = [c for c in closing if c.claimable_sat > marginal_fee_sat and c.state is ChannelState.CLOSING]
     for first in range(0, len(worth_it), MAX_BATCH):
-        _claim(core, worth_it[first : first + MAX_BATCH], fee_rate=core.fee_rate, destination=core.script)
+        _claim(core, worth_it[first : first + MAX_BATCH], destination=core.script)
 
 
-def _claim(core: Core, channels: list[Channel], *, fee_rate: float, destination: bytes) -> None:
+def _claim(core: Core, channels: list[Channel], *, destination: bytes) -> None:
     """What is not worth its fee stays CLOSING, and is looked at again at the next tip."""
     claims: list[Claim] = [channel.claim(core.key_of(channel.channel_id)) for channel in channels]
     try:
-        transaction = build_claim(claims, destination=destination, fee_rate=fee_rate)
+        transaction = build_claim(claims, destination=destination, fee_rate=wanted_rate(core, channels))
     except UneconomicError:
         return
     core.use_script()
     for channel in channels:
         _set_spend(channel, transaction)
         core.move(channel, Cause.CLAIM_SENT)
+    core.emit(BroadcastTransaction(transaction.raw, transaction.txid, TransactionKind.CLAIM, transaction.fee_sat))
+
+
+def wanted_rate(core: Core, channels: list[Channel]) -> float:
+    """The nearest expiry decides: after it the payer may take the money back."""
+    left = min(channel.terms.expiry_height for channel in channels) - core.height
+    return ladder_rate(core.fee_rate or 0.0, blocks_left=left, margin=core.config.expiry_margin)
+
+
+def step_fees(core: Core) -> None:
+    """At each tip: what does not confirm is replaced by what pays more, when that is a step (BIP125)."""
+    if core.fee_rate is None:
+        return
+    claims: dict[bytes, list[Channel]] = {}
+    for channel in core.channels.values():
+        if channel.spend_raw is None or channel.spend_txid is None:
+            continue
+        if channel.direction is Direction.IN and channel.state is ChannelState.CLAIMING:
+            claims.setdefault(channel.spend_txid, []).append(channel)
+        elif channel.state is ChannelState.REFUNDING:
+            _step_refund(core, channel)
+        elif channel.state is ChannelState.COOPERATING:
+            cooperating.propose(core, core.peer(channel.peer), channel)
+    for channels in claims.values():
+        _step_claim(core, channels)
+
+
+def _step_claim(core: Core, channels: list[Channel]) -> None:
+    raw = channels[0].spend_raw
+    if raw is None:
+        return
+    claims = [channel.claim(core.key_of(channel.channel_id)) for channel in channels]
+    old = parse_transaction(raw)
+    spent = {Outpoint(bytes(item.txid)[::-1], item.vout) for item in old.vin}
+    if spent != {claim.outpoint for claim in claims}:
+        return  # part of it is decided already; the rest is claimed anew when that is final
+    old_rate = fee_rate_of(raw, [claim.terms.capacity_sat for claim in claims])
+    most_sat = sum(claim.paid_sat for claim in claims) - dust_limit(old.vout[-1].script_pubkey.data)
+    rate = min(wanted_rate(core, channels), most_sat / (virtual_bytes(raw) + len(claims) + 1))
+    if not is_step_due(old_rate, rate):
+        return
+    try:
+        transaction = build_claim(claims, destination=old.vout[-1].script_pubkey.data, fee_rate=rate)
+    except UneconomicError:
+        return
+    if not replaces(raw, fee_of(raw, [claim.terms.capacity_sat for claim in claims]), transaction.fee_sat):
+        return
+    for channel in channels:
+        _set_spend(channel, transaction)
+        core.channel_changed(channel)
     core.emit(BroadcastTransaction(transaction.raw, transaction.txid, TransactionKind.CLAIM, transaction.fee_sat))
 
 
@@ -108,24 +175,59 @@ def _claim_anew(core: Core, spend_txid: bytes | None, reason: str, *, now: float
 def handle_close_channel(core: Core, peer: Peer, message: CloseChannel, *, now: float) -> None:
     """A last payment of what was just asked for, then no more."""
     channel = core.channel_of(peer, message.channel_id, Direction.OUT)
-    if channel.state in (ChannelState.PENDING, ChannelState.OPEN):
+    if channel.state in (ChannelState.PENDING, *PAYABLE):
         settlement.pay(core, peer, now=now)
         core.move(channel, Cause.PAYEE_CLOSES)
     core.send(peer, CloseReady(channel.channel_id))
 
 
+def close_outgoing(core: Core, channel: Channel) -> None:
+    """By the operator. A splice is waited for: of two transactions that spend the channel, one would be for nothing."""
+    if channel.state is ChannelState.OPEN:
+        cooperating.begin(core, channel, Cause.CLOSE_AGREED)
+    elif channel.state is ChannelState.SPLICING:
+        channel.is_close_wanted = True
+
+
+def _review_overdue(core: Core, channel: Channel) -> None:
+    """The payee has announced a claim that does not come, since there is little to claim, or it is gone."""
+    if channel.waiting_since is None:
+        channel.waiting_since = core.height
+    is_overdue = core.height - channel.waiting_since >= core.config.close_patience_blocks
+    if is_overdue and channel.splice is None and channel.payout_script:
+        cooperating.begin(core, channel, Cause.CLAIM_OVERDUE)
+
+
 def _refund(core: Core, channel: Channel) -> None:
-    if core.fee_rate is None:
-        return
-    try:
-        transaction = build_refund(
-            channel.terms, channel.outpoint, payer_key=core.key_of(channel.channel_id), fee_rate=core.fee_rate
-        )
-    except UneconomicError:
+    transaction = _build_refund(core, channel)
+    if transaction is None:
         return
     _set_spend(channel, transaction)
     core.move(channel, Cause.EXPIRED)
     core.emit(BroadcastTransaction(transaction.raw, transaction.txid, TransactionKind.REFUND, transaction.fee_sat))
+
+
+def _build_refund(core: Core, channel: Channel) -> SignedTransaction | None:
+    if core.fee_rate is None:
+        return None
+    key = core.key_of(channel.channel_id)
+    try:
+        return build_refund(channel.terms, channel.outpoint, payer_key=key, fee_rate=core.fee_rate)
+    except UneconomicError:
+        return None
+
+
+def _step_refund(core: Core, channel: Channel) -> None:
+    if channel.spend_raw is None or core.fee_rate is None:
+        return
+    if not is_step_due(fee_rate_of(channel.spend_raw, [channel.terms.capacity_sat]), core.fee_rate):
+        return
+    transaction = _build_refund(core, channel)
+    old_fee_sat = fee_of(channel.spend_raw, [channel.terms.capacity_sat])
+    if transaction is not None and replaces(channel.spend_raw, old_fee_sat, transaction.fee_sat):
+        _set_spend(channel, transaction)
+        core.channel_changed(channel)
+        core.emit(BroadcastTransaction(transaction.raw, transaction.txid, TransactionKind.REFUND, transaction.fee_sat))
 
 
 # --- what the chain says, at both ends ---
@@ -136,6 +238,8 @@ def handle_output_seen(core: Core, event: ChannelOutputSeen, *, now: float) -> N
     if channel is None or channel.funding is None or channel.state is ChannelState.CLOSED:
         core.emit(UnwatchOutput(event.channel_id))
         return
+    if event.outpoint != channel.funding:
+        return  # asked before a splice was confirmed
     status = event.status
     if status is None:
         _handle_missing(core, channel)
@@ -154,10 +258,10 @@ def _depth(core: Core, height: int | None) -> int:
 
 def _handle_missing(core: Core, channel: Channel) -> None:
     """Not there yet, or reorganised away. Our own funding transaction may confirm at any time: it stays watched."""
+    channel.is_splice_seen = False
     if channel.state is ChannelState.OPEN:
         core.move(channel, Cause.FUNDING_LOST)
-        transaction = _unconfirmed(channel)
-        if transaction is not None:
+        for transaction in _unconfirmed(channel):
             core.emit(transaction)
     elif channel.direction is Direction.IN and core.height >= channel.terms.expiry_height:
         close(core, channel, Cause.NEVER_FUNDED)
@@ -165,6 +269,7 @@ def _handle_missing(core: Core, channel: Channel) -> None:
 
 def _handle_unspent(core: Core, channel: Channel, status: OutputStatus, *, now: float) -> None:
     is_deep = _depth(core, status.height) >= core.config.min_confirmations
+    channel.is_splice_seen = channel.is_output_lost = False
     if channel.state is ChannelState.PENDING and is_deep:
         _handle_confirmed(core, channel)
     elif channel.state is ChannelState.OPEN and status.height is None:
@@ -187,27 +292,86 @@ def _handle_height(core: Core, channel: Channel, *, is_deep: bool, now: float) -
     """The payee claims one margin before the expiry; the payer takes back what is still there after it."""
     expiry_height = channel.terms.expiry_height
     if channel.direction is Direction.IN:
-        if channel.state is ChannelState.OPEN and core.height >= expiry_height - core.config.expiry_margin:
+        is_soon = core.height >= expiry_height - core.config.expiry_margin
+        if is_soon and channel.state in (ChannelState.OPEN, ChannelState.SPLICING, ChannelState.COOPERATING):
             begin_close(core, channel, Cause.EXPIRES_SOON, now=now)
-    elif core.height >= expiry_height and is_deep and channel.state in (ChannelState.OPEN, ChannelState.CLOSING):
+        return
+    if core.height >= expiry_height and is_deep and channel.state in _REFUNDABLE:
         _refund(core, channel)
+    elif channel.state is ChannelState.CLOSING and is_deep:
+        _review_overdue(core, channel)
 
 
 def _handle_spent(
     core: Core, channel: Channel, status: OutputStatus, spending_raw: bytes | None, *, now: float
 ) -> None:
     is_final = _depth(core, status.spent_height) >= core.config.min_confirmations
+    splice = channel.splice
+    channel.is_splice_seen = splice is not None and status.spent_by == splice.funding.txid
+    if channel.is_splice_seen and is_final:
+        _handle_spliced(core, channel, spending_raw, now=now)
+    elif channel.is_splice_seen:
+        _handle_height(core, channel, is_deep=False, now=now)
+    elif channel.direction is Direction.IN:
+        if is_final:
+            _handle_spent_at_payee(core, channel, status, spending_raw, now=now)
+    else:
+        _handle_spent_at_payer(core, channel, status, spending_raw, is_final=is_final, now=now)
+
+
+def _handle_spliced(core: Core, channel: Channel, spending_raw: bytes | None, *, now: float) -> None:
+    """A claim of the splice's own output goes on; one of the old output can not confirm any more."""
+    splicing.handle_confirmed(core, channel, spending_raw)
+    if channel.state is ChannelState.CLAIMING and channel.spend_raw is not None:
+        spent = {Outpoint(bytes(t.txid)[::-1], t.vout) for t in parse_transaction(channel.spend_raw).vin}
+        if channel.outpoint not in spent:
+            _claim_anew(core, channel.spend_txid, "a splice was confirmed instead", now=now)
+    elif channel.direction is Direction.IN and channel.state is ChannelState.CLOSING:
+        core.claim_at = now if core.claim_at is None else core.claim_at
+    elif channel.direction is Direction.OUT and channel.state is not ChannelState.CLAIMING:
+        channel.spend_txid = channel.spend_raw = None  # a refund that came too late
+        if channel.is_close_wanted:
+            close_outgoing(core, channel)
+
+
+def _handle_spent_at_payee(
+    core: Core, channel: Channel, status: OutputStatus, spending_raw: bytes | None, *, now: float
+) -> None:
     is_ours = status.spent_by == channel.spend_txid and channel.spend_raw is not None
-    if channel.direction is Direction.IN:
+    conflicting = None if is_ours else channel.spend_txid
+    if is_ours or (spending_raw is not None and claimed_sat(channel, spending_raw) is not None):
+        cause = Cause.CLAIM_CONFIRMED  # perhaps one that we had replaced
+    elif spending_raw is not None and closed_together_sat(channel, spending_raw) is not None:
+        cause = Cause.CLOSE_CONFIRMED
+    else:
+        cause = Cause.SPENT_OTHERWISE
+    close(core, channel, cause)
+    if conflicting is not None:
+        _claim_anew(core, conflicting, "another input of the claim was spent", now=now)
+
+
+def _handle_spent_at_payer(
+    core: Core, channel: Channel, status: OutputStatus, spending_raw: bytes | None, *, is_final: bool, now: float
+) -> None:
+    if status.spent_by == channel.spend_txid and channel.spend_raw is not None:
         if is_final:
-            conflicting = None if is_ours else channel.spend_txid
-            close(core, channel, Cause.CLAIM_CONFIRMED if is_ours else Cause.SPENT_OTHERWISE)
-            if conflicting is not None:
-                _claim_anew(core, conflicting, "another input of the claim was spent", now=now)
+            is_together = channel.state is ChannelState.COOPERATING
+            close(core, channel, Cause.CLOSE_CONFIRMED if is_together else Cause.REFUND_CONFIRMED)
         return
-    if is_ours:
-        if is_final:
+    together_sat = None if spending_raw is None else closed_together_sat(channel, spending_raw)
+    if together_sat is not None:
+        if is_final:  # with another fee than the last one, or before an old backup of ours
+            _settle(core, channel, together_sat)
+            close(core, channel, Cause.CLOSE_CONFIRMED)
+        return
+    taken_sat = None if spending_raw is None else claimed_sat(channel, spending_raw)
+    is_refund = spending_raw is not None and parse_transaction(spending_raw).locktime != CLAIM_LOCKTIME
+    if is_refund and channel.state is ChannelState.REFUNDING:
+        if is_final:  # one that we had replaced
             close(core, channel, Cause.REFUND_CONFIRMED)
+        return
+    if spending_raw is not None and taken_sat is None and not is_refund:
+        _handle_unknown_splice(core, channel, is_final=is_final, now=now)
         return
     if channel.state is not ChannelState.CLAIMING or channel.spend_txid != status.spent_by:
         channel.spend_txid, channel.spend_raw = status.spent_by, None
@@ -215,21 +379,36 @@ def _handle_spent(
     if channel.state is not ChannelState.CLAIMING:
         core.move(channel, Cause.CLAIM_SEEN)
     if is_final:
-        taken_sat = None if spending_raw is None else claimed_sat(channel, spending_raw)
         if taken_sat is not None:
-            before_msat = channel.cumulative_msat
-            channel.settle_at_claim(taken_sat)
-            if channel.cumulative_msat > before_msat:
-                # An old backup of ours had forgotten it. We signed for it, so our meter had allowed it.
-                peer = core.peer(channel.peer)
-                forgotten_units = msat_to_units(channel.cumulative_msat - before_msat)
-                peer.ledger.add_metered(earned_units=0, owed_limit_units=forgotten_units)
-                core.ledger_changed(peer)
+            _settle(core, channel, taken_sat)
         close(core, channel, Cause.CLAIM_CONFIRMED)
+
+
+def _settle(core: Core, channel: Channel, taken_sat: int) -> None:
+    before_msat = channel.cumulative_msat
+    channel.settle_at_claim(taken_sat)
+    if channel.cumulative_msat > before_msat:
+        # An old backup of ours had forgotten it. We signed for it, so our meter had allowed it.
+        peer = core.peer(channel.peer)
+        forgotten_units = msat_to_units(channel.cumulative_msat - before_msat)
+        peer.ledger.add_metered(earned_units=0, owed_limit_units=forgotten_units)
+        core.ledger_changed(peer)
+
+
+def _handle_unknown_splice(core: Core, channel: Channel, *, is_final: bool, now: float) -> None:
+    """An old backup of ours has forgotten it. If the payee has shown us a later output since, that is the one; until it
+    does, nothing is paid through the channel."""
+    if not is_final:
+        return
+    if channel.splice is not None and channel.splice.is_signed:
+        _handle_spliced(core, channel, None, now=now)
+    else:
+        channel.is_output_lost = True
 
 
 def close(core: Core, channel: Channel, cause: Cause) -> None:
     channel.funding_raw = channel.spend_raw = None  # nothing to broadcast any more
+    splicing.forget(core, channel)
     core.move(channel, cause)
     core.emit(UnwatchOutput(channel.channel_id))
 
@@ -241,23 +420,33 @@ def broadcast_again(core: Core, *, now: float) -> None:
     """At start and at each tip: whatever of ours is not confirmed. The port accepts what is already known."""
     sent: set[bytes] = set()
     for channel in core.channels.values():
-        transaction = _unconfirmed(channel)
-        if transaction is not None and transaction.txid not in sent:
-            sent.add(transaction.txid)
-            core.emit(transaction)
+        for transaction in _unconfirmed(channel):
+            if transaction.txid not in sent:
+                sent.add(transaction.txid)
+                core.emit(transaction)
     if any(c.direction is Direction.IN and c.state is ChannelState.CLOSING for c in core.channels.values()):
         core.claim_at = now if core.claim_at is None else core.claim_at
 
 
-def _unconfirmed(channel: Channel) -> BroadcastTransaction | None:
+def _unconfirmed(channel: Channel) -> list[BroadcastTransaction]:
+    found = []
     if channel.state is ChannelState.PENDING and channel.funding_raw is not None:
-        return BroadcastTransaction(channel.funding_raw, channel.outpoint.txid, TransactionKind.FUNDING)
-    if channel.spend_raw is None or channel.spend_txid is None:
-        return None
-    if channel.state in (ChannelState.CLAIMING, ChannelState.REFUNDING):
-        kind = TransactionKind.CLAIM if channel.direction is Direction.IN else TransactionKind.REFUND
-        return BroadcastTransaction(channel.spend_raw, channel.spend_txid, kind)
-    return None
+        found.append(BroadcastTransaction(channel.funding_raw, channel.outpoint.txid, TransactionKind.FUNDING))
+    splice = channel.splice
+    is_payer = channel.direction is Direction.OUT
+    if channel.state is ChannelState.SPLICING and is_payer and splice is not None and splice.is_signed and splice.raw:
+        found.append(BroadcastTransaction(splice.raw, splice.funding.txid, TransactionKind.SPLICE))
+    kind = _SPEND_KINDS.get((channel.direction, channel.state))
+    if kind is not None and channel.spend_raw is not None and channel.spend_txid is not None:
+        found.append(BroadcastTransaction(channel.spend_raw, channel.spend_txid, kind))
+    return found
+
+
+_SPEND_KINDS = {
+    (Direction.IN, ChannelState.CLAIMING): TransactionKind.CLAIM,
+    (Direction.OUT, ChannelState.REFUNDING): TransactionKind.REFUND,
+    (Direction.OUT, ChannelState.COOPERATING): TransactionKind.CLOSE,
+}
 
 
 def handle_broadcast_done(core: Core, event: BroadcastDone, *, now: float) -> None:
@@ -265,11 +454,11 @@ def handle_broadcast_done(core: Core, event: BroadcastDone, *, now: float) -> No
     if event.result.accepted:
         return
     for channel in list(core.channels.values()):
-        transaction = _unconfirmed(channel)
-        if transaction is None or transaction.txid != event.txid:
-            continue
-        channel.refusals += 1
-        core.touch(core.peer(channel.peer))
-        core.emit(BroadcastRefused(event.txid, transaction.kind, event.result.code))
-        if transaction.kind is TransactionKind.CLAIM and channel.refusals >= MAX_REFUSALS:
-            _claim_anew(core, event.txid, "the claim was refused", now=now)
+        for transaction in _unconfirmed(channel):
+            if transaction.txid != event.txid:
+                continue
+            channel.refusals += 1
+            core.touch(core.peer(channel.peer))
+            core.emit(BroadcastRefused(event.txid, transaction.kind, event.result.code))
+            if transaction.kind is TransactionKind.CLAIM and channel.refusals >= MAX_REFUSALS:
+                _claim_anew(core, event.txid, "the claim was refused", now=now)

@@ -45,6 +45,8 @@ class PaymentConfig:
     expiry_margin: int = 144
     min_confirmations: int = 1
     open_debt_msat: int = 1_000  # a channel costs its fees: none is opened for less
+    max_claim_fee_share: float = 0.02  # of the capacity: no channel is opened or accepted whose claim would cost more
+    close_patience_blocks: int = 6  # how long a payer waits for an announced claim before it offers to close together
     max_channels_per_peer: int = 8  # incoming, not closed
     counts_interval: float = 5.0  # between two signed counts to the same peer, where there is anything new
     max_faults: int = 16  # per session, then the connection is dropped
@@ -65,6 +67,8 @@ class PaymentConfig:
             raise ValueError("min_capacity_sat must be between 1 and max_capacity_sat")
         if self.expiry_margin < 1 or self.min_confirmations < 1:
             raise ValueError("expiry_margin and min_confirmations must be at least 1")
+        if not 0 < self.max_claim_fee_share <= 1 or self.close_patience_blocks < 1:
+            raise ValueError("max_claim_fee_share must be above 0 and at most 1, close_patience_blocks at least 1")
         if not self.min_expiry_blocks < self.expiry_blocks <= self.max_expiry_blocks:
             raise ValueError("expiry_blocks must be above three margins and at most max_expiry_blocks")
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from payments.agreement import CountBook, Standing
 from payments.channel import Channel, PeerFaultError, channel_key
+from payments.channel_tx import ChannelTerms
 from payments.config import PaymentConfig
 from payments.counts import Signer
 from payments.credit import CreditLine
@@ -39,6 +40,15 @@ class Opening:
     channel: Channel | None = None  # once the payee has agreed: its terms, waiting for the wallet
 
 
+@dataclass(frozen=True, slots=True)
+class SplicePlan:
+    """A splice that the wallet is adding money to. Never written: it may be forgotten."""
+
+    channel_id: bytes
+    terms: ChannelTerms
+    base_msat: int
+
+
 @dataclass(slots=True)
 class Peer:
     """A neighbour: its ledger, its channels, and what lasts only as long as the session or the process."""
@@ -60,6 +70,9 @@ class Peer:
     is_dispute_noted: bool = False
     is_statement_due: bool = False  # the tick asks for one
     opening: Opening | None = None
+    splicing: SplicePlan | None = None
+    wanted_capacity_sat: int | None = None  # of a channel that the operator wants
+    is_dear_noted: bool = False  # that a channel would cost too much
     open_retry_at: float = -math.inf
     is_funding_short: bool = False  # the wallet could not fund the last one
     wake_at: float = math.inf

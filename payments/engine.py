@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Iterable
 
-from payments import auditing, closing, crediting, opening, session, settlement
+from payments import auditing, closing, cooperating, crediting, opening, session, settlement, splicing
 from payments import events as ev
 from payments import messages as msg
 from payments.agreement import CountsView
@@ -144,6 +144,10 @@ class PaymentEngine:
                 self._handle_close(event, now=now)
             case ev.OperatorRedeemCredit():
                 crediting.redeem(core, event)
+            case ev.OperatorCloseChannel():
+                self._handle_close_one(event.channel_id, now=now)
+            case ev.OperatorOpenChannel():
+                self._handle_open(event)
             case _:
                 self._dispatch_chain(event, now=now)
 
@@ -158,6 +162,8 @@ class PaymentEngine:
                 opening.handle_funded(core, event, now=now)
             case ev.FundingFailed():
                 opening.handle_funding_failed(core, event, now=now)
+            case ev.InputsSeen():
+                splicing.handle_inputs_seen(core, event)
             case ev.BroadcastDone():
                 closing.handle_broadcast_done(core, event, now=now)
             case ev.NewScript():
@@ -193,6 +199,7 @@ class PaymentEngine:
         if event.height > core.height:
             core.height_changed(event.height)
             opening.handle_block(core, now=now)
+        closing.step_fees(core)
         closing.broadcast_again(core, now=now)
         self._touch_all()
 
@@ -207,8 +214,25 @@ class PaymentEngine:
     def _handle_close(self, event: ev.OperatorCloseChannels, *, now: float) -> None:
         for channel in list(self._core.channels.values()):
             is_meant = event.peer is None or channel.peer == event.peer
-            if is_meant and channel.direction is Direction.IN and channel.state is ChannelState.OPEN:
-                closing.begin_close(self._core, channel, Cause.OPERATOR_CLOSES, now=now)
+            if is_meant and channel.direction is Direction.IN:
+                self._handle_close_one(channel.channel_id, now=now)
+
+    def _handle_close_one(self, channel_id: bytes, *, now: float) -> None:
+        channel = self._core.channels.get(channel_id)
+        if channel is None:
+            return
+        if channel.direction is Direction.OUT:
+            closing.close_outgoing(self._core, channel)
+        elif channel.state in (ChannelState.OPEN, ChannelState.SPLICING, ChannelState.COOPERATING):
+            closing.begin_close(self._core, channel, Cause.OPERATOR_CLOSES, now=now)
+
+    def _handle_open(self, event: ev.OperatorOpenChannel) -> None:
+        capacity_sat = event.capacity_sat or self._config.capacity_sat
+        if not self._config.min_capacity_sat <= capacity_sat <= self._config.max_capacity_sat:
+            raise ValueError(f"a channel of {capacity_sat} sat")
+        peer = self._core.peer(event.peer)
+        peer.wanted_capacity_sat = capacity_sat
+        self._core.touch(peer)
 
     def _touch_all(self) -> None:
         for peer in self._core.peers.values():
@@ -255,10 +279,27 @@ class PaymentEngine:
                 opening.handle_reject(core, peer, message, now=now)
             case msg.FundingCreated():
                 opening.handle_funding_created(core, peer, message)
+            case _:
+                self._handle_mutual(peer, message, now=now)
+
+    def _handle_mutual(self, peer: Peer, message: msg.Message, *, now: float) -> None:
+        """Splices, and the end of a channel."""
+        core = self._core
+        match message:
             case msg.CloseChannel():
                 closing.handle_close_channel(core, peer, message, now=now)
             case msg.CloseReady():
                 closing.handle_close_ready(core, peer, message, now=now)
+            case msg.SpliceChannel():
+                splicing.handle_splice(core, peer, message)
+            case msg.SpliceSigned():
+                splicing.handle_splice_signed(core, peer, message)
+            case msg.RejectSplice():
+                splicing.handle_reject(core, peer, message, now=now)
+            case msg.ProposeClose():
+                cooperating.handle_propose_close(core, peer, message)
+            case msg.CloseSigned():
+                cooperating.handle_close_signed(core, peer, message)
 
     def _count_fault(self, peer: Peer, reason: str) -> None:
         peer.faults += 1
@@ -284,7 +325,7 @@ class PaymentEngine:
             settlement.review(core, peer, now=now)
             peer.method.review(core, peer, now=now)
             auditing.review(core, peer, now=now)
-            if not peer.is_connected and not peer.opening and _is_stranger(peer):
+            if not peer.is_connected and not peer.opening and not peer.wanted_capacity_sat and _is_stranger(peer):
                 self._forget(peer)
         core.take_touched()
         is_flush_due, self._is_flush_due = self._is_flush_due, False
@@ -347,4 +388,6 @@ def _channel_view(channel: Channel) -> ev.ChannelView:
         funding=channel.funding,
         expiry_height=channel.terms.expiry_height,
         spend_txid=channel.spend_txid,
+        splice=None if channel.splice is None else channel.splice.funding,
+        splice_count=channel.number,
     )

@@ -17,7 +17,7 @@ from enum import Enum
 
 from payments.agreement import Finding, Standing
 from payments.counts import NO_TRAFFIC, Traffic
-from payments.ports import BroadcastResult, Outpoint, OutputStatus, SignedTransaction
+from payments.ports import BroadcastResult, ForeignInput, Outpoint, OutputStatus, SignedTransaction
 from payments.records import Change, ChannelState, Direction
 
 # --- Inputs ---
@@ -74,7 +74,7 @@ class ChainTipChanged:
 
 @dataclass(frozen=True, slots=True)
 class ChannelFunded:
-    """The wallet's answer to `FundChannel`: signed, not broadcast."""
+    """The wallet's answer to `FundChannel` and `FundSplice`: signed, not broadcast."""
 
     channel_id: bytes
     transaction: SignedTransaction
@@ -95,8 +95,18 @@ class ChannelOutputSeen:
     """
 
     channel_id: bytes
+    outpoint: Outpoint  # as it was watched
     status: OutputStatus | None
     spending_raw: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InputsSeen:
+    """The answer to `InspectInputs`: the output scripts, in its order; None: the chain does not know the output."""
+
+    channel_id: bytes
+    txid: bytes
+    script_pubkeys: tuple[bytes | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +131,8 @@ class OperatorHoldPayments:
 
 @dataclass(frozen=True, slots=True)
 class OperatorCloseChannels:
-    """Claim what was paid to us by that peer, or by all, in one transaction. Channels through which we pay are closed
-    by the peer, or refunded after their expiry."""
+    """Claim what was paid to us by that peer, or by all, in one transaction. Channels through which we pay are left as
+    they are: to end them, too, give `OperatorCloseChannel` for each."""
 
     peer: bytes | None = None
 
@@ -136,11 +146,30 @@ class OperatorRedeemCredit:
 
 
 @dataclass(frozen=True, slots=True)
+class OperatorCloseChannel:
+    """End that channel: one through which we are paid by a claim, one through which we pay together with the payee, or
+    if it does not answer by a refund after the expiry. Nothing happens to a channel that is not known or not open."""
+
+    channel_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorOpenChannel:
+    """Open a channel to that peer, though nothing is owed yet. Without a session, or while another is being opened, it
+    is done as soon as that is over; forgotten at a restart. `capacity_sat` None: as configured."""
+
+    peer: bytes
+    capacity_sat: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TimerExpired:
     """Time has reached `PaymentEngine.next_deadline()`."""
 
 
-ChainInput = ChainTipChanged | ChannelFunded | FundingFailed | ChannelOutputSeen | BroadcastDone | NewScript
+ChainInput = (
+    ChainTipChanged | ChannelFunded | FundingFailed | ChannelOutputSeen | InputsSeen | BroadcastDone | NewScript
+)
 Input = (
     PeerConnected
     | PeerDisconnected
@@ -151,6 +180,8 @@ Input = (
     | OperatorHoldPayments
     | OperatorCloseChannels
     | OperatorRedeemCredit
+    | OperatorCloseChannel
+    | OperatorOpenChannel
     | TimerExpired
 )
 
@@ -189,6 +220,16 @@ class FundChannel:
 
 
 @dataclass(frozen=True, slots=True)
+class FundSplice:
+    """Have the wallet add inputs and change to a transaction that spends `foreign` to `outputs`
+    (`WalletPort.fund_splice`); answer as for `FundChannel`."""
+
+    channel_id: bytes
+    foreign: ForeignInput
+    outputs: tuple[tuple[bytes, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ReleaseFunding:
     """The transaction of that id will never be broadcast: the wallet may use its inputs again."""
 
@@ -199,6 +240,8 @@ class TransactionKind(Enum):
     FUNDING = "funding"
     CLAIM = "claim"
     REFUND = "refund"
+    SPLICE = "splice"
+    CLOSE = "close"  # together
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +256,8 @@ class BroadcastTransaction:
 
 @dataclass(frozen=True, slots=True)
 class WatchOutput:
-    """Report this output with `ChannelOutputSeen` now and at each new tip, until `UnwatchOutput`. Idempotent."""
+    """Report this output with `ChannelOutputSeen` now and at each new tip, until `UnwatchOutput`, or until the channel
+    has another one. Idempotent."""
 
     channel_id: bytes
     outpoint: Outpoint
@@ -222,6 +266,15 @@ class WatchOutput:
 @dataclass(frozen=True, slots=True)
 class UnwatchOutput:
     channel_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class InspectInputs:
+    """Say with `InputsSeen` which scripts these outputs have, in the chain or in the pool. `txid` is handed back."""
+
+    channel_id: bytes
+    txid: bytes
+    outpoints: tuple[Outpoint, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +378,15 @@ class StandingChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class ChannelTooDear:
+    """We owe, and open no channel: at the present fees its claim would cost too much of the capacity."""
+
+    peer: bytes
+    capacity_sat: int
+    claim_fee_sat: int
+
+
+@dataclass(frozen=True, slots=True)
 class PeerFaultSeen:
     """The peer sent something that the protocol does not allow; it was dropped."""
 
@@ -347,6 +409,7 @@ Notice = (
     | Disputed
     | Defaulted
     | StandingChanged
+    | ChannelTooDear
     | PeerFaultSeen
     | BroadcastRefused
 )
@@ -354,10 +417,12 @@ Action = (
     Persist
     | DropConnection
     | FundChannel
+    | FundSplice
     | ReleaseFunding
     | BroadcastTransaction
     | WatchOutput
     | UnwatchOutput
+    | InspectInputs
     | NeedScript
     | Suspend
     | Resume
@@ -416,4 +481,6 @@ class ChannelView:
     acknowledged_msat: int
     funding: Outpoint | None
     expiry_height: int
-    spend_txid: bytes | None  # the claim or the refund
+    spend_txid: bytes | None  # the claim, the refund, or the common close
+    splice: Outpoint | None = None  # what is to replace `funding`
+    splice_count: int = 0

@@ -36,12 +36,19 @@ class Cause(Enum):
     CLAIM_VANISHED = "the claim has vanished"
     CLAIM_SEEN = "the payee's claim is on its way"
     EXPIRED = "expired"
+    SPLICE_AGREED = "a splice is proposed by the payer, or signed by the payee"
+    SPLICE_REJECTED = "the payee rejects the splice"
+    SPLICE_CONFIRMED = "the splice has its confirmations"
+    CLOSE_AGREED = "closing together is proposed by the payer, or signed by the payee"
+    CLAIM_OVERDUE = "the payee's claim does not come"
+    CLOSE_CONFIRMED = "closed together"
     CLAIM_CONFIRMED = "claimed"
     REFUND_CONFIRMED = "refunded"
     SPENT_OTHERWISE = "spent by another transaction than our claim"
 
 
 _OPENING, _PENDING, _OPEN = ChannelState.OPENING, ChannelState.PENDING, ChannelState.OPEN
+_SPLICING, _COOPERATING = ChannelState.SPLICING, ChannelState.COOPERATING
 _CLOSING, _CLAIMING = ChannelState.CLOSING, ChannelState.CLAIMING
 _REFUNDING, _CLOSED = ChannelState.REFUNDING, ChannelState.CLOSED
 
@@ -53,17 +60,35 @@ _PAYER: Table = {
     (_PENDING, Cause.REJECTED): _CLOSING,
     (_PENDING, Cause.PAYEE_CLOSES): _CLOSING,
     (_PENDING, Cause.CLAIM_SEEN): _CLAIMING,
+    (_PENDING, Cause.SPLICE_AGREED): _SPLICING,  # an old backup of ours had forgotten it
     (_OPEN, Cause.FUNDING_LOST): _PENDING,
     (_OPEN, Cause.REJECTED): _CLOSING,
     (_OPEN, Cause.PAYEE_CLOSES): _CLOSING,
     (_OPEN, Cause.CLAIM_SEEN): _CLAIMING,
     (_OPEN, Cause.EXPIRED): _REFUNDING,
+    (_OPEN, Cause.SPLICE_AGREED): _SPLICING,
+    (_OPEN, Cause.CLOSE_AGREED): _COOPERATING,
+    (_SPLICING, Cause.SPLICE_REJECTED): _OPEN,
+    (_SPLICING, Cause.SPLICE_CONFIRMED): _OPEN,
+    (_SPLICING, Cause.PAYEE_CLOSES): _CLOSING,
+    (_SPLICING, Cause.CLAIM_SEEN): _CLAIMING,
+    (_SPLICING, Cause.EXPIRED): _REFUNDING,
+    (_COOPERATING, Cause.CLAIM_SEEN): _CLAIMING,
+    (_COOPERATING, Cause.EXPIRED): _REFUNDING,
+    (_CLOSING, Cause.SPLICE_CONFIRMED): _CLOSING,
+    (_CLOSING, Cause.CLAIM_OVERDUE): _COOPERATING,
     (_CLOSING, Cause.CLAIM_SEEN): _CLAIMING,
     (_CLOSING, Cause.EXPIRED): _REFUNDING,
     (_CLAIMING, Cause.CLAIM_VANISHED): _CLOSING,
+    (_CLAIMING, Cause.SPLICE_CONFIRMED): _CLOSING,  # instead of the claim
     (_CLAIMING, Cause.CLAIM_CONFIRMED): _CLOSED,
     (_REFUNDING, Cause.CLAIM_SEEN): _CLAIMING,
+    (_REFUNDING, Cause.SPLICE_CONFIRMED): _OPEN,  # instead of the refund
     (_REFUNDING, Cause.REFUND_CONFIRMED): _CLOSED,
+    **{
+        (state, Cause.CLOSE_CONFIRMED): _CLOSED  # where we have not proposed it: an old backup of ours has forgotten it
+        for state in (_PENDING, _OPEN, _SPLICING, _COOPERATING, _CLOSING, _CLAIMING, _REFUNDING)
+    },
 }
 
 _PAYEE: Table = {
@@ -72,17 +97,31 @@ _PAYEE: Table = {
     (_OPEN, Cause.FUNDING_LOST): _PENDING,
     (_OPEN, Cause.OPERATOR_CLOSES): _CLOSING,
     (_OPEN, Cause.EXPIRES_SOON): _CLOSING,
+    (_OPEN, Cause.SPLICE_AGREED): _SPLICING,
+    (_OPEN, Cause.CLOSE_AGREED): _COOPERATING,
+    (_SPLICING, Cause.SPLICE_CONFIRMED): _OPEN,
+    (_SPLICING, Cause.OPERATOR_CLOSES): _CLOSING,
+    (_SPLICING, Cause.EXPIRES_SOON): _CLOSING,
+    (_COOPERATING, Cause.OPERATOR_CLOSES): _CLOSING,
+    (_COOPERATING, Cause.EXPIRES_SOON): _CLOSING,
+    (_CLOSING, Cause.CLOSE_AGREED): _COOPERATING,
+    (_CLOSING, Cause.SPLICE_CONFIRMED): _CLOSING,
     (_CLOSING, Cause.NOTHING_TO_CLAIM): _CLOSED,
     (_CLOSING, Cause.CLAIM_SENT): _CLAIMING,
-    (_CLOSING, Cause.CLAIM_CONFIRMED): _CLOSED,  # the one that was thought lost
+    (_CLAIMING, Cause.SPLICE_CONFIRMED): _CLAIMING,
     (_CLAIMING, Cause.CLAIM_LOST): _CLOSING,
-    (_CLAIMING, Cause.CLAIM_CONFIRMED): _CLOSED,
     **{
         (state, cause): _CLOSED
-        for state in (_PENDING, _OPEN, _CLOSING, _CLAIMING)
+        for state in (_PENDING, _OPEN, _SPLICING, _COOPERATING, _CLOSING, _CLAIMING)
         for cause in (Cause.NOT_AS_AGREED, Cause.SPENT_OTHERWISE)
     },
-    **{(state, Cause.NEVER_FUNDED): _CLOSED for state in (_PENDING, _CLOSING, _CLAIMING)},
+    **{(state, Cause.NEVER_FUNDED): _CLOSED for state in (_PENDING, _SPLICING, _COOPERATING, _CLOSING, _CLAIMING)},
+    # Of several that we made, any may get into the block, also one that was thought lost.
+    **{
+        (state, cause): _CLOSED
+        for state in (_PENDING, _OPEN, _SPLICING, _COOPERATING, _CLOSING, _CLAIMING)
+        for cause in (Cause.CLAIM_CONFIRMED, Cause.CLOSE_CONFIRMED)
+    },
 }
 
 TABLE: dict[Direction, Table] = {Direction.OUT: _PAYER, Direction.IN: _PAYEE}
@@ -110,7 +149,9 @@ def _reachable(table: Table) -> dict[ChannelState, frozenset[ChannelState]]:
     return {state: frozenset(found) for state, found in reached.items()}
 
 
-_fixed = attrgetter("channel_id", "peer", "direction", "terms", "opened_height")
+_fixed = attrgetter("channel_id", "peer", "direction", "opened_height", "payout_script")
+_output = attrgetter("number", "base_msat", "terms", "splice")
+_keys = attrgetter("terms.payer_pubkey", "terms.payee_pubkey", "terms.payer_change_script")
 _CUMULATIVE = (
     "billed_units",
     "acknowledged_units",
@@ -127,12 +168,12 @@ def check_channel_step(before: ChannelRecord, after: ChannelRecord) -> None:
     """Between two rows of one channel. Raises InvariantError for what no sequence of events can bring about."""
     if _fixed(before) != _fixed(after):
         raise InvariantError("a channel became another one")
+    if before.funding != after.funding or _output(before) != _output(after):
+        _check_output_step(before, after)
     if after.state not in _REACHABLE[before.direction][before.state]:
         raise InvariantError(f"{before.direction.value} channel from {before.state.value} to {after.state.value}")
     if before.state is _CLOSED and after != before:
         raise InvariantError("a closed channel changed")
-    if before.funding not in (None, after.funding):
-        raise InvariantError("a funding output became another one")
     if before.is_confirmed and not after.is_confirmed:
         raise InvariantError("a proof was forgotten")
     # The chain shows a payer at the end that its last payment never arrived.
@@ -143,6 +184,23 @@ def check_channel_step(before: ChannelRecord, after: ChannelRecord) -> None:
         raise InvariantError("an acknowledgement was forgotten")
     if before.signature is not None and after.signature is None:
         raise InvariantError("a signature was lost")
+
+
+def _check_output_step(before: ChannelRecord, after: ChannelRecord) -> None:
+    """A splice alone replaces the funding output: by its number it follows, and nothing of what was paid is lost."""
+    if after.number < before.number or after.base_msat < before.base_msat:
+        raise InvariantError("a splice was taken back")
+    if _keys(before) != _keys(after):
+        raise InvariantError("the keys of a channel changed")
+    if after.number > before.number:
+        return
+    if before.terms != after.terms or before.base_msat != after.base_msat:
+        raise InvariantError("a channel became another one")
+    if before.funding not in (None, after.funding):
+        raise InvariantError("a funding output became another one")
+    is_withdrawable = before.direction is Direction.OUT and before.splice is not None and not before.splice.is_signed
+    if before.splice is not None and after.splice is None and not is_withdrawable and after.state is not _CLOSED:
+        raise InvariantError("a signed splice was forgotten")
 
 
 def check_ledger_step(before: LedgerRecord, after: LedgerRecord) -> None:

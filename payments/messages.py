@@ -14,17 +14,21 @@ from payments.channel_tx import LOCKTIME_THRESHOLD, MAX_MONEY_SAT
 from payments.counts import BODY_BYTES, SIGNATURE_BYTES
 from payments.units import MAX_MSAT, MAX_UNITS
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 MAX_MESSAGE = 16 * 1024
 CHANNEL_ID_BYTES = 16
 UNITS_BYTES = 16  # msgpack's integers end at 2^64
 
-# Codes of RejectChannel.
+MAX_SPLICE_BYTES = 2_000  # without witnesses: 40 inputs. A larger one would cost the payee too much to outbid
+
+# Codes of RejectChannel and RejectSplice.
 REJECT_POLICY = 1  # capacity or expiry out of our bounds
 REJECT_TOO_MANY = 2
 REJECT_UNKNOWN = 3  # of FundingCreated: we have no such channel
 REJECT_NOT_READY = 4  # no chain yet
 REJECT_TERMS = 5  # keys or scripts that make no channel
+REJECT_FEES = 6  # at the present fees a claim would cost too much of the capacity
+REJECT_STALE = 7  # of a splice: it is not of the state that we know
 
 ChannelId = Annotated[bytes, msgspec.Meta(min_length=CHANNEL_ID_BYTES, max_length=CHANNEL_ID_BYTES)]
 UnitsBytes = Annotated[bytes, msgspec.Meta(min_length=UNITS_BYTES, max_length=UNITS_BYTES)]
@@ -38,6 +42,8 @@ Msat = Annotated[int, msgspec.Meta(ge=0, le=MAX_MSAT)]
 Sat = Annotated[int, msgspec.Meta(ge=0, le=MAX_MONEY_SAT)]
 Height = Annotated[int, msgspec.Meta(ge=0, lt=LOCKTIME_THRESHOLD)]
 OutputIndex = Annotated[int, msgspec.Meta(ge=0, lt=0xFFFFFFFF)]
+SpliceNumber = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
+SpliceRaw = Annotated[bytes, msgspec.Meta(min_length=10, max_length=MAX_SPLICE_BYTES)]
 Version = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 Code = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 SettlementName = Annotated[str, msgspec.Meta(min_length=1, max_length=16)]
@@ -101,8 +107,11 @@ class OpenChannel(_Message, frozen=True, tag=3):
 
 
 class AcceptChannel(_Message, frozen=True, tag=4):
+    """`payout_script`: the payee's, for what splices and a common close pay out."""
+
     channel_id: ChannelId
     payee_pubkey: PublicKey
+    payout_script: ChangeScript
 
 
 class RejectChannel(_Message, frozen=True, tag=5):
@@ -117,11 +126,14 @@ class FundingCreated(_Message, frozen=True, tag=6):
 
 
 class Payment(_Message, frozen=True, tag=7):
-    """The signature is over floor(cumulative_msat / 1000) sat."""
+    """`signature` is on the funding output of that number, `splice_signature` (else empty) on that of the splice that
+    is to replace it; each is over floor((cumulative_msat - base_msat) / 1000) sat of its output."""
 
     channel_id: ChannelId
+    number: SpliceNumber
     cumulative_msat: Msat
     signature: Signature
+    splice_signature: Signature
     accounts: Accounts
 
 
@@ -146,11 +158,18 @@ class CloseReady(_Message, frozen=True, tag=10):
 
 
 class ChannelSync(_Message, frozen=True, tag=11):
-    """At the start of a session, the payee returns the payer's latest payment that it has stored."""
+    """At the start of a session, the payee returns the payer's latest payment that it has stored, on the last funding
+    output that it knows: so that an old backup of the payer learns of splices, too."""
 
     channel_id: ChannelId
     cumulative_msat: Msat
     signature: Signature
+    number: SpliceNumber
+    txid: TxId
+    index: OutputIndex
+    capacity_sat: Sat
+    expiry_height: Height
+    base_msat: Msat
 
 
 class Counts(_Message, frozen=True, tag=12):
@@ -187,6 +206,56 @@ class CreditSync(_Message, frozen=True, tag=22):
 
 
 CreditMessage = CreditNote | CreditReceipt | CreditSync
+
+
+class SpliceChannel(_Message, frozen=True, tag=13):
+    """The payer proposes that the transaction `raw` (without witnesses) replaces the funding output, and is the one to
+    complete and broadcast it. Carries its last payment, for both outputs."""
+
+    channel_id: ChannelId
+    number: SpliceNumber  # of the new output
+    capacity_sat: Sat
+    expiry_height: Height
+    base_msat: Msat
+    raw: SpliceRaw
+    cumulative_msat: Msat
+    signature: Signature
+    splice_signature: Signature
+
+
+class SpliceSigned(_Message, frozen=True, tag=14):
+    """The payee's signature (SIGHASH_ALL) of the splice. From now on it takes only payments for both outputs."""
+
+    channel_id: ChannelId
+    txid: TxId
+    signature: Signature
+
+
+class RejectSplice(_Message, frozen=True, tag=15):
+    channel_id: ChannelId
+    txid: TxId
+    code: Code
+
+
+class ProposeClose(_Message, frozen=True, tag=16):
+    """The payer would end the channel now: the payee gets what is paid, it gets the rest less the fee. Carries its last
+    payment. Again, with a higher fee, when it takes too long."""
+
+    channel_id: ChannelId
+    number: SpliceNumber
+    fee_sat: Sat
+    cumulative_msat: Msat
+    signature: Signature
+
+
+class CloseSigned(_Message, frozen=True, tag=17):
+    """The payee's signature (SIGHASH_ALL) of the transaction that follows from the proposal with that fee."""
+
+    channel_id: ChannelId
+    fee_sat: Sat
+    signature: Signature
+
+
 Message = (
     Hello
     | Statement
@@ -201,6 +270,11 @@ Message = (
     | ChannelSync
     | Counts
     | CreditMessage
+    | SpliceChannel
+    | SpliceSigned
+    | RejectSplice
+    | ProposeClose
+    | CloseSigned
 )
 
 _MAX_UNITS = MAX_UNITS.to_bytes(UNITS_BYTES, "big")  # compared as bytes: in the order of the numbers

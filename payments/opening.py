@@ -6,23 +6,26 @@ is broadcast. The payee writes the terms before it agrees to them. What is on th
 
 from __future__ import annotations
 
-from payments import settlement
-from payments.channel import Channel, PeerFaultError
-from payments.channel_tx import ChannelTerms, find_funding_output, funding_script_pubkey, public_key
+from payments import settlement, splicing
+from payments.channel import PAYABLE, Channel, PeerFaultError
+from payments.channel_tx import ChannelTerms, claim_fee, find_funding_output, funding_script_pubkey, public_key
 from payments.core import Core, Opening, Peer
 from payments.events import (
     BroadcastTransaction,
     ChannelFunded,
     ChannelStateChanged,
+    ChannelTooDear,
     FundChannel,
     FundingFailed,
     ReleaseFunding,
     TransactionKind,
     WatchOutput,
 )
+from payments.fees import is_too_dear
 from payments.life import Cause
 from payments.messages import (
     CHANNEL_ID_BYTES,
+    REJECT_FEES,
     REJECT_NOT_READY,
     REJECT_POLICY,
     REJECT_TERMS,
@@ -48,24 +51,39 @@ def review(core: Core, peer: Peer, *, now: float) -> None:
             peer.wake(opening.deadline_at)
             return
         _give_up(core, peer, "the peer did not answer", now=now)
-    if peer.opening is not None or core.is_held or not peer.is_ready or not core.is_tip_known:
+    is_busy = peer.opening is not None or peer.splicing is not None
+    if is_busy or core.is_held or not peer.is_ready or not core.is_tip_known or core.fee_rate is None:
         return
-    if not _needs_channel(core, peer):
+    if not peer.wanted_capacity_sat and not _needs_channel(core, peer):
         return
     if now < peer.open_retry_at:
         peer.wake(peer.open_retry_at)
         return
-    _ask(core, peer, now=now)
+    capacity_sat = peer.wanted_capacity_sat or core.config.capacity_sat
+    if is_too_dear(capacity_sat, core.fee_rate, max_share=core.config.max_claim_fee_share):
+        if not peer.is_dear_noted:
+            core.emit(ChannelTooDear(peer.key, capacity_sat, claim_fee(core.fee_rate)))
+        peer.is_dear_noted = True  # and looked at again at the next tip
+        return
+    peer.is_dear_noted = False
+    channel = None if peer.wanted_capacity_sat else splicing.candidate(core, peer)
+    if channel is not None:
+        splicing.begin(core, peer, channel)
+    else:
+        _ask(core, peer, capacity_sat, now=now)
 
 
 def _needs_channel(core: Core, peer: Peer) -> bool:
-    """Also when 80 % of what we have is used up: the next one needs time to confirm."""
+    """Also when 80 % of what we have is used up, or it expires soon: the next one needs time to confirm."""
     owed_msat = max(peer.ledger.payable_msat, peer.ledger.expected_debt_msat)
-    is_confirming = any(_may_still_confirm(core, c) for c in peer.channels_of(Direction.OUT, ChannelState.PENDING))
-    if owed_msat < core.config.open_debt_msat or is_confirming:
+    coming = peer.channels_of(Direction.OUT, ChannelState.PENDING, ChannelState.SPLICING)
+    if owed_msat < core.config.open_debt_msat or any(_may_still_confirm(core, c) for c in coming):
         return False
-    usable = (c for c in peer.channels_of(Direction.OUT, ChannelState.OPEN) if settlement.can_pay_through(core, c))
-    remaining_msat = sum(c.remaining_msat for c in usable)
+    payable = list(peer.channels_of(Direction.OUT, *PAYABLE))
+    if any(c.is_output_lost for c in payable):
+        return False  # the payee is about to show where the money is
+    usable = [c for c in payable if settlement.can_pay_through(core, c)]
+    remaining_msat = sum(c.remaining_msat for c in usable if not splicing.is_ending(core, c))
     return remaining_msat < max(owed_msat, core.config.capacity_sat * MSAT_PER_SAT // 5)
 
 
@@ -73,7 +91,7 @@ def _may_still_confirm(core: Core, channel: Channel) -> bool:
     return channel.refusals < MAX_REFUSALS and core.height < channel.terms.expiry_height
 
 
-def _ask(core: Core, peer: Peer, *, now: float) -> None:
+def _ask(core: Core, peer: Peer, capacity_sat: int, *, now: float) -> None:
     script = core.use_script()
     if script is None:
         return
@@ -81,7 +99,7 @@ def _ask(core: Core, peer: Peer, *, now: float) -> None:
     peer.opening = Opening(
         channel_id=channel_id,
         change_script=script,
-        capacity_sat=core.config.capacity_sat,
+        capacity_sat=capacity_sat,
         expiry_height=core.height + core.config.expiry_blocks,
         deadline_at=now + core.config.opening_timeout,
     )
@@ -101,6 +119,7 @@ def _give_up(core: Core, peer: Peer, reason: str, *, now: float) -> None:
     if peer.opening is None:
         return
     channel_id, peer.opening = peer.opening.channel_id, None
+    peer.wanted_capacity_sat = None
     peer.open_retry_at = now + core.config.open_retry_interval
     core.touch(peer)
     core.emit(ChannelStateChanged(peer.key, channel_id, Direction.OUT, ChannelState.CLOSED, reason))
@@ -129,11 +148,19 @@ def handle_open(core: Core, peer: Peer, message: OpenChannel) -> None:
     if code is not None:
         core.send(peer, RejectChannel(message.channel_id, code))
         return
-    channel = Channel(message.channel_id, peer.key, Direction.IN, ChannelState.OPENING, terms, core.height)
+    channel = Channel(
+        message.channel_id,
+        peer.key,
+        Direction.IN,
+        ChannelState.OPENING,
+        terms,
+        core.height,
+        payout_script=core.script or b"",
+    )
     core.add_channel(channel)
     core.channel_changed(channel)
     core.emit(ChannelStateChanged(peer.key, channel.channel_id, Direction.IN, ChannelState.OPENING))
-    core.send(peer, AcceptChannel(channel.channel_id, terms.payee_pubkey))
+    core.send(peer, AcceptChannel(channel.channel_id, terms.payee_pubkey, channel.payout_script))
 
 
 def _terms_as_payee(core: Core, message: OpenChannel) -> ChannelTerms:
@@ -148,7 +175,7 @@ def _terms_as_payee(core: Core, message: OpenChannel) -> ChannelTerms:
 
 def _objection(core: Core, peer: Peer, message: OpenChannel) -> int | None:
     config = core.config
-    if not core.is_tip_known:
+    if not core.is_tip_known or core.fee_rate is None or core.script is None:
         return REJECT_NOT_READY
     if peer.method.name != "cltv":
         return REJECT_POLICY
@@ -156,6 +183,8 @@ def _objection(core: Core, peer: Peer, message: OpenChannel) -> int | None:
         return REJECT_POLICY
     if not config.min_expiry_blocks <= message.expiry_height - core.height <= config.max_expiry_blocks:
         return REJECT_POLICY
+    if is_too_dear(message.capacity_sat, core.fee_rate, max_share=config.max_claim_fee_share):
+        return REJECT_FEES
     held = [c for c in peer.channels if c.direction is Direction.IN and c.state is not ChannelState.CLOSED]
     if len(held) < config.max_channels_per_peer:
         return None
@@ -174,6 +203,8 @@ def handle_funding_created(core: Core, peer: Peer, message: FundingCreated) -> N
         return
     channel = core.channel_of(peer, message.channel_id, Direction.IN)
     outpoint = Outpoint(message.txid, message.index)
+    if channel.number > 0 or channel.splice is not None:
+        return  # an old backup of the payer's: `ChannelSync` shows it what came after
     if channel.funding is not None:
         if channel.funding != outpoint:
             raise PeerFaultError("another funding output for the same channel")
@@ -202,10 +233,20 @@ def handle_accept(core: Core, peer: Peer, message: AcceptChannel, *, now: float)
             capacity_sat=opening.capacity_sat,
             payer_change_script=opening.change_script,
         )
+        if message.payout_script == opening.change_script:
+            raise ValueError("the payee wants to be paid to our own script")
     except ValueError as error:
         _give_up(core, peer, "unusable terms", now=now)
         raise PeerFaultError(str(error)) from error
-    opening.channel = Channel(opening.channel_id, peer.key, Direction.OUT, ChannelState.OPENING, terms, core.height)
+    opening.channel = Channel(
+        opening.channel_id,
+        peer.key,
+        Direction.OUT,
+        ChannelState.OPENING,
+        terms,
+        core.height,
+        payout_script=message.payout_script,
+    )
     core.emit(FundChannel(opening.channel_id, funding_script_pubkey(terms), terms.capacity_sat))
 
 
@@ -226,6 +267,9 @@ def handle_reject(core: Core, peer: Peer, message: RejectChannel, *, now: float)
 
 def handle_funded(core: Core, event: ChannelFunded, *, now: float) -> None:
     """The wallet has signed: write, broadcast, tell the payee, in this order."""
+    if event.channel_id in core.channels:
+        splicing.handle_funded(core, event, now=now)
+        return
     peer = _peer_opening(core, event.channel_id)
     channel = peer.opening.channel if peer is not None and peer.opening is not None else None
     if peer is None or channel is None:
@@ -237,7 +281,7 @@ def handle_funded(core: Core, event: ChannelFunded, *, now: float) -> None:
         core.emit(ReleaseFunding(event.transaction.txid))
         _give_up(core, peer, f"the wallet's transaction is unusable: {error}", now=now)
         return
-    peer.opening = None
+    peer.opening = peer.wanted_capacity_sat = None
     channel.funding = Outpoint(event.transaction.txid, index)
     channel.funding_raw = event.transaction.raw
     core.add_channel(channel)
@@ -251,6 +295,8 @@ def handle_funded(core: Core, event: ChannelFunded, *, now: float) -> None:
 
 def handle_funding_failed(core: Core, event: FundingFailed, *, now: float) -> None:
     peer = _peer_opening(core, event.channel_id)
+    if splicing.handle_funding_failed(core, event.channel_id, now=now):
+        return
     if peer is not None:
         _give_up(core, peer, event.reason, now=now)
         peer.is_funding_short = True
@@ -264,6 +310,9 @@ def handle_block(core: Core, *, now: float) -> None:
 
 
 def tell_funding(core: Core, peer: Peer, channel: Channel) -> None:
+    """Of splices the payee has signed, and needs no telling."""
+    if channel.number:
+        return
     core.send(peer, FundingCreated(channel.channel_id, channel.outpoint.txid, channel.outpoint.index))
 
 

@@ -99,6 +99,16 @@ class SignedTransaction:
     fee_sat: int
 
 
+@dataclass(frozen=True, slots=True)
+class ForeignInput:
+    """An output that is not the wallet's alone, to be spent beside its own: others sign for it."""
+
+    outpoint: Outpoint
+    value_sat: int
+    vbytes: int  # of the input with its witness: what its fee is for
+    sequence: int
+
+
 class WalletPort(Protocol):
     async def balance_sat(self) -> int:
         """Confirmed and unconfirmed money of our own, channels not included."""
@@ -109,6 +119,13 @@ class WalletPort(Protocol):
     async def fund(self, script_pubkey: bytes, amount_sat: int, *, fee_rate: float) -> SignedTransaction:
         """A signed, not yet broadcast, transaction that pays `amount_sat` to `script_pubkey`. Its inputs are set aside
         until it is seen on the chain or released."""
+
+    async def fund_splice(
+        self, foreign: ForeignInput, outputs: Sequence[tuple[bytes, int]], *, fee_rate: float
+    ) -> SignedTransaction:
+        """As `fund`: a transaction of version 2 and locktime 0 that spends `foreign` as its first input, and as many of
+        our own as it takes, to `outputs` (script, sat) and change. The witness of the first input is left empty: its
+        signers come later, and the id stays. At least one input is ours."""
 
     async def release(self, txid: bytes) -> None:
         """The transaction of that id will never be broadcast: its inputs are free again."""

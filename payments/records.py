@@ -21,6 +21,8 @@ class ChannelState(Enum):
     OPENING = "opening"  # agreed on, or being agreed on; nothing is on chain
     PENDING = "pending"  # the funding transaction is known, and waits for its confirmations
     OPEN = "open"
+    SPLICING = "splicing"  # a splice is proposed or signed, not confirmed: payments are signed for both outputs
+    COOPERATING = "cooperating"  # no further payments; both close it together, the payer pays the fee
     CLOSING = "closing"  # no further payments; the payee is about to claim
     CLAIMING = "claiming"  # the payee's claim is broadcast
     REFUNDING = "refunding"  # expired unclaimed; the payer's refund is broadcast
@@ -51,6 +53,23 @@ class LedgerRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Splice:
+    """The funding output that is to take the place of the present one, and the transaction that makes it.
+
+    `base_msat`: of all that was ever paid through the channel, what is paid out by then, in whole sat; payments on the
+    new output are for what comes on top.
+    """
+
+    number: int  # of the output: how many splices there will have been
+    terms: ChannelTerms
+    funding: Outpoint
+    base_msat: int
+    raw: bytes  # payer: complete once `is_signed`; payee: without witnesses. Empty: only its id is known
+    signature: bytes  # the payer's payment on the new output, for the same sum as the channel's
+    is_signed: bool  # by the payee: it may be on the chain at any time
+
+
+@dataclass(frozen=True, slots=True)
 class ChannelRecord:
     channel_id: bytes
     peer: bytes
@@ -64,8 +83,12 @@ class ChannelRecord:
     cumulative_msat: int  # paid through it in all
     signature: bytes | None  # the payer's, over floor(cumulative_msat / 1000) sat
     acknowledged_msat: int  # payer: the last sum that the payee confirmed to have stored
-    spend_txid: bytes | None  # the claim or the refund
+    spend_txid: bytes | None  # the claim, the refund, or the transaction that closes it together
     spend_raw: bytes | None  # if it is ours, to broadcast again
+    payout_script: bytes = b""  # the payee's, for what splices and a common close pay out; empty: not known
+    number: int = 0  # of the present funding output: how many splices there have been
+    base_msat: int = 0  # paid out before it, in whole sat
+    splice: Splice | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,11 @@ counted twice.
 
 from __future__ import annotations
 
-from payments import opening, settlement
+from payments import cooperating, opening, settlement, splicing
 from payments.channel import SYNCED, PeerFaultError
 from payments.core import Core, Peer
 from payments.events import DropConnection
+from payments.life import Cause
 from payments.messages import PROTOCOL_VERSION, ChannelSync, CloseChannel, Hello
 from payments.records import ChannelState, Direction
 from payments.units import msat_to_units
@@ -41,8 +42,12 @@ def handle_hello(core: Core, peer: Peer, message: Hello, *, now: float) -> None:
     peer.method.begin_session(core, peer)
     for channel in peer.channels_of(Direction.OUT, ChannelState.PENDING, ChannelState.OPEN):
         opening.tell_funding(core, peer, channel)
+    for channel in peer.channels_of(Direction.OUT, ChannelState.SPLICING):
+        splicing.propose(core, peer, channel)
+    for channel in peer.channels_of(Direction.OUT, ChannelState.COOPERATING):
+        cooperating.propose(core, peer, channel)
     for channel in peer.channels_of(Direction.IN, *SYNCED):
-        core.send(peer, ChannelSync(channel.channel_id, channel.cumulative_msat, channel.signature or b""))
+        cooperating.sync(core, peer, channel)
     for channel in peer.channels_of(Direction.IN, ChannelState.CLOSING, ChannelState.CLAIMING):
         core.send(peer, CloseChannel(channel.channel_id))
     if not peer.ledger.is_empty:
@@ -55,18 +60,32 @@ def handle_channel_sync(core: Core, peer: Peer, message: ChannelSync) -> None:
     if message.channel_id not in core.channels:
         return
     channel = core.channel_of(peer, message.channel_id, Direction.OUT)
-    if channel.state is ChannelState.CLOSED:
+    if channel.state is ChannelState.CLOSED or channel.funding is None:
         return
-    if message.cumulative_msat > channel.cumulative_msat:
-        forgotten_msat = message.cumulative_msat - channel.cumulative_msat
-        channel.adopt(message.cumulative_msat, message.signature)
+    if message.number < channel.number:
+        # An old backup of the payee's: it does not know the output, and can not take anything through it.
+        if channel.state in (ChannelState.PENDING, ChannelState.OPEN):
+            core.move(channel, Cause.REJECTED, "it has an earlier output")
+        return
+    before_msat = channel.cumulative_msat
+    stage = next((s for s in channel.stages() if s.number == message.number), None)
+    if stage is None or (stage.outpoint.txid, stage.outpoint.index) != (message.txid, message.index):
+        stage = splicing.learn(core, channel, message)
+    elif message.cumulative_msat > channel.cumulative_msat:
+        channel.adopt(stage, message.cumulative_msat, message.signature, core.key_of(channel.channel_id))
+        core.channel_changed(channel)
+    if stage is None:
+        return
+    if channel.cumulative_msat > before_msat:
         # We signed for it, so our meter had allowed it.
+        forgotten_msat = channel.cumulative_msat - before_msat
         peer.ledger.add_metered(earned_units=0, owed_limit_units=msat_to_units(forgotten_msat))
         core.ledger_changed(peer)
-        core.channel_changed(channel)
+        if channel.state is ChannelState.COOPERATING:
+            cooperating.propose(core, peer, channel)
         return
     if message.cumulative_msat > channel.acknowledged_msat:
         channel.acknowledged_msat = message.cumulative_msat
         core.channel_changed(channel, hard=False)
-    if message.cumulative_msat < channel.cumulative_msat:
+    if message.cumulative_msat < channel.cumulative_msat and channel.state is not ChannelState.COOPERATING:
         settlement.send_last_payment(core, peer, channel)

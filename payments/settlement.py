@@ -7,11 +7,13 @@ after the state has changed, and when a timer of that peer is due.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from payments import window
-from payments.channel import Channel, PeerFaultError
+from payments.channel import PAYABLE, Channel, PeerFaultError
 from payments.core import Core, Peer
 from payments.events import Defaulted, Disputed, PaymentReceived, PaymentSent
-from payments.messages import Payment, PaymentAck, Statement
+from payments.messages import REJECT_UNKNOWN, Payment, PaymentAck, RejectChannel, Statement
 from payments.records import ChannelState, Direction
 
 
@@ -26,7 +28,7 @@ def review(core: Core, peer: Peer, *, now: float) -> None:
 def can_pay_through(core: Core, channel: Channel) -> bool:
     """The payer stops one margin before the payee does, so that no payment meets a claim on its way."""
     is_early = core.height < channel.terms.expiry_height - 2 * core.config.expiry_margin
-    return channel.state is ChannelState.OPEN and is_early
+    return channel.state in PAYABLE and is_early and not channel.is_output_lost
 
 
 # --- what the peer says ---
@@ -42,15 +44,53 @@ def handle_payment(core: Core, peer: Peer, message: Payment) -> None:
     """Verify, persist, acknowledge, credit: the acknowledgement follows `Persist` in the same outputs."""
     channel = core.channel_of(peer, message.channel_id, Direction.IN)
     is_repeated = message.cumulative_msat == channel.cumulative_msat
-    is_over = channel.state in (ChannelState.CLAIMING, ChannelState.CLOSED)
-    if not is_repeated and not is_over:
-        amount_msat = channel.receive(message.cumulative_msat, message.signature)
-        if channel.is_confirmed:
-            credit(core, peer, channel, amount_msat)
-        core.channel_changed(channel)
+    is_over = channel.state in (ChannelState.CLAIMING, ChannelState.COOPERATING, ChannelState.CLOSED)
+    is_early = channel.splice is not None and message.number == channel.splice.number
+    if is_early and channel.splice is not None and not is_repeated and not is_over:
+        # The payer has seen how deep the splice is, and we have not: until then it must be signed for both outputs.
+        channel.stage_of(channel.splice).verify(message.cumulative_msat, message.signature)
+        channel.early = (message.cumulative_msat, message.signature)
+    elif not is_repeated and not is_over:
+        payment = Received(message.number, message.cumulative_msat, message.signature, message.splice_signature)
+        take(core, peer, channel, payment)
     peer.ledger.hear(message.accounts)
     core.ledger_changed(peer)
-    core.send(peer, PaymentAck(channel.channel_id, channel.cumulative_msat, core.accounts_to_send(peer)))
+    if channel.state is ChannelState.CLOSED and message.cumulative_msat > channel.cumulative_msat:
+        # An old backup of ours took a splice for the end of it.
+        core.send(peer, RejectChannel(channel.channel_id, REJECT_UNKNOWN))
+    elif channel.early is None:
+        acknowledge(core, peer, channel)
+
+
+class Received(NamedTuple):
+    """A payment as its message has it."""
+
+    number: int
+    cumulative_msat: int
+    signature: bytes
+    splice_signature: bytes
+
+
+def take(core: Core, peer: Peer, channel: Channel, payment: Received) -> None:
+    """Payee. Raises PeerFaultError, nothing changed."""
+    amount_msat = channel.receive(*payment)
+    if channel.is_confirmed:
+        credit(core, peer, channel, amount_msat)
+    core.channel_changed(channel)
+
+
+def take_early(core: Core, channel: Channel) -> None:
+    """What the payer paid on the splice's output before we had seen it confirmed."""
+    early, channel.early = channel.early, None
+    if early is not None and early[0] > channel.cumulative_msat:
+        peer = core.peer(channel.peer)
+        take(core, peer, channel, Received(channel.number, early[0], early[1], b""))
+        acknowledge(core, peer, channel)
+
+
+def acknowledge(core: Core, peer: Peer, channel: Channel) -> None:
+    if peer.is_ready:
+        core.send(peer, PaymentAck(channel.channel_id, channel.cumulative_msat, core.accounts_to_send(peer)))
 
 
 def credit(core: Core, peer: Peer, channel: Channel, amount_msat: int) -> None:
@@ -162,7 +202,7 @@ def pay(core: Core, peer: Peer, *, now: float) -> None:
 def pay_through_channels(core: Core, peer: Peer, payable_msat: int) -> int:
     """How much of it they carry now."""
     left_msat = payable_msat
-    for channel in list(peer.channels_of(Direction.OUT, ChannelState.OPEN)):
+    for channel in list(peer.channels_of(Direction.OUT, *PAYABLE)):
         amount_msat = min(left_msat, channel.remaining_msat)
         if amount_msat > 0 and can_pay_through(core, channel) and not channel.is_in_flight:
             _pay_through(core, peer, channel, amount_msat)
@@ -180,7 +220,9 @@ def _pay_through(core: Core, peer: Peer, channel: Channel, amount_msat: int) -> 
 def send_last_payment(core: Core, peer: Peer, channel: Channel) -> None:
     if channel.signature is not None:
         accounts = core.accounts_to_send(peer)
-        core.send(peer, Payment(channel.channel_id, channel.cumulative_msat, channel.signature, accounts))
+        coming = b"" if channel.splice is None else channel.splice.signature
+        head = (channel.channel_id, channel.number, channel.cumulative_msat)
+        core.send(peer, Payment(*head, channel.signature, coming, accounts))
 
 
 def _reply(core: Core, peer: Peer, *, now: float) -> None:

@@ -10,7 +10,7 @@ from embit.hashes import hash160
 from embit.script import Script, Witness
 from embit.transaction import SIGHASH, Transaction, TransactionInput, TransactionOutput
 
-from payments.ports import Outpoint, SignedTransaction
+from payments.ports import ForeignInput, Outpoint, SignedTransaction
 
 REPLACEABLE_SEQUENCE = 0xFFFFFFFD  # BIP125
 P2WPKH_BYTES = 22
@@ -35,21 +35,23 @@ def output_vbytes(script_pubkey: bytes) -> int:
     return 8 + (1 if len(script_pubkey) < 253 else 3) + len(script_pubkey)
 
 
-def sign_p2wpkh(inputs: Sequence[OwnedOutput], outputs: Sequence[tuple[bytes, int]]) -> SignedTransaction:
-    """Spends all `inputs` to `outputs` (script, sat); what is over is the fee. Raises ValueError if it is negative."""
-    fee_sat = sum(item.value_sat for item in inputs) - sum(value for _, value in outputs)
+def sign_p2wpkh(
+    inputs: Sequence[OwnedOutput], outputs: Sequence[tuple[bytes, int]], foreign: ForeignInput | None = None
+) -> SignedTransaction:
+    """Spends `foreign`, left without a witness, and all `inputs` to `outputs` (script, sat); what is over is the fee.
+    Raises ValueError if it is negative."""
+    spent = [] if foreign is None else [(foreign.outpoint, foreign.sequence, foreign.value_sat)]
+    spent += [(item.outpoint, REPLACEABLE_SEQUENCE, item.value_sat) for item in inputs]
+    fee_sat = sum(value for _, _, value in spent) - sum(value for _, value in outputs)
     if fee_sat < 0:
         raise ValueError("the outputs exceed the inputs")
     transaction = Transaction(
         2,
-        [
-            TransactionInput(item.outpoint.txid[::-1], item.outpoint.index, sequence=REPLACEABLE_SEQUENCE)
-            for item in inputs
-        ],
+        [TransactionInput(outpoint.txid[::-1], outpoint.index, sequence=sequence) for outpoint, sequence, _ in spent],
         [TransactionOutput(value, Script(script)) for script, value in outputs],
         0,
     )
-    for index, item in enumerate(inputs):
+    for index, item in enumerate(inputs, start=len(spent) - len(inputs)):
         key = coincurve.PrivateKey(item.secret)
         pubkey = key.public_key.format()
         # BIP143: the script code of P2WPKH is that of P2PKH.

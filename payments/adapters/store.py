@@ -10,11 +10,13 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+import msgspec
 
 from payments.agreement import CountBook
 from payments.channel import Channel
@@ -36,9 +38,10 @@ from payments.records import (
     HeightRecord,
     LedgerRecord,
     Reading,
+    Splice,
 )
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 MAX_READINGS = 100_000  # flows come and go; many times what the kernel keeps counters for
 UNITS_BYTES = 16  # debts outgrow SQLite's 64-bit integers
 
@@ -101,7 +104,11 @@ CREATE TABLE channel (
   signature BLOB,
   acknowledged_msat INTEGER NOT NULL,
   spend_txid BLOB,
-  spend_raw BLOB
+  spend_raw BLOB,
+  payout_script BLOB NOT NULL DEFAULT x'',
+  number INTEGER NOT NULL DEFAULT 0,
+  base_msat INTEGER NOT NULL DEFAULT 0,
+  splice BLOB
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE chain (
   id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -125,18 +132,25 @@ _MIGRATIONS = {
     2: "ALTER TABLE ledger ADD COLUMN is_suspended INTEGER NOT NULL DEFAULT 0;",
     3: _COUNTS_TABLE,
     4: _CREDIT_TABLE,
+    # An empty payout script: what was agreed on then cannot be spliced, nor closed together.
+    5: """
+ALTER TABLE channel ADD COLUMN payout_script BLOB NOT NULL DEFAULT x'';
+ALTER TABLE channel ADD COLUMN number INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE channel ADD COLUMN base_msat INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE channel ADD COLUMN splice BLOB;
+""",
 }
 
 _CHANNEL_COLUMNS = (
     "channel_id, peer, direction, state, payer_pubkey, payee_pubkey, expiry_height, capacity_sat, payer_change_script,"
     " opened_height, funding_txid, funding_index, funding_raw, is_confirmed, cumulative_msat, signature,"
-    " acknowledged_msat, spend_txid, spend_raw"
+    " acknowledged_msat, spend_txid, spend_raw, payout_script, number, base_msat, splice"
 )
 _LEDGER_COLUMNS = (
     "peer, billed_units, acknowledged_units, their_billed_units, accepted_units, owed_limit_units, lost_meter_units,"
     " window_msat, window_progress_msat, is_suspended"
 )
-_PUT_CHANNEL = f"INSERT OR REPLACE INTO channel ({_CHANNEL_COLUMNS}) VALUES ({', '.join('?' * 19)})"  # noqa: S608
+_PUT_CHANNEL = f"INSERT OR REPLACE INTO channel ({_CHANNEL_COLUMNS}) VALUES ({', '.join('?' * 23)})"  # noqa: S608
 _PUT_LEDGER = f"INSERT OR REPLACE INTO ledger ({_LEDGER_COLUMNS}) VALUES ({', '.join('?' * 10)})"  # noqa: S608
 
 _COUNTS_COLUMNS = "peer, body, signature, standing, suspicion, suspensions"
@@ -251,7 +265,7 @@ class Store:
                 CreditLine.from_record(credit).check()
             for record in counts:
                 CountBook(0).restore(record)
-        except (sqlite3.Error, ValueError, TypeError, InvariantError, CountsError) as error:
+        except (sqlite3.Error, msgspec.MsgspecError, ValueError, TypeError, InvariantError, CountsError) as error:
             raise StoreError(f"a damaged row: {error}. {_ADVICE}") from error
         return EngineState(ledgers, channels, height, counts, credits_)
 
@@ -349,18 +363,40 @@ def _channel_row(record: ChannelRecord) -> tuple[Value, ...]:
         record.acknowledged_msat,
         record.spend_txid,
         record.spend_raw,
+        record.payout_script,
+        record.number,
+        record.base_msat,
+        None if record.splice is None else _splice_row(record.splice),
     )
+
+
+def _splice_row(splice: Splice) -> bytes:
+    terms, funding = splice.terms, splice.funding
+    new = (splice.number, terms.expiry_height, terms.capacity_sat, funding.txid, funding.index, splice.base_msat)
+    return msgspec.msgpack.encode((*new, splice.raw, splice.signature, splice.is_signed))
+
+
+def _splice_of(row: bytes | None, terms: ChannelTerms) -> Splice | None:
+    """Keys and change script are those of the channel."""
+    if row is None:
+        return None
+    decoded = msgspec.msgpack.decode(row, type=tuple[int, int, int, bytes, int, int, bytes, bytes, bool])
+    number, expiry_height, capacity_sat, txid, index, base_msat, raw, signature, is_signed = decoded
+    new = replace(terms, expiry_height=expiry_height, capacity_sat=capacity_sat)
+    return Splice(number, new, Outpoint(txid, index), base_msat, raw, signature, is_signed)
 
 
 def _channel_of(row: sqlite3.Row) -> ChannelRecord:
     (channel_id, peer, direction, state, payer, payee, expiry_height, capacity_sat, script, opened_height, *rest) = row
-    (txid, index, funding_raw, is_confirmed, cumulative_msat, signature, acknowledged_msat, spend_txid, raw) = rest
+    (txid, index, funding_raw, is_confirmed, cumulative_msat, signature, acknowledged_msat, *rest) = rest
+    spend_txid, spend_raw, payout_script, number, base_msat, splice = rest
+    terms = ChannelTerms(payer, payee, expiry_height, capacity_sat, script)
     return ChannelRecord(
         channel_id=channel_id,
         peer=peer,
         direction=Direction(direction),
         state=ChannelState(state),
-        terms=ChannelTerms(payer, payee, expiry_height, capacity_sat, script),
+        terms=terms,
         opened_height=opened_height,
         funding=None if txid is None else Outpoint(txid, index),
         funding_raw=funding_raw,
@@ -369,7 +405,11 @@ def _channel_of(row: sqlite3.Row) -> ChannelRecord:
         signature=signature,
         acknowledged_msat=acknowledged_msat,
         spend_txid=spend_txid,
-        spend_raw=raw,
+        spend_raw=spend_raw,
+        payout_script=payout_script,
+        number=number,
+        base_msat=base_msat,
+        splice=_splice_of(splice, terms),
     )
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -37,7 +37,7 @@ from payments.adapters.p2wpkh import (
 )
 from payments.adapters.wallet_process import Address, BookProcess
 from payments.channel_tx import MAX_FEE_RATE, MAX_MONEY_SAT, dust_limit, parse_transaction
-from payments.ports import ChainPort, InsufficientFundsError, SignedTransaction, Utxo, WalletError
+from payments.ports import ChainPort, ForeignInput, InsufficientFundsError, SignedTransaction, Utxo, WalletError
 
 COIN_TYPES = {"bitcoin": 0, "testnet": 1, "signet": 1, "regtest": 1}  # SLIP-44
 RECEIVE_BRANCH, CHANGE_BRANCH = 0, 1  # BIP44
@@ -130,17 +130,27 @@ class BitcoinlibWallet:
 
     async def fund(self, script_pubkey: bytes, amount_sat: int, *, fee_rate: float) -> SignedTransaction:
         """See WalletPort. The transaction, and so what is set aside, is on disk before this returns: see `pending`."""
-        if not dust_limit(script_pubkey) <= amount_sat <= MAX_MONEY_SAT:
-            raise WalletError(f"cannot pay {amount_sat} sat to an output")
+        return await self._fund([(script_pubkey, amount_sat)], None, fee_rate)
+
+    async def fund_splice(
+        self, foreign: ForeignInput, outputs: Sequence[tuple[bytes, int]], *, fee_rate: float
+    ) -> SignedTransaction:
+        return await self._fund(list(outputs), foreign, fee_rate)
+
+    async def _fund(
+        self, outputs: list[tuple[bytes, int]], foreign: ForeignInput | None, fee_rate: float
+    ) -> SignedTransaction:
+        for script_pubkey, amount_sat in outputs:
+            if not dust_limit(script_pubkey) <= amount_sat <= MAX_MONEY_SAT:
+                raise WalletError(f"cannot pay {amount_sat} sat to an output")
         if not 0.0 < fee_rate <= MAX_FEE_RATE:
             raise WalletError(f"a fee rate of {fee_rate} sat/vB")
         async with self._lock:
             await self._refresh()
-            chosen, change_sat = _choose(self._spendable(), script_pubkey, amount_sat, fee_rate)
-            outputs = [(script_pubkey, amount_sat)]
+            chosen, change_sat = _choose(self._spendable(), outputs, foreign, fee_rate)
             if change_sat > 0:
-                outputs.append((await _in_thread(self._keys.new_script, CHANGE_BRANCH), change_sat))
-            signed = await _in_thread(self._keys.sign, chosen, outputs)
+                outputs = [*outputs, (await _in_thread(self._keys.new_script, CHANGE_BRANCH), change_sat)]
+            signed = await _in_thread(self._keys.sign, chosen, outputs, foreign)
             await self._save({**self._fundings, signed.txid: signed})
             return signed
 
@@ -268,9 +278,11 @@ class _KeyStore:
             ]
         )
 
-    def sign(self, utxos: list[Utxo], outputs: list[tuple[bytes, int]]) -> SignedTransaction:
+    def sign(
+        self, utxos: list[Utxo], outputs: list[tuple[bytes, int]], foreign: ForeignInput | None
+    ) -> SignedTransaction:
         inputs = [OwnedOutput(utxo.outpoint, utxo.value_sat, self._secret(utxo.script_pubkey)) for utxo in utxos]
-        return sign_p2wpkh(inputs, outputs)
+        return sign_p2wpkh(inputs, outputs, foreign)
 
     def _secret(self, script_pubkey: bytes) -> bytes:
         _, branch, index = self._address_by_script[script_pubkey]
@@ -283,9 +295,15 @@ class _KeyStore:
         return script
 
 
-def _choose(candidates: list[Utxo], script_pubkey: bytes, amount_sat: int, fee_rate: float) -> tuple[list[Utxo], int]:
+def _choose(
+    candidates: list[Utxo], outputs: list[tuple[bytes, int]], foreign: ForeignInput | None, fee_rate: float
+) -> tuple[list[Utxo], int]:
     """Inputs in the order of `candidates` until they pay amount and fee, and the change, 0 if it would be dust."""
-    fixed_vbytes = OVERHEAD_VBYTES + output_vbytes(script_pubkey)
+    fixed_vbytes = OVERHEAD_VBYTES + sum(output_vbytes(script) for script, _ in outputs)
+    amount_sat = sum(value for _, value in outputs)
+    if foreign is not None:
+        fixed_vbytes += foreign.vbytes
+        amount_sat -= foreign.value_sat
     change_vbytes = output_vbytes(bytes(P2WPKH_BYTES))
     least_change = dust_limit(b"\x00\x14" + bytes(20))
     chosen: list[Utxo] = []

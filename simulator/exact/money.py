@@ -18,7 +18,7 @@ from embit.transaction import Transaction, TransactionInput, TransactionOutput
 from payments import events as ev
 from payments.config import PaymentConfig
 from payments.engine import PaymentEngine
-from payments.ports import BroadcastResult, Outpoint, OutputStatus, SignedTransaction
+from payments.ports import BroadcastResult, ForeignInput, Outpoint, OutputStatus, SignedTransaction
 from payments.records import EngineState
 from simulator.network import Network
 from simulator.scenario import PaymentsConfig
@@ -40,9 +40,16 @@ class Chain:
 
     def fund(self, script_pubkey: bytes, amount_sat: int) -> SignedTransaction:
         """From an input that nobody else has."""
+        return self._fund([], ((script_pubkey, amount_sat),))
+
+    def fund_splice(self, foreign: ForeignInput, outputs: tuple[tuple[bytes, int], ...]) -> SignedTransaction:
+        outpoint = foreign.outpoint
+        return self._fund([TransactionInput(outpoint.txid[::-1], outpoint.index, sequence=foreign.sequence)], outputs)
+
+    def _fund(self, spent: list[Any], outputs: tuple[tuple[bytes, int], ...]) -> SignedTransaction:
         self._funded += 1
-        spent = TransactionInput(self._funded.to_bytes(32, "big"), 0)
-        transaction = Transaction(2, [spent], [TransactionOutput(amount_sat, Script(script_pubkey))], 0)
+        spent = [*spent, TransactionInput(self._funded.to_bytes(32, "big"), 0, sequence=0xFFFFFFFD)]
+        transaction = Transaction(2, spent, [TransactionOutput(v, Script(script)) for script, v in outputs], 0)
         return SignedTransaction(transaction.serialize(), transaction.hash(), 150)
 
     def broadcast(self, raw: bytes) -> BroadcastResult:
@@ -206,6 +213,12 @@ class Bank:
                 case ev.FundChannel():
                     transaction = self._chain.fund(output.script_pubkey, output.amount_sat)
                     till.todo.append(ev.ChannelFunded(output.channel_id, transaction))
+                case ev.FundSplice():
+                    transaction = self._chain.fund_splice(output.foreign, output.outputs)
+                    till.todo.append(ev.ChannelFunded(output.channel_id, transaction))
+                case ev.InspectInputs():  # of a wallet of ours
+                    scripts = tuple(b"\x00\x14" + bytes(20) for _ in output.outpoints)
+                    till.todo.append(ev.InputsSeen(output.channel_id, output.txid, scripts))
                 case ev.BroadcastTransaction():
                     till.todo.append(ev.BroadcastDone(output.txid, self._chain.broadcast(output.raw)))
                 case ev.WatchOutput():
@@ -217,15 +230,21 @@ class Bank:
                 case ev.NeedScript():
                     till.scripts += 1
                     till.todo.append(ev.NewScript(b"\x00\x14" + till.key[:8] + till.scripts.to_bytes(12, "big")))
-                case ev.Suspend():
-                    self.suspended.add((till.node, self._node_by_key[output.peer]))
-                case ev.Resume():
-                    self.suspended.discard((till.node, self._node_by_key[output.peer]))
-                case ev.Defaulted():
-                    self.defaults += 1
-                case ev.PaymentReceived():
-                    self.payments += 1
-                    self._network.note(f"{till.node} {output.amount_msat} {self._network.now!r}".encode())
+                case _:
+                    self._note(till, output)
+
+    def _note(self, till: _Till, output: ev.Output) -> None:
+        """What follows outside payments, and what is counted."""
+        match output:
+            case ev.Suspend():
+                self.suspended.add((till.node, self._node_by_key[output.peer]))
+            case ev.Resume():
+                self.suspended.discard((till.node, self._node_by_key[output.peer]))
+            case ev.Defaulted():
+                self.defaults += 1
+            case ev.PaymentReceived():
+                self.payments += 1
+                self._network.note(f"{till.node} {output.amount_msat} {self._network.now!r}".encode())
 
     def _send(self, till: _Till, message: ev.SendMessage) -> None:
         """TCP on the link: in order, after its latency."""
@@ -262,7 +281,7 @@ class Bank:
         status, spending = self._chain.output(outpoint)
         if channel_id not in till.reported or till.reported[channel_id] != status:
             till.reported[channel_id] = status
-            event = ev.ChannelOutputSeen(channel_id, status, spending)
+            event = ev.ChannelOutputSeen(channel_id, outpoint, status, spending)
             if till.is_busy:
                 till.todo.append(event)
             else:

@@ -28,7 +28,7 @@ def paid(*amounts_msat: int) -> tuple[Channel, Channel]:
     for amount_msat in amounts_msat:
         payer.pay(amount_msat, PAYER_KEY)
         assert payer.signature is not None
-        assert payee.receive(payer.cumulative_msat, payer.signature) == amount_msat
+        assert payee.receive(0, payer.cumulative_msat, payer.signature, b"") == amount_msat
         payer.acknowledged_msat = payer.cumulative_msat
     return payer, payee
 
@@ -76,7 +76,7 @@ def test_what_is_no_payment_changes_nothing(cumulative_msat: int, signature: byt
     _, payee = paid(2_000)
     before = payee.record()
     with pytest.raises(PeerFaultError):
-        payee.receive(cumulative_msat, signature)
+        payee.receive(0, cumulative_msat, signature, b"")
     assert payee.record() == before
 
 
@@ -84,22 +84,22 @@ def test_what_is_no_payment_changes_nothing(cumulative_msat: int, signature: byt
 def test_no_payment_is_taken_where_it_could_not_be_claimed(state: ChannelState) -> None:
     payee = make(Direction.IN, state)
     with pytest.raises(PeerFaultError):
-        payee.receive(1_000, sign(1))
+        payee.receive(0, 1_000, sign(1), b"")
 
 
 def test_an_unconfirmed_channel_stores_payments_and_does_not_count_them() -> None:
     payee = make(Direction.IN, ChannelState.PENDING)
     payee.is_confirmed = False
-    payee.receive(1_000, sign(1))
+    payee.receive(0, 1_000, sign(1), b"")
     assert payee.counted_msat == 0
 
 
 def test_the_payer_believes_its_own_signature_only() -> None:
     payer, _ = paid(2_000)
-    payer.adopt(5_000, sign(5))
+    payer.adopt(payer.stage, 5_000, sign(5), PAYER_KEY)
     assert payer.cumulative_msat == payer.acknowledged_msat == 5_000
     with pytest.raises(PeerFaultError):
-        payer.adopt(6_000, sign(5))
+        payer.adopt(payer.stage, 6_000, sign(5), PAYER_KEY)
     assert payer.cumulative_msat == 5_000
 
 

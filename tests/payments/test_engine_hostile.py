@@ -49,6 +49,12 @@ def answers(outputs: list[ev.Output]) -> list[msg.Message]:
     return [msg.decode(o.data) for o in outputs if isinstance(o, ev.SendMessage)]
 
 
+def forged_sync(world: World, payment: msg.Payment) -> msg.ChannelSync:
+    channel = world.a.engine._core.channels[payment.channel_id]
+    output = (channel.outpoint.txid, channel.outpoint.index, channel.terms.capacity_sat, channel.terms.expiry_height)
+    return msg.ChannelSync(payment.channel_id, 50_000, payment.signature, 0, *output, 0)
+
+
 def assert_fault(outputs: list[ev.Output]) -> None:
     assert [type(o) for o in outputs] == [ev.PeerFaultSeen]
 
@@ -61,7 +67,7 @@ def last_payment(world: World) -> msg.Payment:
 @pytest.mark.parametrize("change_msat", [-1, -6_001, 1_000, MAX_MSAT - 6_001])
 def test_a_payment_with_another_sum_is_a_fault(world: World, change_msat: int) -> None:
     payment = last_payment(world)
-    forged = msg.Payment(payment.channel_id, payment.cumulative_msat + change_msat, payment.signature, NOTHING)
+    forged = msg.Payment(payment.channel_id, 0, payment.cumulative_msat + change_msat, payment.signature, b"", NOTHING)
     assert_fault(say(world, world.b, forged))
     assert world.b.ledger(world.a).received_msat == 6_001
 
@@ -75,7 +81,7 @@ def test_a_replayed_payment_is_acknowledged_and_not_counted(world: World) -> Non
 
 def test_a_payment_in_an_unknown_channel_is_a_fault(world: World) -> None:
     payment = last_payment(world)
-    assert_fault(say(world, world.b, msg.Payment(UNKNOWN_ID, 7_000, payment.signature, NOTHING)))
+    assert_fault(say(world, world.b, msg.Payment(UNKNOWN_ID, 0, 7_000, payment.signature, b"", NOTHING)))
 
 
 def test_a_payment_back_through_the_payers_own_channel_is_a_fault(world: World) -> None:
@@ -103,7 +109,7 @@ def test_an_acknowledgement_of_more_than_was_paid_is_a_fault(world: World) -> No
 
 def test_a_sync_without_our_signature_is_a_fault(world: World) -> None:
     payment = last_payment(world)
-    assert_fault(say(world, world.a, msg.ChannelSync(payment.channel_id, 50_000, payment.signature)))
+    assert_fault(say(world, world.a, forged_sync(world, payment)))
     assert world.a.ledger(world.b).sent_msat == 6_001
 
 
@@ -176,7 +182,7 @@ def test_a_second_funding_output_is_a_fault(world: World) -> None:
 
 def test_a_payment_before_the_funding_is_a_fault(world: World) -> None:
     say(world, world.b, open_request(world.b))
-    assert_fault(say(world, world.b, msg.Payment(b"x" * 16, 1_000, last_payment(world).signature, NOTHING)))
+    assert_fault(say(world, world.b, msg.Payment(b"x" * 16, 0, 1_000, last_payment(world).signature, b"", NOTHING)))
 
 
 def test_payments_in_a_channel_that_is_not_on_chain_do_not_count() -> None:
@@ -198,9 +204,9 @@ def test_payments_in_a_channel_that_is_not_on_chain_do_not_count() -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        msg.AcceptChannel(UNKNOWN_ID, b"\x02" * 33),
+        msg.AcceptChannel(UNKNOWN_ID, b"\x02" * 33, b"\x00\x14" + bytes(20)),
         msg.RejectChannel(UNKNOWN_ID, 1),
-        msg.ChannelSync(UNKNOWN_ID, 5, b""),
+        msg.ChannelSync(UNKNOWN_ID, 5, b"", 0, b"t" * 32, 0, 100_000, 2116, 0),
     ],
 )
 def test_an_answer_to_nothing_is_ignored(world: World, message: msg.Message) -> None:
@@ -214,7 +220,9 @@ def test_keys_that_make_no_channel_end_the_opening() -> None:
     world.meter(world.b, world.a, 1_000)
     opening = world.a.engine._core.peers[world.b.key].opening
     assert opening is not None
-    outputs = say(world, world.a, msg.AcceptChannel(opening.channel_id, b"\x02" + b"\xff" * 32))
+    outputs = say(
+        world, world.a, msg.AcceptChannel(opening.channel_id, b"\x02" + b"\xff" * 32, b"\x00\x14" + bytes(20))
+    )
     assert any(isinstance(o, ev.PeerFaultSeen) for o in outputs)
     assert not any(isinstance(o, ev.FundChannel) for o in outputs)
 

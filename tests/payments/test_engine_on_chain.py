@@ -199,9 +199,9 @@ def test_stale_and_altered_payments_are_refused_by_the_payee(world: World) -> No
     assert before.cumulative_msat == first.cumulative_msat
     flipped = bytes((first.signature[0] ^ 1,)) + first.signature[1:]
     forgeries = [
-        msg.Payment(first.channel_id, first.cumulative_msat + 5_000, first.signature, first.accounts),
-        msg.Payment(first.channel_id, first.cumulative_msat + 5_000, flipped, first.accounts),
-        msg.Payment(first.channel_id, first.cumulative_msat - 1_000, first.signature, first.accounts),
+        msg.Payment(first.channel_id, 0, first.cumulative_msat + 5_000, first.signature, b"", first.accounts),
+        msg.Payment(first.channel_id, 0, first.cumulative_msat + 5_000, flipped, b"", first.accounts),
+        msg.Payment(first.channel_id, 0, first.cumulative_msat - 1_000, first.signature, b"", first.accounts),
     ]
     for number, forgery in enumerate(forgeries, start=1):
         world.b.give(ev.ReceivedMessage(world.a.key, msg.encode(forgery)))

@@ -13,7 +13,7 @@ from payments.channel import Channel
 from payments.channel_tx import ChannelTerms, public_key
 from payments.life import TABLE, Cause, InvariantError, check_channel_step, check_ledger_step, next_state
 from payments.ports import Outpoint
-from payments.records import ChannelRecord, ChannelState, Direction, LedgerRecord
+from payments.records import ChannelRecord, ChannelState, Direction, LedgerRecord, Splice
 
 TERMS = ChannelTerms(public_key(b"\x01" * 32), public_key(b"\x02" * 32), 2_000, 10_000, b"\x00\x14" + bytes(20))
 SPECIFICATION = Path(__file__).parents[2] / "docs" / "spec" / "channel.md"
@@ -23,6 +23,7 @@ def record(direction: Direction = Direction.OUT, state: ChannelState = ChannelSt
     channel = Channel(b"c" * 16, b"p" * 32, direction, state, TERMS, 100, funding=Outpoint(b"f" * 32, 3))
     channel.cumulative_msat, channel.acknowledged_msat, channel.signature = 9_000, 7_000, b"s"
     channel.is_confirmed = True
+    channel.splice = Splice(1, TERMS, Outpoint(b"g" * 32, 0), 0, b"raw", b"s", is_signed=True)
     return channel.record()
 
 
@@ -64,6 +65,12 @@ def test_the_specification_shows_the_table(text: str) -> None:
         {"state": ChannelState.OPENING},
         {"funding": Outpoint(b"f" * 32, 4)},
         {"funding": None},
+        {"payout_script": b"x"},
+        {"number": -1},
+        {"number": 1, "base_msat": -1_000},
+        {"number": 1, "terms": replace(TERMS, payer_change_script=b"\x00\x14" + b"x" * 20)},
+        {"base_msat": 1_000},
+        {"splice": None},
         {"is_confirmed": False},
         {"cumulative_msat": 8_999},
         {"acknowledged_msat": 6_999},
@@ -86,6 +93,19 @@ def test_a_payment_that_never_arrived_is_taken_back_only_when_the_chain_shows_it
     closed = replace(before, state=ChannelState.CLOSED)
     with pytest.raises(InvariantError):
         check_channel_step(closed, replace(closed, cumulative_msat=9_001))
+
+
+def test_a_splice_takes_the_place_of_the_output_and_an_unsigned_one_may_be_withdrawn() -> None:
+    before = record(state=ChannelState.SPLICING)
+    assert before.splice is not None
+    after = replace(
+        before, funding=before.splice.funding, terms=replace(TERMS, capacity_sat=1_000), number=1, splice=None
+    )
+    check_channel_step(before, after)
+    unsigned = replace(before, splice=replace(before.splice, is_signed=False))
+    check_channel_step(unsigned, replace(unsigned, state=ChannelState.OPEN, splice=None))
+    with pytest.raises(InvariantError):
+        check_channel_step(before, replace(before, state=ChannelState.OPEN, splice=None))
 
 
 def test_no_debt_goes_back() -> None:

@@ -24,6 +24,7 @@ from payments.records import (
     HeightRecord,
     LedgerRecord,
     Reading,
+    Splice,
 )
 from payments.units import MAX_MSAT, MAX_UNITS
 
@@ -55,16 +56,27 @@ FULL = ChannelRecord(
     spend_txid=b"u" * 32,
     spend_raw=b"spend",
 )
+SPLICED = replace(
+    FULL,
+    channel_id=b"e" * 16,
+    state=ChannelState.SPLICING,
+    payout_script=b"\x00\x14" + bytes(20),
+    number=1,
+    base_msat=1_000,
+    splice=Splice(2, replace(TERMS, capacity_sat=MAX_MONEY_SAT), Outpoint(b"v" * 32, 1), 2_000, b"r", b"s", True),
+)
 
 
 def test_what_was_applied_is_there_after_reopening(tmp_path: Path) -> None:
     path = tmp_path / "payments.db"
     store = Store.open(path)
     assert store.load() == EngineState()
-    store.apply([LEDGER, SUSPENDED, replace(COUNTS, standing=0), BARE, FULL, HeightRecord(102), COUNTS, CREDIT])
+    store.apply(
+        [LEDGER, SUSPENDED, replace(COUNTS, standing=0), BARE, FULL, SPLICED, HeightRecord(102), COUNTS, CREDIT]
+    )
     store.close()
     store = Store.open(path)
-    assert store.load() == EngineState((LEDGER, SUSPENDED), (BARE, FULL), 102, (COUNTS,), (CREDIT,))
+    assert store.load() == EngineState((LEDGER, SUSPENDED), (BARE, FULL, SPLICED), 102, (COUNTS,), (CREDIT,))
     store.close()
 
 
@@ -136,7 +148,9 @@ def test_a_database_of_the_first_version_keeps_what_it_holds(tmp_path: Path) -> 
     connection = sqlite3.connect(path)
     connection.executescript(
         "ALTER TABLE reading DROP COLUMN price_msat_per_gb; ALTER TABLE ledger DROP COLUMN is_suspended;"
-        " DROP TABLE counts; DROP TABLE credit; PRAGMA user_version = 1;"
+        " DROP TABLE counts; DROP TABLE credit; ALTER TABLE channel DROP COLUMN payout_script;"
+        " ALTER TABLE channel DROP COLUMN number;"
+        " ALTER TABLE channel DROP COLUMN base_msat; ALTER TABLE channel DROP COLUMN splice; PRAGMA user_version = 1;"
     )
     connection.close()
     for _ in range(2):  # brought up to date, then found to be so
@@ -182,6 +196,9 @@ def test_no_database_at_all(tmp_path: Path) -> None:
         "UPDATE channel SET state = 'dreaming'",
         "UPDATE channel SET payer_pubkey = x'02'",
         "UPDATE counts SET standing = 9",
+        "UPDATE channel SET base_msat = 6000",
+        "UPDATE channel SET splice = x'00'",
+        "UPDATE channel SET state = 'splicing'",
         "UPDATE counts SET body = x'00'",
     ],
 )

@@ -15,7 +15,7 @@ from nacl import bindings
 from payments import events as ev
 from payments.counts import Signer, Traffic
 from payments.engine import PaymentConfig, PaymentEngine
-from payments.ports import BroadcastResult, Outpoint, OutputStatus, SignedTransaction
+from payments.ports import BroadcastResult, ForeignInput, Outpoint, OutputStatus, SignedTransaction
 from payments.records import (
     Change,
     ChannelRecord,
@@ -30,7 +30,12 @@ from payments.units import UNITS_PER_MSAT
 
 PRICE_MSAT_PER_GB = 1_000_000
 CONFIG = PaymentConfig(
-    expiry_blocks=60, expiry_margin=6, max_expiry_blocks=200, min_capacity_sat=1_000, open_debt_msat=1
+    expiry_blocks=60,
+    expiry_margin=6,
+    max_expiry_blocks=200,
+    min_capacity_sat=1_000,
+    max_claim_fee_share=1.0,
+    open_debt_msat=1,
 )
 
 
@@ -85,14 +90,39 @@ class FakeChain:
         self.height_by_txid: dict[bytes, int | None] = {}
         self.spender: dict[Outpoint, bytes] = {}
         self.is_refusing = False
-        self._next_input = 0
+        self.value_by_wallet_input: dict[bytes, int] = {}
 
     def fund(self, script_pubkey: bytes, amount_sat: int) -> SignedTransaction:
         """From an input that nobody else has."""
-        self._next_input += 1
-        spent = TransactionInput(self._next_input.to_bytes(32, "big"), 0)
-        transaction = Transaction(2, [spent], [TransactionOutput(amount_sat, Script(script_pubkey))], 0)
-        return SignedTransaction(transaction.serialize(), transaction.hash(), 150)
+        return self._fund(None, ((script_pubkey, amount_sat),), 150)
+
+    def fund_splice(self, foreign: ForeignInput, outputs: tuple[tuple[bytes, int], ...]) -> SignedTransaction:
+        return self._fund(foreign, outputs, 200)
+
+    def _fund(
+        self, foreign: ForeignInput | None, outputs: tuple[tuple[bytes, int], ...], fee_sat: int
+    ) -> SignedTransaction:
+        txid = (len(self.value_by_wallet_input) + 1).to_bytes(32, "little")
+        vin = [TransactionInput(txid[::-1], 0, sequence=0xFFFFFFFD)]
+        self.value_by_wallet_input[txid] = sum(value for _, value in outputs) + fee_sat
+        if foreign is not None:
+            outpoint = foreign.outpoint
+            vin.insert(0, TransactionInput(outpoint.txid[::-1], outpoint.index, sequence=foreign.sequence))
+            self.value_by_wallet_input[txid] -= foreign.value_sat
+        transaction = Transaction(2, vin, [TransactionOutput(v, Script(script)) for script, v in outputs], 0)
+        return SignedTransaction(transaction.serialize(), transaction.hash(), fee_sat)
+
+    def value_sat(self, outpoint: Outpoint) -> int | None:
+        if outpoint.txid in self.value_by_wallet_input:
+            return self.value_by_wallet_input[outpoint.txid]
+        transaction = self.transactions.get(outpoint.txid)
+        return None if transaction is None else int(transaction.vout[outpoint.index].value)
+
+    def fee_sat(self, transaction: Transaction) -> int | None:
+        """None: it spends what there is not."""
+        spent = [self.value_sat(Outpoint(bytes(i.txid)[::-1], i.vout)) for i in transaction.vin]
+        known = [value for value in spent if value is not None]
+        return sum(known) - sum(int(o.value) for o in transaction.vout) if len(known) == len(spent) else None
 
     def broadcast(self, raw: bytes) -> BroadcastResult:
         transaction = Transaction.parse(raw)
@@ -102,13 +132,27 @@ class FakeChain:
         inputs = [Outpoint(bytes(i.txid)[::-1], i.vout) for i in transaction.vin]
         if self.is_refusing:
             return BroadcastResult(accepted=False, code="refusing")
-        if any(outpoint in self.spender for outpoint in inputs):
-            return BroadcastResult(accepted=False, code="conflict")
         if transaction.locktime > self.height:
             return BroadcastResult(accepted=False, code="non-final")
+        fee_sat = self.fee_sat(transaction)
+        if fee_sat is None or fee_sat < 0:
+            return BroadcastResult(accepted=False, code="missing")
+        if not self._make_room({self.spender[o] for o in inputs if o in self.spender}, fee_sat):
+            return BroadcastResult(accepted=False, code="conflict")
         self.transactions[txid], self.raw[txid], self.height_by_txid[txid] = transaction, raw, None
         self.spender.update(dict.fromkeys(inputs, txid))
         return BroadcastResult(accepted=True)
+
+    def _make_room(self, conflicting: set[bytes], fee_sat: int) -> bool:
+        """BIP125, roughly: what pays more than all that it contradicts, none of which is in a block."""
+        gone = set(conflicting)
+        while spending := {s for o, s in self.spender.items() if o.txid in gone} - gone:
+            gone |= spending
+        fees = sum(self.fee_sat(self.transactions[txid]) or 0 for txid in gone)
+        if any(self.height_by_txid[txid] is not None for txid in gone) or (gone and fee_sat <= fees):
+            return False
+        self._drop(gone)
+        return True
 
     def mine(self, blocks: int = 1) -> None:
         for _ in range(blocks):
@@ -146,6 +190,11 @@ class FakeChain:
             spent_by=spender,
             spent_height=None if spender is None else self.height_by_txid[spender],
         )
+
+    def scripts(self, outpoints: tuple[Outpoint, ...]) -> tuple[bytes | None, ...]:
+        """Of the wallets' outputs, which are not transactions here."""
+        p2wpkh = b"\x00\x14" + bytes(20)
+        return tuple(p2wpkh if o.txid in self.value_by_wallet_input else None for o in outpoints)
 
     def received_sat(self, scripts: set[bytes]) -> int:
         """All that was ever paid to these scripts in a block."""
@@ -227,9 +276,30 @@ class Node:
                 self.store.apply(output.changes)
             case ev.SendMessage():
                 self.outbox.append((output.peer, output.data))
+            case ev.Suspend():
+                self.suspended.add(output.peer)
+            case ev.Resume():
+                self.suspended.discard(output.peer)
+            case ev.Distrust():
+                self.distrusted.add(output.peer)
+            case ev.Trust():
+                self.distrusted.discard(output.peer)
+            case ev.DropConnection():
+                self.dropped.add(output.peer)
+            case _:
+                self._ask(output)
+
+    def _ask(self, output: ev.Output) -> None:
+        """Chain and wallet."""
+        match output:
             case ev.FundChannel():
                 transaction = self.chain.fund(output.script_pubkey, output.amount_sat)
                 self.todo.append(ev.ChannelFunded(output.channel_id, transaction))
+            case ev.FundSplice():
+                transaction = self.chain.fund_splice(output.foreign, output.outputs)
+                self.todo.append(ev.ChannelFunded(output.channel_id, transaction))
+            case ev.InspectInputs():
+                self.todo.append(ev.InputsSeen(output.channel_id, output.txid, self.chain.scripts(output.outpoints)))
             case ev.BroadcastTransaction():
                 self.todo.append(ev.BroadcastDone(output.txid, self.chain.broadcast(output.raw)))
             case ev.WatchOutput():
@@ -241,21 +311,12 @@ class Node:
                 script = b"\x00\x14" + self.key[:8] + len(self.scripts).to_bytes(12, "big")
                 self.scripts.add(script)
                 self.todo.append(ev.NewScript(script))
-            case ev.Suspend():
-                self.suspended.add(output.peer)
-            case ev.Resume():
-                self.suspended.discard(output.peer)
-            case ev.Distrust():
-                self.distrusted.add(output.peer)
-            case ev.Trust():
-                self.distrusted.discard(output.peer)
-            case ev.DropConnection():
-                self.dropped.add(output.peer)
 
     def report(self, channel_id: bytes) -> None:
-        status = self.chain.output(self.watched[channel_id])
+        outpoint = self.watched[channel_id]
+        status = self.chain.output(outpoint)
         raw = None if status is None or status.spent_by is None else self.chain.raw[status.spent_by]
-        self.todo.append(ev.ChannelOutputSeen(channel_id, status, raw))
+        self.todo.append(ev.ChannelOutputSeen(channel_id, outpoint, status, raw))
 
     def report_chain(self) -> None:
         for channel_id in list(self.watched):
