@@ -17,7 +17,7 @@ import pytest
 import trio
 
 from payments.adapters.chain_client import KernelChainClient
-from tests.lab.kernel_state import routes_of_meshd
+from tools.lab.kernel_state import routes_of_meshd
 from tools.lab.lab import Lab
 from tools.lab.network import interface_to
 from tools.lab.topology import Link, Node, Topology

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from meshd.accounting import BUSY_INTERVAL
-from tests.lab.kernel_state import difference, snapshot
 from tests.lab.mesh import MB, SAT_PER_MB, Mesh, await_routes, lab_name, post_witnesses, topology, until
+from tools.lab.kernel_state import difference, snapshot
 from tools.lab.lab import Lab
 from tools.showcase.books import TOLERANCE
 
