@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import sys
 import time
+from collections.abc import Callable
 
 SIZE = 1200
 INTERVAL = 0.01
@@ -38,5 +39,7 @@ def sink(host: str, port: str) -> None:
             udp.recv(65536)
 
 
+PROGRAMS: dict[str, Callable[..., None]] = {"send": send, "sink": sink}
+
 if __name__ == "__main__":
-    {"send": send, "sink": sink}[sys.argv[1]](*sys.argv[2:])
+    PROGRAMS[sys.argv[1]](*sys.argv[2:])
