@@ -6,11 +6,16 @@ matplotlib is an extra (`pip install meshd[plots]`), and is imported only here, 
 from __future__ import annotations
 
 import csv
+import json
+import math
 from pathlib import Path
 from typing import Any
 
 SIZE = (8.0, 4.5)  # inches
 DPI = 120
+LOG_FROM = 30.0  # times the least fee
+MAX_HAPPENINGS = 200
+MAX_NAMED = 6
 
 
 class PlotError(Exception):
@@ -26,22 +31,24 @@ def draw(folder: Path) -> list[Path]:
     try:
         times = _rows(folder / "time.csv")
         nodes = _rows(folder / "nodes.csv")
+        summary = json.loads((folder / "summary.json").read_text())
+        happenings = [(float(item["at"]), str(item["what"])) for item in summary["happenings"]][:MAX_HAPPENINGS]
         last = nodes[-1]["time"]
         final = [row for row in nodes if row["time"] == last]
+        carried: dict[float, float] = {}
+        for row in nodes:
+            carried[row["node"]] = carried.get(row["node"], 0.0) + row["carried_bytes"] / 1e6
+        earned = [(row["earned_msat"] - row["owed_msat"]) / 1000 for row in final]
         figures = {
-            "convergence": _convergence(Figure, times),
-            "prices": _prices(Figure, nodes),
-            "load": _ranked(
-                Figure,
-                [sum(r["carried_bytes"] for r in nodes if r["node"] == f["node"]) / 1e6 for f in final],
-                "MB carried",
-            ),
-            "earnings": _ranked(
-                Figure, [(r["earned_msat"] - r["owed_msat"]) / 1000 for r in final], "sat earned less owed"
-            ),
+            "convergence": _convergence(Figure, times, happenings),
+            "prices": _prices(Figure, nodes, happenings),
+            "load": _ranked(Figure, list(carried.values()), "MB carried"),
+            "earnings": _ranked(Figure, earned, "sat earned less owed"),
         }
     except (KeyError, ValueError, IndexError) as error:
         raise PlotError(f"{folder}: no results of meshsim ({error})") from error
+    for figure in figures.values():
+        figure.suptitle(f"{summary['name']}, seed {summary['seed']}", fontsize="medium")
     written = []
     for name, figure in figures.items():
         path = folder / f"{name}.png"
@@ -65,23 +72,35 @@ def _axes(kind: Any, x: str, y: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _convergence(kind: Any, times: list[dict[str, float]]) -> Any:
+def _mark(axes: Any, happenings: list[tuple[float, str]]) -> None:
+    """Vertical lines where something broke or was mended, with what it was."""
+    for at, what in happenings:
+        axes.axvline(at, color="tab:red", linewidth=0.8, linestyle=":")
+        if len(happenings) <= MAX_NAMED:
+            where = axes.get_xaxis_transform()
+            axes.text(at, 0.02, f" {what}", transform=where, rotation=90, fontsize="small", color="tab:red", ha="right")
+
+
+def _convergence(kind: Any, times: list[dict[str, float]], happenings: list[tuple[float, str]]) -> Any:
     figure, axes = _axes(kind, "seconds", "pairs with a route")
     at = [row["time"] for row in times]
-    axes.plot(at, [row["routes"] for row in times], color="tab:blue", label="routes")
-    axes.set_ylim(bottom=0)
+    axes.step(at, [row["routes"] for row in times], where="post", color="tab:blue", label="routes")
+    axes.set_ylim(0, 1.05 * max(1.0, *(row["routes"] for row in times)))
+    _mark(axes, happenings)
     if any(row["offered_bytes"] for row in times):
         other = axes.twinx()
-        share = [row["delivered_bytes"] / row["offered_bytes"] if row["offered_bytes"] else 1.0 for row in times]
-        other.plot(at, share, color="tab:orange", label="share of the traffic delivered")
-        other.set_ylabel("share of the traffic delivered")
+        sent = [row for row in times if row["offered_bytes"]]
+        share = [row["delivered_bytes"] / row["offered_bytes"] for row in sent]
+        label = "share of the traffic delivered"
+        other.plot([row["time"] for row in sent], share, color="tab:orange", linestyle="--", label=label)
+        other.set_ylabel(label)
         other.set_ylim(0, 1.05)
-        figure.legend(loc="outside upper center", ncols=2)
+        figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
-def _prices(kind: Any, nodes: list[dict[str, float]]) -> Any:
-    """The median, and the middle half and all of the nodes that are up."""
+def _prices(kind: Any, nodes: list[dict[str, float]], happenings: list[tuple[float, str]]) -> Any:
+    """The median, and the middle half and all of the nodes that are up; on a logarithmic scale where they are apart."""
     figure, axes = _axes(kind, "seconds", "fee, sat/MB")
     by_time: dict[float, list[float]] = {}
     for row in nodes:
@@ -96,14 +115,28 @@ def _prices(kind: Any, nodes: list[dict[str, float]]) -> Any:
     axes.fill_between(at, quantile(0.0), quantile(1.0), alpha=0.15, color="tab:blue", label="all nodes")
     axes.fill_between(at, quantile(0.25), quantile(0.75), alpha=0.35, color="tab:blue", label="middle half")
     axes.plot(at, quantile(0.5), color="tab:blue", label="median")
-    axes.set_ylim(bottom=0)
-    figure.legend(loc="outside upper center", ncols=3)
+    fees = [fee for row in sorted_fees for fee in row]
+    if min(fees) > 0 and max(fees) > LOG_FROM * min(fees):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda fee, _: f"{fee:g}")
+    else:
+        axes.set_ylim(0, 1.05 * max(fees) or 1.0)
+    _mark(axes, happenings)
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
 def _ranked(kind: Any, values: list[float], title: str) -> Any:
+    """One bar for each node; gains and losses in their colours, and how much of the gains the first tenth has."""
     figure, axes = _axes(kind, "nodes, the highest first", title)
     ranked = sorted(values, reverse=True)
-    axes.bar(range(1, len(ranked) + 1), ranked, width=1.0, color="tab:green")
+    colours = ["tab:green" if value >= 0 else "tab:red" for value in ranked]
+    axes.bar(range(1, len(ranked) + 1), ranked, width=0.9 if len(ranked) <= 100 else 1.0, color=colours)
     axes.axhline(0, color="black", linewidth=0.8)
+    axes.margins(x=0.01)
+    gains = [value for value in ranked if value > 0]
+    if gains:
+        top = math.ceil(len(ranked) / 10)
+        text = f"the first {top} of {len(ranked)} have {sum(gains[:top]) / sum(gains):.0%}"
+        axes.text(0.98, 0.95, text, transform=axes.transAxes, ha="right", va="top")
     return figure

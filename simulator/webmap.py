@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import html
 import json
-from math import cos, pi, sin
 from pathlib import Path
 from typing import Any
 
-import networkx as nx
-
+from simulator import layout
 from simulator.exact.world import World
 
 TEMPLATE = Path(__file__).with_name("map.html")
 MAX_FRAMES = 600
 MAX_CELLS = 4_000_000  # numbers of nodes and links over all frames: about 20 MB of HTML
-_SPRING_LIMIT = 600  # nodes; beyond it a layout by springs takes minutes
 
 
 def render(world: World) -> str:
@@ -73,11 +70,8 @@ def _places(world: World) -> list[tuple[tuple[float, float], str, str]]:
         place = {n: (0.65 * float(graph.nodes[n]["x"]), -float(graph.nodes[n]["y"])) for n in nodes}
     elif all("pos" in graph.nodes[n] for n in nodes):
         place = {n: (float(graph.nodes[n]["pos"][0]), float(graph.nodes[n]["pos"][1])) for n in nodes}
-    elif len(nodes) <= _SPRING_LIMIT:
-        place = {n: (float(p[0]), float(p[1])) for n, p in _springs(graph).items()}
     else:
-        side = int(len(nodes) ** 0.5) + 1
-        place = {n: (n % side, n // side) for n in nodes}
+        place = layout.places(graph)
     low = [min(place[n][axis] for n in nodes) for axis in (0, 1)]
     size = max(max(place[n][axis] for n in nodes) - low[axis] for axis in (0, 1)) or 1.0
     return [
@@ -88,25 +82,3 @@ def _places(world: World) -> list[tuple[tuple[float, float], str, str]]:
         )
         for n in nodes
     ]
-
-
-def _springs(graph: nx.Graph) -> dict[int, tuple[float, float]]:
-    """Kamada and Kawai's layout needs scipy; without it, circles by the distance from the node with most links."""
-    try:
-        found: dict[int, tuple[float, float]] = nx.kamada_kawai_layout(graph) if len(graph) > 1 else {0: (0.0, 0.0)}
-    except ImportError:
-        centre = max(sorted(graph), key=lambda node: graph.degree[node])
-        layers = list(nx.bfs_layers(graph, [centre]))
-        rest = [node for node in sorted(graph) if not any(node in layer for layer in layers)]
-        found = _shells([*layers, rest] if rest else layers)
-    return found
-
-
-def _shells(layers: list[list[int]]) -> dict[int, tuple[float, float]]:
-    """Each layer on a circle of its own."""
-    found = {}
-    for radius, layer in enumerate(layers):
-        for number, node in enumerate(layer):
-            angle = 2 * pi * number / len(layer) + 0.3 * radius
-            found[node] = (radius * cos(angle), radius * sin(angle))
-    return found
