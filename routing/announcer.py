@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network
 
-from routing import rules
+from routing import links, rules
 from routing.config import Mode
 from routing.delivery import Delivery
 from routing.events import AnnouncedPrice, SendPacket
@@ -79,7 +79,8 @@ class Announcer:
         """What we know of `entry` leaves by multicast within `delay` seconds; 0: at the end of this `handle`."""
         if not interface.neighbours:
             return
-        interface.pending[entry] = max(news, interface.pending.get(entry, News.NONE))
+        if news >= interface.pending.get(entry, News.NONE):
+            interface.pending[entry] = news
         if delay <= 0.0:
             self._state.flushing[interface] = None
         elif now + delay < interface.flush_at:
@@ -128,6 +129,8 @@ class Announcer:
     def dumps(self) -> list[Interface | Neighbour]:
         """Who gets a full update now. Several neighbours on one link get one together."""
         waiting = self._state.dumping
+        if not waiting:
+            return []
         # Those who are still there.
         asking = [n for n in waiting if isinstance(n, Neighbour) and n.interface.neighbours.get(n.address) is n]
         full = {to: None for to in waiting if isinstance(to, Interface)}
@@ -165,7 +168,7 @@ class Announcer:
         taken = list(itertools.islice(dump, max(0, limit)))
         for entry in taken:
             del dump[entry]
-        return {entry: None for entry in taken if self._state.prefixes.get(entry.key) is entry}
+        return {entry: None for entry in taken if not entry.is_forgotten}
 
     def _flush_by(self, interface: Interface, at: float) -> None:
         interface.flush_at = min(interface.flush_at, at)
@@ -216,7 +219,7 @@ class Announcer:
         price = rules.price_add(route.price, self._state.fee)
         if metric >= METRIC_INFINITY or price >= PRICE_NOT_FOR_SALE:
             return None
-        return route.router_id, metric, price
+        return route.update.router_id, metric, price
 
     def _report_price(
         self, entry: PrefixEntry, old: tuple[bytes, int, int] | None, new: tuple[bytes, int, int] | None
@@ -290,7 +293,7 @@ class Announcer:
         if entry.selected is None:
             seqno = self._state.seqno
         else:
-            seqno = entry.selected.seqno
+            seqno = entry.selected.update.seqno
             if not self._state.policy.exports:
                 self._note_distance(entry, router_id, seqno, metric)
         entry.update = Update(
@@ -344,8 +347,9 @@ class Announcer:
         """What has to arrive goes first, so that few packets ask for an acknowledgment."""
         tracked: dict[PrefixEntry, Update] = {}
         others: list[Update] = []
+        is_lossy = now < interface.lossy_until or links.has_losses(interface)
         for entry, news in news_of.items():
-            is_tracked = self.delivery.is_tracked(interface, entry, news, now=now)
+            is_tracked = self.delivery.is_tracked(interface, entry, news, is_lossy=is_lossy)
             update = self._update_on(entry, interface, is_full=entry in full, now=now)
             if update is not None and is_tracked:
                 tracked[entry] = update
@@ -368,7 +372,9 @@ class Announcer:
         asking: Sequence[list[AckRequest]] = (),
     ) -> None:
         """In portions that fit one datagram each, so that a lost one loses little; one of `asking` before each."""
-        tlvs: list[Tlv] = [_spoken_on(interface, update) for update in updates]
+        tlvs: Sequence[Tlv] = updates
+        if interface.address4 is not None:
+            tlvs = [_spoken_on(interface, update) for update in updates]
         size = _portion(interface)
         destination = neighbour.address if neighbour is not None else None
         for number, start in enumerate(range(0, len(tlvs), size)):

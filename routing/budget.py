@@ -19,6 +19,7 @@ COSTS_BURST = 32.0  # changes of the cost in its IHUs: each touches all its rout
 COSTS_RATE = 1.0
 FLAPS_BURST = 16.0  # changes of one route, before it is damped
 FLAPS_RATE = 0.5
+FLAPS_SPAN = (FLAPS_BURST - 0.999) / FLAPS_RATE  # what has changed so often is at rest no sooner
 CHANGES_RATE = 20.0  # new and changed routes, all together, and for each of its routes
 CHANGES_RATE_PER_ROUTE = 0.25
 ASK_INTERVAL = 2.0  # between two requests for what was not taken
@@ -51,7 +52,7 @@ class Budget:
     requests: Bucket
     costs: Bucket
     changes: Bucket
-    flaps: dict[RouteKey, Bucket] = field(default_factory=dict)
+    flaps: dict[RouteKey, float] = field(default_factory=dict)  # `Route.rest_at` of routes that are gone
     flaps_kept: int = FLAPS_KEPT
     missed: dict[RouteKey, None] = field(default_factory=dict)  # prefixes of which an update was not taken
     refused: int = 0  # how much exceeded it
@@ -65,30 +66,33 @@ class Budget:
     def may_change_cost(self, *, now: float) -> bool:
         return self._count(self.costs.take(COSTS_BURST, COSTS_RATE, now=now))
 
-    def may_change(self, key: RouteKey, route_count: int, *, now: float) -> bool:
-        """A new route, or one whose numbers change. If not: it is among `missed`."""
-        flaps = self.flaps.get(key)
-        if flaps is None:
-            if len(self.flaps) >= self.flaps_kept:
-                self._forget_flaps(now=now)
-            flaps = self.flaps[key] = Bucket(FLAPS_BURST, now)
+    def may_change(self, rest_at: float, route_count: int, *, now: float) -> bool:
+        """A new route, or one whose numbers change. `flap` moves its `rest_at`."""
         rate = CHANGES_RATE + CHANGES_RATE_PER_ROUTE * route_count
-        is_allowed = flaps.take(FLAPS_BURST, FLAPS_RATE, now=now)
-        is_allowed = is_allowed and self.changes.take(self.changes_burst, rate, now=now)
-        if is_allowed:
-            self.missed.pop(key, None)
-        elif len(self.missed) <= ASK_MAX:
-            self.missed[key] = None
-        return self._count(is_allowed)
+        return self._count(rest_at <= now + FLAPS_SPAN and self.changes.take(self.changes_burst, rate, now=now))
 
-    def _forget_flaps(self, *, now: float) -> None:
-        """Buckets that are full again say nothing. So this dictionary holds what changed in the last half minute."""
-        self.flaps = {k: b for k, b in self.flaps.items() if (FLAPS_BURST - b.tokens) / FLAPS_RATE > now - b.at}
-        self.flaps_kept = max(FLAPS_KEPT, 2 * len(self.flaps))
+    def note_missed(self, key: RouteKey) -> None:
+        if len(self.missed) <= ASK_MAX:
+            self.missed[key] = None
+
+    def remember_flaps(self, key: RouteKey, rest_at: float, *, now: float) -> None:
+        """Of a route that is gone, and may come back."""
+        if rest_at <= now:
+            return
+        if len(self.flaps) >= self.flaps_kept:
+            # So this dictionary holds what changed in the last half minute.
+            self.flaps = {k: at for k, at in self.flaps.items() if at > now}
+            self.flaps_kept = max(FLAPS_KEPT, 2 * len(self.flaps))
+        self.flaps[key] = rest_at
 
     def _count(self, is_allowed: bool) -> bool:
         self.refused += not is_allowed
         return is_allowed
+
+
+def flap(rest_at: float, *, now: float) -> float:
+    """When a route that changes now will be at rest: a bucket of `FLAPS_BURST` tokens, as the time when it is full."""
+    return max(rest_at, now) + 1.0 / FLAPS_RATE if rest_at <= now + FLAPS_SPAN else rest_at
 
 
 def new_budget(max_routes: int, *, now: float) -> Budget:

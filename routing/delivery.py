@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from routing import links
 from routing.rules import METRIC_INFINITY
 from routing.tables import NEVER, Batch, Interface, Neighbour, News, PrefixEntry, State
 from routing.tlv import AckRequest
@@ -31,13 +30,13 @@ class Delivery:
         self._opaque = state.rng.randrange(0x10000)
 
     @staticmethod
-    def is_tracked(interface: Interface, entry: PrefixEntry, news: News, *, now: float) -> bool:
-        """Whether what leaves of `entry` now has to arrive."""
+    def is_tracked(interface: Interface, entry: PrefixEntry, news: News, *, is_lossy: bool) -> bool:
+        """Whether what leaves of `entry` now has to arrive. `is_lossy`: something has been lost there lately."""
         if entry in interface.awaiting:
             return True
         if news is News.BAD and entry.advertised_on & interface.bit:
             return True
-        return news >= News.GOOD and (now < interface.lossy_until or links.has_losses(interface))
+        return is_lossy and news >= News.GOOD
 
     def track(
         self, interface: Interface, entries: Sequence[PrefixEntry], *, is_news: bool, now: float

@@ -97,13 +97,13 @@ class Requests:
         """We announce a route from another router, or one that is new enough."""
         if entry.announced is None:
             return False
-        ours = self._state.seqno if entry.selected is None else entry.selected.seqno
+        ours = self._state.seqno if entry.selected is None else entry.selected.update.seqno
         return entry.announced[0] != router_id or not rules.seqno_less(ours, seqno)
 
     @staticmethod
     def _is_heard(pending: PendingRequest) -> bool:
         return any(
-            route.router_id == pending.router_id and not rules.seqno_less(route.seqno, pending.seqno)
+            route.update.router_id == pending.router_id and not rules.seqno_less(route.update.seqno, pending.seqno)
             for route in pending.entry.routes.values()
         )
 
@@ -177,7 +177,7 @@ class Requests:
         for route in sorted(entry.routes.values(), key=lambda r: r.metric):
             is_wanted = route is current or route.metric < limit
             if is_wanted and route.price <= self._state.price_max and not is_route_feasible(route):
-                found.setdefault(route.router_id, []).append(route)
+                found.setdefault(route.update.router_id, []).append(route)
         return found
 
     def _resend(self, pending: PendingRequest, *, now: float) -> None:
@@ -235,5 +235,6 @@ class Requests:
 
 
 def is_route_feasible(route: Route) -> bool:
-    source = route.entry.sources.get(route.router_id)
-    return source is None or rules.distance_less(route.seqno, route.refmetric, source.seqno, source.metric)
+    update = route.update
+    source = route.entry.sources.get(update.router_id)
+    return source is None or rules.distance_less(update.seqno, update.metric, source.seqno, source.metric)

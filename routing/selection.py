@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from routing import rules
 from routing.announcer import Announcer
-from routing.budget import ASK_INTERVAL
+from routing.budget import ASK_INTERVAL, flap
 from routing.config import Mode
 from routing.events import BlockRoute, InstallRoute, LearnedPrice, RemoveRoute
 from routing.filters import Policy, appraise
@@ -60,34 +60,31 @@ class Selection:
         config = self._state.config
         if config.mode is Mode.STUB and update.prefix not in config.stub_prefixes:
             return
-        source_prefix = update.source_prefix
-        entry = self._state.prefixes.get(
-            update.prefix if source_prefix is None else route_key(update.prefix, source_prefix)
-        )
+        entry = self._state.entry_by_id.get(id(update.prefix)) if update.source_prefix is None else None
+        if entry is None:
+            entry = self._state.prefixes.get(route_key(update.prefix, update.source_prefix))
         route = entry.routes.get(neighbour) if entry is not None else None
-        if route is not None and (update is route.update or update == route.update):
+        if route is not None and _is_repeated(update, route.update):
             self._refresh(route, now=now)
+        elif not self._is_acceptable(neighbour, update):
             return
-        if not self._is_acceptable(neighbour, update):
-            return
-        if update.metric >= METRIC_INFINITY or update.router_id == config.router_id:
+        elif update.metric >= METRIC_INFINITY or update.router_id == config.router_id:
             # A route that leads back to ourselves is as good as none.
             if route is not None:
                 self._drop(route, now=now)
-        elif route is None:
-            if neighbour.route_count >= config.max_routes_per_neighbour:
-                self._state.counters["route_limit"] += 1
-                return
-            if entry is None and not self._has_room_for(source_prefix):
-                self._state.counters["source_prefix_limit"] += 1
-                return
-            if entry is None and len(self._state.prefixes) >= config.max_prefixes:
-                self._state.counters["prefix_limit"] += 1
-                return
-            if self._may_change(neighbour, update, now=now):
-                self._add(neighbour, entry or self._new_entry(update.prefix, source_prefix), update, now=now)
-        elif self._may_change(neighbour, update, now=now):
-            self._change(route, update, now=now)
+        elif route is not None:
+            rest_at = route.rest_at
+            route.rest_at = flap(rest_at, now=now)
+            if self._may_change(neighbour, update, rest_at, now=now):
+                self._change(route, update, now=now)
+        elif self._has_room_for(neighbour, entry, update):
+            key = route_key(update.prefix, update.source_prefix)
+            rest_at = neighbour.budget.flaps.pop(key, -NEVER) if neighbour.budget.flaps else -NEVER
+            if self._may_change(neighbour, update, rest_at, now=now):
+                entry = entry or self._new_entry(update.prefix, update.source_prefix)
+                self._add(neighbour, entry, update, rest_at=flap(rest_at, now=now), now=now)
+            else:
+                neighbour.budget.remember_flaps(key, flap(rest_at, now=now), now=now)
 
     def retract_all(self, neighbour: Neighbour, *, now: float) -> None:
         """A wildcard retraction (section 4.6.9)."""
@@ -102,7 +99,9 @@ class Selection:
         """They are gone: so are their routes. The prices that they asked end with them, without a `LearnedPrice`."""
         for entry in list(self._state.prefixes.values()):
             for neighbour in neighbours:
-                entry.routes.pop(neighbour, None)
+                route = entry.routes.pop(neighbour, None)
+                if route is not None:
+                    neighbour.budget.remember_flaps(entry.key, route.rest_at, now=now)
             if entry.selected is not None and entry.selected.neighbour in neighbours:
                 self.reconsider(entry, now=now)
         for neighbour in neighbours:
@@ -187,13 +186,31 @@ class Selection:
     def _new_entry(self, prefix: Prefix, source_prefix: Prefix | None) -> PrefixEntry:
         entry = PrefixEntry(prefix, source_prefix)
         self._state.prefixes[entry.key] = entry
-        if source_prefix is not None:
+        if source_prefix is None:
+            self._state.entry_by_id[id(prefix)] = entry
+        else:
             self._state.source_prefixes[source_prefix] += 1
         return entry
 
-    def _has_room_for(self, source_prefix: Prefix | None) -> bool:
-        known = self._state.source_prefixes
-        return source_prefix is None or source_prefix in known or len(known) < self._state.config.max_source_prefixes
+    def _has_room_for(self, neighbour: Neighbour, entry: PrefixEntry | None, update: Update) -> bool:
+        """For one more route."""
+        state, source_prefix = self._state, update.source_prefix
+        if neighbour.route_count >= state.config.max_routes_per_neighbour:
+            reason = "route_limit"
+        elif entry is not None:
+            return True
+        elif (
+            source_prefix is not None
+            and source_prefix not in state.source_prefixes
+            and len(state.source_prefixes) >= state.config.max_source_prefixes
+        ):
+            reason = "source_prefix_limit"
+        elif len(state.prefixes) >= state.config.max_prefixes:
+            reason = "prefix_limit"
+        else:
+            return True
+        state.counters[reason] += 1
+        return False
 
     def _is_acceptable(self, neighbour: Neighbour, update: Update) -> bool:
         if update.interval_cs == 0:
@@ -213,20 +230,9 @@ class Selection:
         self._state.counters[reason] += 1
         return False
 
-    def _add(self, neighbour: Neighbour, entry: PrefixEntry, update: Update, *, now: float) -> None:
+    def _add(self, neighbour: Neighbour, entry: PrefixEntry, update: Update, *, rest_at: float, now: float) -> None:
         neighbour.route_count += 1
-        route = Route(
-            neighbour=neighbour,
-            entry=entry,
-            update=update,
-            router_id=update.router_id,
-            seqno=update.seqno,
-            refmetric=update.metric,
-            metric=METRIC_INFINITY,
-            price=0,
-            price_epoch=update.price_epoch,
-            expires_at=now,
-        )
+        route = Route(neighbour, entry, update, METRIC_INFINITY, 0, now, rest_at)
         entry.routes[neighbour] = route
         self._appraise(route)
         self._refresh(route, now=now)
@@ -235,15 +241,12 @@ class Selection:
         self._follow_up(route, now=now)
 
     def _change(self, route: Route, update: Update, *, now: float) -> None:
-        is_same_router = route.router_id == update.router_id
+        old = route.update
+        is_same_router = old.router_id == update.router_id
         price = update.price_msat_per_gb or 0
-        is_new_price = price != (route.update.price_msat_per_gb or 0)
+        is_new_price = price != (old.price_msat_per_gb or 0)
         old_next_hop = route.next_hop
         route.update = update
-        route.router_id = update.router_id
-        route.seqno = update.seqno
-        route.refmetric = update.metric
-        route.price_epoch = update.price_epoch
         self._appraise(route)
         self._refresh(route, now=now)
         self._scan_by(_refresh_at(route), now=now)
@@ -272,7 +275,7 @@ class Selection:
 
     @staticmethod
     def _metric(route: Route) -> int:
-        return rules.metric_add(rules.metric_add(route.refmetric, route.neighbour.cost), route.added_metric)
+        return rules.metric_add(rules.metric_add(route.update.metric, route.neighbour.cost), route.added_metric)
 
     def _note_priced(self, neighbour: Neighbour, *, now: float) -> None:
         neighbour.is_priced = True
@@ -304,11 +307,14 @@ class Selection:
         elif selected is None or route.metric < selected.metric:
             self.reconsider(entry, now=now)
 
-    def _may_change(self, neighbour: Neighbour, update: Update, *, now: float) -> bool:
+    def _may_change(self, neighbour: Neighbour, update: Update, rest_at: float, *, now: float) -> bool:
         """Whoever changes its routes all the time is not listened to each time (`routing.budget`)."""
-        key = route_key(update.prefix, update.source_prefix)
-        if neighbour.budget.may_change(key, neighbour.route_count, now=now):
+        budget = neighbour.budget
+        if budget.may_change(rest_at, neighbour.route_count, now=now):
+            if budget.missed:
+                budget.missed.pop(route_key(update.prefix, update.source_prefix), None)
             return True
+        budget.note_missed(route_key(update.prefix, update.source_prefix))
         self._state.counters["update_limit"] += 1
         if neighbour.ask_at == NEVER:
             neighbour.ask_at = now + ASK_INTERVAL
@@ -319,6 +325,7 @@ class Selection:
         entry = route.entry
         del entry.routes[route.neighbour]
         route.neighbour.route_count -= 1
+        route.neighbour.budget.remember_flaps(entry.key, route.rest_at, now=now)
         self._report_price(route, None)
         if entry.selected is route:
             self.reconsider(entry, now=now)
@@ -334,11 +341,12 @@ class Selection:
             metric = route.metric
             if metric >= METRIC_INFINITY or route.price > price_max:
                 continue
-            source = sources.get(route.router_id)
+            update = route.update
+            source = sources.get(update.router_id)
             if source is None:
                 if len(sources) >= self._state.config.max_sources_per_prefix:
                     continue
-            elif not rules.distance_less(route.seqno, route.refmetric, source.seqno, source.metric):
+            elif not rules.distance_less(update.seqno, update.metric, source.seqno, source.metric):
                 unfeasible_metric = min(unfeasible_metric, metric)
                 if route is not current:
                     continue
@@ -479,7 +487,10 @@ class Selection:
 
     def _remove_entry(self, entry: PrefixEntry) -> None:
         del self._state.prefixes[entry.key]
-        if entry.source_prefix is not None:
+        entry.is_forgotten = True
+        if entry.source_prefix is None:
+            del self._state.entry_by_id[id(entry.prefix)]
+        else:
             known = self._state.source_prefixes
             known[entry.source_prefix] -= 1
             if not known[entry.source_prefix]:
@@ -488,6 +499,10 @@ class Selection:
         for interface in self._state.interfaces.values():
             interface.pending.pop(entry, None)
             self._announcer.delivery.forget_entry(interface, entry)
+
+
+def _is_repeated(update: Update, before: Update) -> bool:
+    return update is before or (update.metric == before.metric and update.seqno == before.seqno and update == before)
 
 
 def _refresh_at(route: Route) -> float:

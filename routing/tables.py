@@ -171,14 +171,11 @@ class Route:
 
     neighbour: Neighbour
     entry: PrefixEntry
-    update: Update  # the last one, to recognise a repeated one at once
-    router_id: bytes
-    seqno: int
-    refmetric: int
+    update: Update  # the last one: router-id, seqno, and the metric and price that were told
     metric: int
-    price: int  # that counts; `update` has what was told
-    price_epoch: int
+    price: int  # that counts
     expires_at: float
+    rest_at: float  # when its changes so far are forgotten (`routing.budget`)
     added_metric: int = 0  # by our policy
     is_refresh_requested: bool = False
 
@@ -240,6 +237,7 @@ class PrefixEntry:
     hold_until: float = -NEVER  # a neighbour that missed our retraction may send us packets until then
     held_on: int = 0  # bit mask of interfaces with such a neighbour
     requests: dict[bytes, PendingRequest] = field(default_factory=dict)
+    is_forgotten: bool = False  # out of the table, but perhaps in a queue still
 
     @property
     def key(self) -> RouteKey:
@@ -261,6 +259,8 @@ class State:
     timers: Timers[TimerKey] = field(default_factory=Timers)
     interfaces: dict[str, Interface] = field(default_factory=dict)
     prefixes: dict[RouteKey, PrefixEntry] = field(default_factory=dict)
+    # Those without a source prefix, by the `id` of their prefix: to hash one takes long, and it mostly is the same one.
+    entry_by_id: dict[int, PrefixEntry] = field(default_factory=dict)
     source_prefixes: Counter[Prefix] = field(default_factory=Counter)  # how many of `prefixes` have each
     outputs: list[Output] = field(default_factory=list)
     counters: Counter[str] = field(default_factory=Counter)

@@ -9,7 +9,8 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv6Address, IPv6Network
+from functools import cache
+from ipaddress import IPv6Address, IPv6Network
 from types import MappingProxyType
 
 import networkx as nx
@@ -48,13 +49,25 @@ _OVERLAY = int(IPv6Address("fd00::"))
 _EVERYWHERE = IPv6Network("::/0")
 
 
+@cache
 def address_of(node: int) -> IPv6Address:
     """Link-local, the same on all of a node's links."""
     return IPv6Address(_LINK_LOCAL + node)
 
 
+@cache
 def prefix_of(node: int) -> IPv6Network:
+    """Always the same object."""
     return _EVERYWHERE if node == INTERNET else IPv6Network((_OVERLAY + node, 128))
+
+
+@cache
+def interface_to(peer: int) -> str:
+    return f"to{peer}"
+
+
+def peer_on(interface: str) -> int:
+    return int(interface[2:])
 
 
 @dataclass(slots=True)
@@ -152,8 +165,9 @@ class Network:
         self._heap: list[tuple[float, int, int, _Event]] = []
         self._sequence = 0
         self._digest = hashlib.blake2b(digest_size=16)
-        self._node_by_address: dict[IPv4Address | IPv6Address, int] = {address_of(node): node for node in graph}
         self._node_by_prefix: dict[Prefix, int] = {prefix_of(node): node for node in destinations}
+        # Hashing a prefix takes long, and but for what went through the codec it is always the same object.
+        self._node_by_prefix_id: dict[int, int] = {id(prefix_of(node)): node for node in destinations}
         self._nodes: dict[int, _Node] = {}
         self._pipes: dict[tuple[int, int], Pipe] = {}
         for a, b in sorted(graph.edges):
@@ -239,7 +253,7 @@ class Network:
             case _Packet(sender, is_multicast, tlvs):
                 if not node.is_up or sender in node.lowered:
                     return []
-                packet = ReceivedPacket(f"to{sender}", address_of(sender), tlvs, is_multicast)
+                packet = ReceivedPacket(interface_to(sender), address_of(sender), tlvs, is_multicast)
                 outputs = node.speaker.handle(packet, now=self.now)
                 self._digest.update(struct.pack("<dIII", self.now, sender, number, len(tlvs)))
             case _Start():
@@ -271,7 +285,7 @@ class Network:
     def _interface(self, number: int, peer: int) -> InterfaceUp:
         edge = self.graph.edges[number, peer]
         kind = LinkKind(edge.get("kind", "wired"))
-        return InterfaceUp(f"to{peer}", address_of(number), kind=kind, mtu=MTU, cost=edge["cost"])
+        return InterfaceUp(interface_to(peer), address_of(number), kind=kind, mtu=MTU, cost=edge["cost"])
 
     # --- what breaks, and is mended
 
@@ -338,7 +352,7 @@ class Network:
         node = self._nodes[number]
         if peer not in node.lowered:
             node.lowered.add(peer)
-            self.give(number, InterfaceDown(f"to{peer}"))
+            self.give(number, InterfaceDown(interface_to(peer)))
 
     def _raise(self, number: int, peer: int) -> None:
         node = self._nodes[number]
@@ -362,21 +376,25 @@ class Network:
     def _apply(self, number: int, outputs: list[Output]) -> None:
         for output in outputs:
             match output:
+                case LearnedPrice() | AnnouncedPrice():  # by far the most frequent
+                    if self.on_price is not None:
+                        self.on_price(number, output)
                 case SendPacket():
                     self._send(number, output)
-                case InstallRoute(prefix, _, next_hop, metric, price):
-                    via = self._node_by_address[next_hop]
+                case InstallRoute(prefix, interface, _, metric, price):
+                    via = peer_on(interface)
                     self._digest.update(struct.pack("<dIIII", self.now, number, via, metric, price))
-                    destination = self._node_by_prefix[prefix]
+                    destination = self._destination(prefix)
                     self.routes.add(destination, at=self.now, node=number, next_hop=via, metric=metric, price=price)
                     self._set_next_hop(number, destination, via)
                 case RemoveRoute(prefix) | BlockRoute(prefix):
-                    destination = self._node_by_prefix[prefix]
+                    destination = self._destination(prefix)
                     self._digest.update(struct.pack("<dIq", self.now, number, destination))
                     self._drop_route(number, destination)
-                case AnnouncedPrice() | LearnedPrice():
-                    if self.on_price is not None:
-                        self.on_price(number, output)
+
+    def _destination(self, prefix: Prefix) -> int:
+        found = self._node_by_prefix_id.get(id(prefix))
+        return self._node_by_prefix[prefix] if found is None else found
 
     def _drop_route(self, number: int, destination: int) -> None:
         if self.next_hop[destination].pop(number, None) is not None:
@@ -389,15 +407,18 @@ class Network:
             return
         hops[node] = via
         self._changes.append(RouteChange(self.now, node, destination, via))
-        # A loop that was not there before goes through the node that changed.
-        path = [node]
-        while (hop := hops.get(path[-1])) is not None:
-            if hop == node:
-                self.loops.append((self.now, destination, path))
-                break
-            path.append(hop)
-            if len(path) > len(hops) + 1:
-                break  # an older loop further on: counted when it formed
+        # A loop that was not there before goes through the node that changed. If there are older ones, a path may end
+        # in one: they were counted when they formed.
+        hop: int | None = via
+        length = 1
+        while hop is not None and hop != node and length <= len(hops) + 1:
+            hop = hops.get(hop)
+            length += 1
+        if hop == node:
+            path = [node, via]
+            while path[-1] != node:
+                path.append(hops[path[-1]])
+            self.loops.append((self.now, destination, path[:-1]))
 
     def inject(self, sender: int, packet: SendPacket) -> None:
         """A packet that the node's speaker did not ask for."""
@@ -410,7 +431,7 @@ class Network:
 
     def _transmit(self, sender: int, packet: SendPacket) -> None:
         """Over a point-to-point link even a multicast has one receiver."""
-        receiver = int(packet.interface.removeprefix("to"))
+        receiver = peer_on(packet.interface)
         pipe = self._pipes.get((sender, receiver))
         if pipe is None:
             return  # the link has gone

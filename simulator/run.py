@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +18,7 @@ from simulator.network import Network, Options, RouteChange, prefix_of
 from simulator.oracle import Oracle, solve
 
 PROGRESS_EVENTS = 2000  # between two looks at the wall clock
+_STATES = {(a, b): (a, b) for a in (False, True) for b in (False, True)}  # one object each, however many pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,21 @@ class Report:
         return asdict(self) | {"ok": self.is_good}
 
 
+@contextmanager
+def few_collections() -> Iterator[None]:
+    """The tables of many nodes are millions of objects that live to the end: to look for circles among them again and
+    again takes a third of all time, and finds none."""
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 100, 1_000)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
+
+
 class _Threshold:
     """Since when a count has been at or above a limit, without a break."""
 
@@ -68,8 +86,9 @@ class Watch:
 
     def __init__(self, oracle: Oracle) -> None:
         self._oracle = oracle
-        self._installed: set[tuple[int, int]] = set()
-        self._best: set[tuple[int, int]] = set()
+        # By destination, then by node: whether it has a route, and a best one.
+        self._states: dict[int, dict[int, tuple[bool, bool]]] = {destination: {} for destination in oracle.distance}
+        self._installed = self._best = 0
         pairs = oracle.pair_count
         self.routes_99 = _Threshold(0.99 * pairs)
         self.routes_all = _Threshold(pairs)
@@ -78,22 +97,19 @@ class Watch:
         self.last_change_at: float | None = None
 
     def handle(self, change: RouteChange) -> None:
-        pair = (change.node, change.destination)
-        hop = change.next_hop
+        node, destination, hop, at = change.node, change.destination, change.next_hop, change.at
         self.changes += 1
-        self.last_change_at = change.at
-        self._put(self._installed, pair, is_in=hop is not None)
-        self._put(self._best, pair, is_in=hop is not None and self._oracle.is_best(pair[0], hop, pair[1]))
-        self.routes_99.look(len(self._installed), change.at)
-        self.routes_all.look(len(self._installed), change.at)
-        self.all_best.look(len(self._best), change.at)
-
-    @staticmethod
-    def _put(members: set[tuple[int, int]], pair: tuple[int, int], *, is_in: bool) -> None:
-        if is_in:
-            members.add(pair)
-        else:
-            members.discard(pair)
+        self.last_change_at = at
+        is_installed = hop is not None
+        is_best = hop is not None and self._oracle.is_best(node, hop, destination)
+        states = self._states[destination]
+        was_installed, was_best = states.get(node, (False, False))
+        states[node] = _STATES[is_installed, is_best]
+        self._installed += is_installed - was_installed
+        self._best += is_best - was_best
+        self.routes_99.look(self._installed, at)
+        self.routes_all.look(self._installed, at)
+        self.all_best.look(self._best, at)
 
 
 def simulate(
@@ -110,13 +126,14 @@ def simulate(
     network = Network(graph, fee_by_node, options, write_by_node=write_by_node)
     oracle = solve(graph, fee_by_node, options.config.price_weight)
     watch = Watch(oracle)
-    while network.next_at() <= until:
-        if watch.all_best.since is not None and network.next_at() > (watch.last_change_at or 0.0) + quiet:
-            break
-        for change in network.step():
-            watch.handle(change)
-        if network.event_count % PROGRESS_EVENTS == 0:
-            progress(network)
+    with few_collections():
+        while network.next_at() <= until:
+            if watch.all_best.since is not None and network.next_at() > (watch.last_change_at or 0.0) + quiet:
+                break
+            for change in network.step():
+                watch.handle(change)
+            if network.event_count % PROGRESS_EVENTS == 0:
+                progress(network)
     return _report(network, watch, differences(network, oracle, fee_by_node))
 
 
@@ -142,17 +159,20 @@ def differences(network: Network, oracle: Oracle, fee_by_node: dict[int, int]) -
 
 def _prices(hops: dict[int, int], destination: int, fee_by_node: dict[int, int]) -> dict[int, int]:
     """What each node's path asks, by adding up the fees of those that carry along the installed next hops."""
-    price = {}
+    price: dict[int, int | None] = {destination: 0}  # None: it leads nowhere, or is being followed
     for node in hops:
-        path = [node]
-        while path[-1] in hops and len(path) <= len(hops):
-            path.append(hops[path[-1]])
-        if path[-1] == destination:
-            total = 0
-            for relay in path[1:-1]:
-                total = price_add(total, fee_by_node[relay])
-            price[node] = total
-    return price
+        path = []
+        at: int | None = node
+        while at is not None and at not in price:
+            path.append(at)
+            price[at] = None
+            at = hops.get(at)
+        for back in reversed(path):
+            hop = hops.get(back)
+            beyond = None if hop is None else price[hop]
+            if hop is not None and beyond is not None:
+                price[back] = beyond if hop == destination else price_add(beyond, fee_by_node[hop])
+    return {node: total for node, total in price.items() if total is not None and node != destination}
 
 
 def _report(network: Network, watch: Watch, found: list[str]) -> Report:

@@ -117,6 +117,7 @@ class Bank:
 
     def __init__(self, network: Network, config: PaymentsConfig) -> None:
         self.suspended: set[tuple[int, int]] = set()  # (seller, debtor)
+        self.violation: str | None = None  # of the conservation of money, by `audit`
         self.defaults = 0
         self.payments = 0
         self._network = network
@@ -304,6 +305,12 @@ class Bank:
                 sum(max(0, view.unpaid_msat) for view in views),
             )
         return found
+
+    def audit(self) -> None:
+        """At any time nobody may have been paid what nobody has paid, on either end's book."""
+        _, surplus = self.difference()
+        if surplus and self.violation is None:
+            self.violation = f"at {self._network.now:.3f} s {surplus} msat were received that nobody had sent"
 
     def difference(self) -> tuple[int, int]:
         """(msat that payers sent and payees do not have, msat that payees have and nobody sent). After `drain`, the

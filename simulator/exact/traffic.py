@@ -1,8 +1,9 @@
 """Demand, carried as a fluid along the routes of the moment, metered and priced hop by hop.
 
-Once a second each flow's rate goes from hop to hop: what a link cannot take is dropped there, in proportion, and what a
-relay is handed is billed at the price that it announced. A packet is never simulated; so is a queue of data: control
-traffic comes first, and has queues of its own (`simulator.exact.pipe`).
+Once a second each flow's rate goes from hop to hop: what a link cannot take is dropped there, in proportion, and loads
+no link behind it. What a relay carries on is billed at the price that it announced; what it has no route for is lost,
+and costs nothing. A packet is never simulated; so is a queue of data: control traffic comes first, and has queues of
+its own (`simulator.exact.pipe`).
 """
 
 from __future__ import annotations
@@ -11,19 +12,23 @@ import itertools
 import math
 import random
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from payments import pricing
 from payments.price_history import LAG, PriceHistory
 from routing.events import AnnouncedPrice, LearnedPrice, SetFee
-from routing.rules import PRICE_NOT_FOR_SALE
+from routing.tlv import Prefix
 from simulator.exact.money import Bank
 from simulator.exact.pipe import UNLIMITED
-from simulator.network import Network, prefix_of
+from simulator.network import Network, peer_on, prefix_of
 from simulator.scenario import INTERNET, DemandConfig, PriceConfig
 
 DATA_INTERVAL = 1.0  # seconds
 HOUR, MONTH = 3600.0, 30 * 86400.0
+SHARE_ROUNDS = 60  # the latter half with smaller steps, where links that overflow depend on each other in circles
+SHARE_PRECISION = 1e-9
+
+Hop = tuple[int, int]
 
 
 @dataclass(slots=True)
@@ -68,6 +73,37 @@ class AutoPrice:
 
 
 @dataclass(slots=True)
+class _Quote:
+    """What was announced to, or heard by, somebody for one destination."""
+
+    history: PriceHistory = field(default_factory=PriceHistory)
+    withdrawn_at: float = math.inf
+
+    def change(self, price_msat_per_gb: int | None, window: float, *, now: float) -> None:
+        if price_msat_per_gb is None:
+            self.withdrawn_at = min(self.withdrawn_at, now)
+            return
+        if self.withdrawn_at + window <= now:
+            self.history = PriceHistory()
+        self.withdrawn_at = math.inf
+        self.history.change(price_msat_per_gb, now=now)
+
+    def in_force(self, notice: float, window: float, *, now: float) -> list[int]:
+        """Withdrawn, it counts for `window` seconds more, for what is on its way; then it is forgotten, as in meshd."""
+        return [0] if self.withdrawn_at + window <= now else self.history.in_force(notice, now=now)
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """Where so many bytes of a flow go in this second."""
+
+    flow: Flow
+    size: int
+    hops: list[Hop]  # up to where they arrive, or somebody drops them
+    is_whole: bool  # to the destination
+
+
+@dataclass(slots=True)
 class NodeCount:
     """Since the start. `earned` and `owed` are in units of 10^-9 msat, by the prices announced."""
 
@@ -101,8 +137,8 @@ class Traffic:
         self._bank = bank
         self._price_by_node = price_by_node
         self._wanted = {prefix_of(flow.destination) for flow in flows}
-        self._asked: dict[tuple[int, object], PriceHistory] = {}
-        self._heard: dict[tuple[int, int, object], PriceHistory] = {}
+        self._asked: dict[tuple[int, Prefix], _Quote] = defaultdict(_Quote)
+        self._heard: dict[tuple[int, int, Prefix], _Quote] = defaultdict(_Quote)
         self._carried_before: dict[int, int] = {}
         self._rng = random.Random(f"{network.options.seed}/demand")
         self._hour = self._month = 0.0
@@ -142,27 +178,25 @@ class Traffic:
         self._network.call_at(self._network.now + config.interval, lambda: self._reprice(node))
 
     def _price_told(self, node: int, event: AnnouncedPrice | LearnedPrice) -> None:
-        """A route that is withdrawn keeps its last price, for what is still on its way."""
-        if event.prefix not in self._wanted or event.price_msat_per_gb is None:
+        if event.prefix not in self._wanted:
             return
         if isinstance(event, AnnouncedPrice):
-            log = self._asked.setdefault((node, event.prefix), PriceHistory())
+            seller, quote = node, self._asked[node, event.prefix]
         else:
-            peer = int(event.interface.removeprefix("to"))
-            log = self._heard.setdefault((node, peer, event.prefix), PriceHistory())
-        log.change(event.price_msat_per_gb, now=self._network.now)
+            seller = peer_on(event.interface)
+            quote = self._heard[node, seller, event.prefix]
+        window = self._price_by_node[seller].notice + LAG
+        quote.change(event.price_msat_per_gb, window, now=self._network.now)
 
     def price_asked(self, seller: int, destination: int) -> int:
         """A rise counts after its notice."""
-        log = self._asked.get((seller, prefix_of(destination)))
-        notice = self._price_by_node[seller].notice
-        return 0 if log is None else min(log.in_force(notice, now=self._network.now))
+        quote, notice = self._asked[seller, prefix_of(destination)], self._price_by_node[seller].notice
+        return min(quote.in_force(notice, notice + LAG, now=self._network.now), default=0)
 
     def price_heard(self, buyer: int, seller: int, destination: int) -> int:
         """The most that the buyer can owe."""
-        log = self._heard.get((buyer, seller, prefix_of(destination)))
-        notice = self._price_by_node[seller].notice + LAG
-        return 0 if log is None else max(log.in_force(notice, now=self._network.now))
+        quote, notice = self._heard[buyer, seller, prefix_of(destination)], self._price_by_node[seller].notice
+        return max(quote.in_force(notice + LAG, notice + LAG, now=self._network.now), default=0)
 
     # --- once a second
 
@@ -176,14 +210,10 @@ class Traffic:
             self._month = now
             for flow in self.flows:
                 flow.spent_month = 0.0
-        paths = [(flow, self._offer(flow), self.path(flow.source, flow.destination)) for flow in self.flows]
-        load: dict[tuple[int, int], float] = defaultdict(float)
-        for _, size, path in paths:
-            for hop in itertools.pairwise(path):
-                load[hop] += size
-        for flow, size, path in paths:
-            if size:
-                self._carry(flow, size, path, load)
+        ways = [self._way(flow, size) for flow in self.flows if (size := self._offer(flow))]
+        shares = self._shares(ways)
+        for way in ways:
+            self._carry(way, shares)
         if self._bank is not None:
             self._bank.settle()
         self._network.call_at(now + DATA_INTERVAL, self._tick)
@@ -223,37 +253,67 @@ class Traffic:
             path.append(hop)
         return path
 
-    def _carry(self, flow: Flow, size: int, path: list[int], load: dict[tuple[int, int], float]) -> None:
-        destination = flow.destination
+    def _way(self, flow: Flow, size: int) -> _Way:
+        path = self.path(flow.source, flow.destination)
+        is_whole = self._is_there(path[-1], flow.destination)
+        hops: list[Hop] = []
         for sender, receiver in itertools.pairwise(path):
-            pipe = self._network.pipe(sender, receiver)
-            capacity = pipe.bandwidth * DATA_INTERVAL / 8
-            share = min(1.0, capacity / load[sender, receiver]) * (1.0 - pipe.loss)
-            arrived = int(size * share)
+            hops.append((sender, receiver))
+            if receiver == path[-1] and is_whole:
+                break
+            if receiver in self.black_holes or self._is_refused(receiver, sender):
+                return _Way(flow, size, hops, is_whole=False)
+        return _Way(flow, size, hops, is_whole)
+
+    def _shares(self, ways: list[_Way]) -> dict[Hop, float]:
+        """What part of what is handed to it each link takes that cannot take all. What a link drops does not load those
+        behind it, so it is a fixed point: as many rounds as there are such links in a row."""
+        capacity = {hop: self._network.pipe(*hop).bandwidth * DATA_INTERVAL / 8 for way in ways for hop in way.hops}
+        kept = {hop: 1.0 - self._network.pipe(*hop).loss for hop in capacity}
+        shares: dict[Hop, float] = {}
+        for number in range(SHARE_ROUNDS):
+            load: dict[Hop, float] = defaultdict(float)
+            for way in ways:
+                rest = float(way.size)
+                for hop in way.hops:
+                    load[hop] += rest
+                    rest *= shares.get(hop, 1.0) * kept[hop]
+            found = {hop: capacity[hop] / total for hop, total in load.items() if total > capacity[hop]}
+            change = max((abs(found.get(hop, 1.0) - shares.get(hop, 1.0)) for hop in found | shares), default=0.0)
+            if change <= SHARE_PRECISION:
+                break
+            if number >= SHARE_ROUNDS // 2:
+                found = {hop: (found.get(hop, 1.0) + shares.get(hop, 1.0)) / 2 for hop in found | shares}
+            shares = found
+        return shares
+
+    def _carry(self, way: _Way, shares: dict[Hop, float]) -> None:
+        flow, size = way.flow, way.size
+        onward = self._network.next_hop[flow.destination]
+        for number, (sender, receiver) in enumerate(way.hops, start=1):
+            loss = self._network.pipe(sender, receiver).loss
+            arrived = int(size * shares.get((sender, receiver), 1.0) * (1.0 - loss))
             self.link_bytes[sender, receiver] += arrived
             self.link_dropped[sender, receiver] += size - arrived
-            is_last = receiver == path[-1] and self._is_there(receiver, destination)
-            if not is_last:
-                if self._bank is not None and (receiver, sender) in self._bank.suspended:
-                    return
-                self._bill(flow, receiver, sender, size, arrived)
-                if receiver in self.black_holes:
-                    return
+            is_there = way.is_whole and number == len(way.hops)
+            if not is_there and not self._is_refused(receiver, sender):
+                self._bill(flow, receiver, sender, size, arrived if receiver in onward else 0)
             size = arrived
-        if self._is_there(path[-1], destination):
+        if way.is_whole:
             flow.delivered += size
             self.nodes[flow.source].delivered += size
+
+    def _is_refused(self, seller: int, buyer: int) -> bool:
+        return self._bank is not None and (seller, buyer) in self._bank.suspended
 
     def _is_there(self, node: int, destination: int) -> bool:
         return node == destination or (destination == INTERNET and node in self._network.gateways)
 
-    def _bill(self, flow: Flow, seller: int, buyer: int, sent: int, arrived: int) -> None:
-        asked = self.price_asked(seller, flow.destination)
-        if asked >= PRICE_NOT_FOR_SALE:
-            return
+    def _bill(self, flow: Flow, seller: int, buyer: int, sent: int, carried: int) -> None:
+        """The buyer's meter sees what it sent, the seller's what it carried on."""
         limit = sent * self.price_heard(buyer, seller, flow.destination)
-        earned = arrived * asked
-        self.nodes[seller].carried += arrived
+        earned = carried * self.price_asked(seller, flow.destination)
+        self.nodes[seller].carried += carried
         self.nodes[seller].earned += earned
         self.nodes[buyer].owed += earned
         if buyer == flow.source:

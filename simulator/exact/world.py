@@ -18,7 +18,7 @@ from simulator.exact.traffic import Flow, Traffic
 from simulator.network import Network, Options
 from simulator.oracle import Oracle, solve
 from simulator.raw_graph import TopologyError
-from simulator.run import Watch, differences
+from simulator.run import Watch, differences, few_collections
 from simulator.scenario import (
     INTERNET,
     FaultConfig,
@@ -247,6 +247,13 @@ class World:
         return not (is_lossy or has_auto or moves)
 
     def run(self, progress: Callable[[Network], None] = lambda _: None) -> None:
+        with few_collections():
+            self._run(progress)
+        if self.bank is not None:
+            self.bank.drain()
+            self.bank.audit()
+
+    def _run(self, progress: Callable[[Network], None]) -> None:
         config, network, watch = self.scenario.run, self.network, self.watch
         is_followed = self.is_steady
         while network.next_at() <= config.duration:
@@ -261,8 +268,6 @@ class World:
                     watch.handle(change)
             if network.event_count % 2000 == 0:
                 progress(network)
-        if self.bank is not None:
-            self.bank.drain()
 
     def differences(self) -> list[str]:
         """From the oracle's routes. Empty where something else than the protocol moves them."""
@@ -270,6 +275,8 @@ class World:
 
     def _sample(self) -> None:
         network, traffic, samples = self.network, self.traffic, self.samples
+        if self.bank is not None:
+            self.bank.audit()
         balances = {} if self.bank is None else self.bank.balances()
         carried_before, bytes_before, dropped_before = self._before
         rows: list[tuple[float, ...]] = []

@@ -102,6 +102,53 @@ def test_a_link_carries_no_more_than_its_bandwidth() -> None:
     assert world.traffic.link_dropped[1, 2] > 0
 
 
+def test_what_one_bottleneck_drops_does_not_load_the_next() -> None:
+    text = LINE.replace("line:3", "line:4").replace("nodes = 2", "nodes = 3")
+    world = run(text + "[[link]]\nbetween = [[0, 1], [1, 2], [2, 3]]\nbandwidth = 400_000")
+    flow = world.traffic.flows[0]
+    assert flow.offered > 0
+    assert flow.delivered == pytest.approx(flow.offered / 2, rel=1e-6)
+    assert world.traffic.link_dropped[0, 1] == pytest.approx(flow.offered / 2, rel=1e-6)
+    assert world.traffic.link_dropped[1, 2] + world.traffic.link_dropped[2, 3] < 2 * 60  # a byte a second of rounding
+
+
+def test_flows_that_meet_behind_a_bottleneck_share_by_what_is_left_of_them() -> None:
+    """Half of one is lost before the link that both use: 400 of 800 kbit/s, beside 800, on a link of 600."""
+    text = (
+        LINE.replace("line:3", "line:4").replace("nodes = 2", "nodes = 3") + "[[demand]]\nsource = 1\nrate = 800_000\n"
+    )
+    text += "[[link]]\nbetween = [[0, 1]]\nbandwidth = 400_000\n[[link]]\nbetween = [[1, 2]]\nbandwidth = 600_000\n"
+    first, second = run(text).traffic.flows
+    assert first.delivered / first.offered == pytest.approx(0.25, rel=1e-3)
+    assert second.delivered / second.offered == pytest.approx(0.5, rel=1e-3)
+
+
+def test_a_relay_without_a_route_is_paid_for_nothing() -> None:
+    """The gateway is cut off, and the relay knows it at once. What it announced stays in force for a while."""
+    cut = '[[fault]]\nat = 20.05\nkind = "link_down"\nlinks = [[1, 2]]\ncarrier_lost = true\n'
+    world = World(parse(LINE + cut), seed=1)
+    world.network.call_at(20.04, lambda: setattr(world.network.pipe(1, 0), "loss", 1.0))  # so that nobody hears of it
+    world.run()
+    traffic, flow = world.traffic, world.traffic.flows[0]
+    assert traffic.link_bytes[0, 1] > traffic.nodes[1].carried, "it went on being sent what it could not carry"
+    assert traffic.nodes[1].carried == flow.delivered
+    assert traffic.nodes[1].earned == flow.delivered * 1_000_000
+
+
+def test_a_withdrawn_price_is_forgotten_after_its_notice() -> None:
+    cut = '[[fault]]\nat = 20.05\nkind = "link_down"\nlinks = [[1, 2]]\ncarrier_lost = true\n'
+    asked: dict[float, int] = {}
+    world = World(parse(LINE + cut), seed=1)
+
+    def look() -> None:
+        asked[world.network.now] = world.traffic.price_asked(1, INTERNET)
+
+    for at in (19.5, 21.0, 31.9, 32.5):
+        world.network.call_at(at, look)
+    world.run()
+    assert asked == {19.5: 1_000_000, 21.0: 1_000_000, 31.9: 1_000_000, 32.5: 0}
+
+
 def test_customers_of_a_gateway_that_fails_go_to_the_other() -> None:
     text = LINE.replace("line:3", "line:5").replace("nodes = 2", "nodes = [2, 4]")
     world = run(text + '[[fault]]\nat = 20\nkind = "node_down"\nnodes = 2\ncarrier_lost = true')
@@ -294,6 +341,20 @@ def test_money_from_nowhere_is_not_ok() -> None:
     bank_of(world)._tills[0].engine._core.peers.clear()
     assert found["ok"]
     assert bank_of(world).difference()[1] > 0
+    assert not document(world)["ok"]
+
+
+def test_money_from_nowhere_is_noticed_in_the_run() -> None:
+    world = World(parse(LINE + PAID), seed=1)
+
+    def forge() -> None:
+        bank_of(world)._tills[0].engine._core.peers.clear()
+
+    world.network.call_at(30.5, forge)
+    world.run()
+    violation = bank_of(world).violation
+    assert violation is not None
+    assert violation.startswith("at 31.000 s")
     assert not document(world)["ok"]
 
 
