@@ -14,7 +14,7 @@ from ipaddress import IPv6Address, ip_network
 from pathlib import Path
 from typing import Any
 
-from meshd.config_chain import ChainConfig
+from meshd.config_chain import BackendConfig, ChainConfig
 from meshd.config_kinds import (
     NOT_FOR_SALE,
     InvalidError,
@@ -48,6 +48,7 @@ from routing.authentication import MacKey
 from routing.config import Mode
 from routing.events import LinkKind
 
+MIN_EXPLORERS = 2
 _MAX_PRICE = NOT_FOR_SALE - 1
 
 
@@ -319,6 +320,7 @@ class Config:
     payments: PaymentsConfig = PaymentsConfig()  # noqa: RUF009  frozen, like the others
     neighbours: tuple[NeighbourConfig, ...] = ()
     chain: ChainConfig = ChainConfig()  # noqa: RUF009
+    backends: tuple[BackendConfig, ...] = ()
 
 
 TABLES: dict[str, type[Any]] = {
@@ -334,6 +336,7 @@ TABLES: dict[str, type[Any]] = {
     "payments": PaymentsConfig,
     "neighbour": NeighbourConfig,
     "chain": ChainConfig,
+    "backend": BackendConfig,
 }
 # Those that may be there more than once, and what they are called together.
 ARRAYS = {
@@ -342,6 +345,7 @@ ARRAYS = {
     "filter": "filters",
     "redistribute": "redistributions",
     "neighbour": "neighbours",
+    "backend": "backends",
 }
 
 
@@ -450,6 +454,7 @@ def _check_payments(config: Config) -> None:
             f"[payments]: window_msat = {payments.window_msat}: "
             f"expected at most max_window_msat ({payments.max_window_msat})"
         )
+    _check_chain(config)
     known = [neighbour.identity for neighbour in config.neighbours]
     for number, identity_ in enumerate(known, start=1):
         if known.index(identity_) < number - 1:
@@ -464,6 +469,22 @@ def _check_payments(config: Config) -> None:
             f"[payments]: expiry_margin_blocks = {payments.expiry_margin_blocks}: expected less than a third of "
             f"channel_expiry_blocks ({payments.channel_expiry_blocks})"
         )
+
+
+def _check_chain(config: Config) -> None:
+    chain = config.chain
+    if chain.network == "main" and not chain.real_money:
+        raise ConfigError(
+            '[chain]: network = "main": expected real_money = true with it, from who has read docs/threat-model.md'
+        )
+    if chain.wallet == "bitcoind" and chain.backend != "bitcoind":
+        raise ConfigError('[chain]: wallet = "bitcoind": expected backend = "bitcoind", whose wallet it is')
+    for number, backend in enumerate((chain, *config.backends)):
+        where = f"[[backend]] number {number}" if number else "[chain]"
+        if backend.backend == "kernel" and chain.network != "regtest":
+            raise ConfigError(f'{where}: backend = "kernel": expected network = "regtest", which is all that it has')
+        if backend.backend == "explorer" and len(set(backend.explorers)) < MIN_EXPLORERS:
+            raise ConfigError(f'{where}: backend = "explorer": expected two or more explorers: one alone may lie')
 
 
 def _check_peers(config: Config, interfaces: list[str]) -> None:

@@ -234,6 +234,17 @@ def prefixes() -> Kind:
     return Kind('a list of prefixes, such as ["10.1.0.0/24", "fd00::/48"]', parse)
 
 
+def urls() -> Kind:
+    def parse(raw: Any) -> tuple[str, ...]:
+        if not isinstance(raw, list) or not all(
+            isinstance(item, str) and re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", item) for item in raw
+        ):
+            raise InvalidError
+        return tuple(raw)
+
+    return Kind('a list of addresses, such as ["https://mempool.space/api", "https://blockstream.info/api"]', parse)
+
+
 def pairs() -> Kind:
     """(prefix, source prefix), each written "PREFIX from PREFIX"."""
     expected = 'a list such as ["::/0 from 2001:db8:1::/48"]'

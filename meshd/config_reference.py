@@ -39,7 +39,7 @@ def example_config() -> str:
     """A configuration file with every key at its default, commented, and one interface."""
     lines = [
         "# meshd configuration. Keys that are commented out have the value shown; those of [[peer]],",
-        "# [[filter]], [[redistribute]] and [[neighbour]] are examples.",
+        "# [[filter]], [[redistribute]], [[neighbour]] and [[backend]] are examples.",
     ]
     for table, kind in TABLES.items():
         header = f"[[{table}]]" if table in ARRAYS else f"[{table}]"

@@ -42,7 +42,7 @@ FUNDS = -32005  # not enough money for it
 POLICY = -32006  # this node's rules forbid it
 
 _MAX_PATH_LENGTH = 107  # unix(7): sun_path, less its NUL
-_KIND_TYPES: dict[str, type[Any]] = {"string": str, "integer": int, "boolean": bool}
+_KIND_TYPES: dict[str, Any] = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
 
 
 class ControlError(Exception):
@@ -59,7 +59,7 @@ class RpcError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """`kind`: string, integer or boolean. An optional one may also be null."""
+    """`kind`: string, integer, number or boolean. An optional one may also be null."""
 
     kind: str
     doc: str
@@ -236,7 +236,7 @@ def _check_params(method: Method, params: dict[str, Any]) -> dict[str, Any]:
                 raise RpcError(INVALID_PARAMS, f"parameter {name} is missing")
             continue
         is_kind = isinstance(value, _KIND_TYPES[param.kind])
-        if not is_kind or (param.kind == "integer" and isinstance(value, bool)):
+        if not is_kind or (param.kind in ("integer", "number") and isinstance(value, bool)):
             raise RpcError(INVALID_PARAMS, f"parameter {name} must be of kind {param.kind}")
     return params
 

@@ -25,8 +25,8 @@ from meshd import session as sessions
 from meshd.accounting import Accounting
 from meshd.billing import Billing
 from meshd.budget import BudgetKeeper
-from meshd.config import Config, ConfigError, load
-from meshd.config_chain import ChainConfig
+from meshd.chains import open_chain, open_wallet
+from meshd.config import Config, load
 from meshd.control import ControlServer
 from meshd.enforcement import Enforcement, HeldFile
 from meshd.identity import Identity
@@ -48,14 +48,11 @@ from meshd.tcp import LinkLocalTcp
 from meshd.tunnel import Tunnel
 from meshd.tunnels import SILENCE, Tunnels, next_incarnation
 from payments import events as pay
-from payments.adapters.bitcoind import BitcoindChain
-from payments.adapters.bitcoind_rpc import RpcConfig
-from payments.adapters.chain_client import KernelChainClient
 from payments.adapters.store import Store
 from payments.config import SettlementTerms
 from payments.counts import Signer
 from payments.engine import PaymentConfig, PaymentEngine
-from payments.ports import ChainPort, WalletError, WalletPort
+from payments.ports import WalletPort
 from payments.records import Reading
 from routing.config import SpeakerConfig
 from routing.events import SetFee, SetPolicy
@@ -75,8 +72,6 @@ MEGABYTE = 1_000_000
 LOSS_INTERVAL = 5.0
 HELLO_HISTORY_BITS = 16
 UNLIMITED_MSAT = 2**63
-# By Bitcoin Core's name of it, as in the configuration: the wallet's.
-WALLET_NETWORKS = {"regtest": "regtest", "signet": "signet", "test": "testnet"}
 
 
 class Daemon:
@@ -100,7 +95,7 @@ class Daemon:
         # Nobody could pay it where there are no payments.
         self.fee_msat_per_gb = config.price.fee_msat_per_gb if config.payments.enabled else 0
         self.billing = Billing(price_notice=config.price.price_notice)
-        self.chain = open_chain(config.chain)
+        self.chain = open_chain(config)
         self.sessions = sessions.SessionManager(identity, network=LinkLocalTcp(config.payments.session_port))
         self.router = Router(
             self._speaker(recorder),
@@ -268,18 +263,8 @@ class Daemon:
         )
 
     async def _open_wallet(self) -> WalletPort:
-        # Heavy (45 MB), and an extra: a node without payments does not need it.
-        try:
-            from payments.adapters.wallet_bitcoinlib import BitcoinlibWallet  # noqa: PLC0415
-        except ImportError as error:
-            raise WalletError(f"{error}: install meshd[wallet]") from error
         seed = self.identity.derive_secret("wallet seed")
-        return await BitcoinlibWallet.open(
-            self.config.node.state_dir / "wallet",
-            self.chain,
-            seed=seed,
-            network=WALLET_NETWORKS[self.config.chain.network],
-        )
+        return await open_wallet(self.config, self.chain, seed=seed)
 
     @property
     def payments_enabled(self) -> bool:
@@ -469,20 +454,6 @@ class Daemon:
             self.sessions.neighbour_down(interface, address)
         elif interface in self.router.attached:
             self.sessions.neighbour_up(interface, address)
-
-
-def open_chain(config: ChainConfig) -> ChainPort:
-    """Nothing is connected yet. Raises ConfigError for a password that cannot be read."""
-    if config.backend == "kernel":
-        return KernelChainClient(config.socket)
-    password = ""
-    if config.rpc_password_file is not None:
-        try:
-            password = config.rpc_password_file.read_text("utf-8").rstrip("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"[chain] rpc_password_file: {error}") from error
-    rpc = RpcConfig(config.rpc_port, config.rpc_host, config.rpc_cookie, config.rpc_user, password)
-    return BitcoindChain(rpc, network=config.network)
 
 
 @asynccontextmanager

@@ -7,16 +7,18 @@ settlement round. Requests to the wallet and to the chain run beside it and come
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Protocol, assert_never
 
 import trio
 
 from meshd.logs import Logger
+from meshd.wallet_keeper import WalletKeeper
 from payments import events
 from payments.adapters.store import Store
 from payments.agreement import Standing
 from payments.engine import PaymentEngine
-from payments.ports import BroadcastResult, ChainError, ChainPort, Outpoint, WalletError, WalletPort
+from payments.ports import ChainError, ChainPort, Outpoint, WalletError, WalletPort
 from payments.records import LedgerRecord, Reading
 
 log = Logger("meshd.payments")
@@ -51,9 +53,7 @@ class Paymaster:
         self.engine = engine
         self._store = store
         self._chain = chain
-        self._open_wallet = open_wallet
-        self._wallet: WalletPort | None = None
-        self._wallet_lock = trio.Lock()
+        self.keeper = WalletKeeper(open_wallet, self._prepare_wallet)
         self._deliver = deliver
         self._drop = drop
         self._set_carrying = set_carrying
@@ -68,13 +68,14 @@ class Paymaster:
         self.is_chain_connected = False
 
     async def wallet(self) -> WalletPort:
-        """The wallet, opened when it is first needed: it is heavy. Raises WalletError."""
-        async with self._wallet_lock:
-            if self._wallet is None:
-                wallet = await self._open_wallet()
-                await self._release_forgotten(wallet)
-                self._wallet = wallet
-            return self._wallet
+        """Raises WalletError and ChainError."""
+        return await self.keeper.wallet()
+
+    async def _prepare_wallet(self, wallet: WalletPort) -> None:
+        await self._release_forgotten(wallet)
+        for payment in await wallet.sent():
+            with suppress(ChainError):  # it is tried again at the next start
+                await self._chain.broadcast(payment.raw)
 
     async def _release_forgotten(self, wallet: WalletPort) -> None:
         """A crash between the wallet's signature and our record of it leaves inputs set aside for a funding that no
@@ -109,6 +110,7 @@ class Paymaster:
         without a store there is no going on, and after a fault of it, or of the engine, what it holds is the truth."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            self.keeper.start(nursery)
             await self._execute(self.engine.start(now=trio.current_time()))
             if self.engine.needs_chain:
                 nursery.start_soon(self._follow_chain)
@@ -278,7 +280,9 @@ class Paymaster:
         try:
             result = await self._chain.broadcast(request.raw)
         except ChainError as error:
-            result = BroadcastResult(False, f"backend: {error}")  # the engine sends it again at a later tip
+            # That is no refusal: nothing is known of it, and the engine sends it again at a later tip.
+            log.warning("transaction not broadcast", kind=request.kind.value, txid=request.txid[::-1], reason=error)
+            return
         txid = request.txid[::-1].hex()
         fields = {"kind": request.kind.value, "txid": txid, "fee_sat": request.fee_sat, "code": result.code}
         (log.info if result.accepted else log.warning)("transaction broadcast", accepted=result.accepted, **fields)

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any
 
-import trio
-
 from meshd import schemas
-from meshd.control import INVALID_PARAMS, NOT_FOUND, REFUSED, TIMEOUT, Method, Param, RpcError
+from meshd.control import INVALID_PARAMS, NOT_FOUND, REFUSED, Method, Param, RpcError
 from meshd.identity import overlay_address
 from meshd.rpc_credit import credit_methods
+from meshd.rpc_wallet import wallet_methods
 from payments import events as pay
 from payments.agreement import CountsView
-from payments.ports import ChainError, WalletError
 from payments.records import ChannelState, Direction
 
 if TYPE_CHECKING:
     from meshd.daemon import Daemon
 
-WALLET_TIMEOUT = 10.0
-BALANCE_AGE = 1.0  # the wallet asks the chain and writes its database for it
+BALANCE_PATIENCE = 5.0
 UNITS_PER_MSAT = 10**9
 
 
@@ -31,25 +27,13 @@ class MoneyMethods:
 
     def __init__(self, daemon: Daemon) -> None:
         self.node = daemon
-        self._balance_lock = trio.Lock()
-        self._balance_known: tuple[float, int | None] = (-math.inf, None)
 
     async def balance(self) -> int | None:
         """On chain, in sat; None: the wallet or the chain does not say."""
         if not self.node.payments_enabled or not self.node.paymaster.engine.needs_chain:
             return None
-        async with self._balance_lock:
-            if trio.current_time() - self._balance_known[0] > BALANCE_AGE:
-                balance = await self._ask_balance()
-                self._balance_known = (trio.current_time(), balance)
-            return self._balance_known[1]
-
-    async def _ask_balance(self) -> int | None:
-        try:
-            with trio.fail_after(WALLET_TIMEOUT):
-                return await (await self.node.paymaster.wallet()).balance_sat()
-        except (WalletError, ChainError, trio.TooSlowError):
-            return None
+        balance = await self.node.paymaster.keeper.balance(BALANCE_PATIENCE)
+        return None if balance is None else balance.confirmed_sat + balance.unconfirmed_sat
 
     def require_payments(self) -> None:
         if not self.node.payments_enabled:
@@ -137,17 +121,6 @@ class MoneyMethods:
             raise RpcError(NOT_FOUND, f"{'no' if not matches else 'more than one'} peer matches {text!r}")
         return matches[0]
 
-    async def wallet_script(self, _: dict[str, Any]) -> Any:
-        self.require_payments()
-        try:
-            with trio.fail_after(WALLET_TIMEOUT):
-                script = await (await self.node.paymaster.wallet()).new_script_pubkey()
-        except (WalletError, ChainError) as error:
-            raise RpcError(REFUSED, f"the wallet has no address to give: {error}") from error
-        except trio.TooSlowError as error:
-            raise RpcError(TIMEOUT, "the wallet is busy; try again") from error
-        return {"script_pubkey": script.hex()}
-
 
 def _counts(view: CountsView) -> dict[str, Any]:
     """Both ends' counts of a link, and what came of comparing them."""
@@ -167,19 +140,24 @@ def _counts(view: CountsView) -> dict[str, Any]:
 
 def money_methods(node: MoneyMethods) -> dict[str, Method]:
     """The part of the method table that is about money."""
-    return credit_methods(node) | {
-        "channels": Method(node.channels, "Payment channels, in and out.", result=schemas.array(schemas.CHANNEL)),
-        "ledger": Method(node.ledger, "Bills and payments, per peer.", result=schemas.array(schemas.LEDGER)),
-        "pay.hold": Method(node.pay_hold, "Pay nobody until resumed.", result=schemas.PAYING, writes=True),
-        "pay.resume": Method(node.pay_resume, "Pay again.", result=schemas.PAYING, writes=True),
-        "channel.close": Method(
-            node.channel_close,
-            "Claim on chain what was paid to us.",
-            {"peer": Param("string", "public key, its beginning, or overlay address; all if left out", required=False)},
-            result=schemas.CLOSED,
-            writes=True,
-        ),
-        "wallet.script": Method(
-            node.wallet_script, "A fresh output script to send money to.", result=schemas.SCRIPT, writes=True
-        ),
-    }
+    return (
+        credit_methods(node)
+        | wallet_methods(node)
+        | {
+            "channels": Method(node.channels, "Payment channels, in and out.", result=schemas.array(schemas.CHANNEL)),
+            "ledger": Method(node.ledger, "Bills and payments, per peer.", result=schemas.array(schemas.LEDGER)),
+            "pay.hold": Method(node.pay_hold, "Pay nobody until resumed.", result=schemas.PAYING, writes=True),
+            "pay.resume": Method(node.pay_resume, "Pay again.", result=schemas.PAYING, writes=True),
+            "channel.close": Method(
+                node.channel_close,
+                "Claim on chain what was paid to us.",
+                {
+                    "peer": Param(
+                        "string", "public key, its beginning, or overlay address; all if left out", required=False
+                    )
+                },
+                result=schemas.CLOSED,
+                writes=True,
+            ),
+        }
+    )

@@ -211,6 +211,15 @@ BUDGET = record(
         )
     ),
 )
+WALLET_BALANCE = record(
+    confirmed_sat=COUNT,
+    unconfirmed_sat=integer("beside the confirmed"),
+    locked_in_channels_sat=integer("of those that we pay through: capacity"),
+    claimable_msat=integer("of those that we are paid through: what was paid"),
+)
+NEW_ADDRESS = record(address=text())
+SENT = record(txid=HEX, fee_sat=COUNT, broadcast=boolean("false: it is sent again at the next start"))
+LABEL = record(key=text("address or txid"), text=text())
 CREDIT = record(
     peer=IDENTITY,
     peer_address=ADDRESS,

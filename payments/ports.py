@@ -7,7 +7,7 @@ reversed hex only at the edges (JSON, logs).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -109,9 +109,40 @@ class ForeignInput:
     sequence: int
 
 
+@dataclass(frozen=True, slots=True)
+class WalletBalance:
+    """Of our own, channels not included; `unconfirmed_sat` is beside `confirmed_sat`."""
+
+    confirmed_sat: int
+    unconfirmed_sat: int
+
+
 class WalletPort(Protocol):
     async def balance_sat(self) -> int:
         """Confirmed and unconfirmed money of our own, channels not included."""
+
+    async def balance(self) -> WalletBalance: ...
+
+    async def address(self, label: str = "") -> str:
+        """A fresh one, to be paid to."""
+
+    async def send(
+        self, script_pubkey: bytes, amount_sat: int, *, fee_rate: float, label: str = ""
+    ) -> SignedTransaction:
+        """As `fund`, for a payment of the operator: in `sent` instead of `pending`, until a block has it."""
+
+    async def sweep(
+        self, txids: Collection[bytes] | None, script_pubkey: bytes, *, fee_rate: float, label: str = ""
+    ) -> SignedTransaction:
+        """As `send`, of all confirmed outputs of ours in these transactions, or of all; the fee is taken from them."""
+
+    async def sent(self) -> list[SignedTransaction]:
+        """To be broadcast again until a block has them."""
+
+    async def labels(self) -> dict[str, str]:
+        """By address, or by txid in reversed hex."""
+
+    async def label(self, key: str, text: str) -> None: ...
 
     async def new_script_pubkey(self) -> bytes:
         """A fresh P2WPKH output script of ours, for change of a claim or a refund."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any
@@ -107,6 +107,15 @@ class _Search:
     spender: bytes | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Scanned:
+    """What a search of all unspent outputs found, with that block at the tip."""
+
+    tip_hash: bytes
+    scripts: frozenset[bytes]
+    utxos: list[Utxo]
+
+
 class BitcoindChain:
     """`network`: Bitcoin Core's name of the chain that it must be (main, test, testnet4, signet, regtest).
     `fallback_fee_rate`: sat/vB where the node has seen too little traffic to estimate."""
@@ -120,6 +129,9 @@ class BitcoindChain:
         poll_interval: float = POLL_INTERVAL,
     ) -> None:
         self._rpc = Rpc(config)
+        self._scans = Rpc(config)  # on a connection of their own: they take minutes, and everything else would wait
+        self._scan_lock = trio.Lock()
+        self._scanned: _Scanned | None = None
         self._network = network
         self._fallback_fee_rate = fallback_fee_rate
         self._poll_interval = poll_interval
@@ -188,11 +200,20 @@ class BitcoindChain:
         return OutputStatus(int(output.value), bytes(output.script_pubkey.data), created.height, spent_by, spent_height)
 
     async def utxos(self, script_pubkeys: Sequence[bytes]) -> list[Utxo]:
-        """Of the blocks alone: the node's pool is not searched."""
+        """Of the blocks alone: the node's pool is not searched. One search for each block, and for each new script."""
         if not script_pubkeys:
             return []
+        scripts = frozenset(script_pubkeys)
+        async with self._scan_lock:
+            tip_hash = (await self.tip()).block_hash
+            known = self._scanned
+            if known is None or known.tip_hash != tip_hash or not scripts <= known.scripts:
+                known = self._scanned = _Scanned(tip_hash, scripts, await self._scan(scripts))
+        return [utxo for utxo in known.utxos if utxo.script_pubkey in scripts]
+
+    async def _scan(self, script_pubkeys: Collection[bytes]) -> list[Utxo]:
         wanted = [f"raw({script.hex()})" for script in script_pubkeys]
-        scan: _Scan = await self._ask(_Scan, "scantxoutset", "start", wanted, timeout=SCAN_TIMEOUT)
+        scan: _Scan = await self._ask(_Scan, "scantxoutset", "start", wanted, timeout=SCAN_TIMEOUT, rpc=self._scans)
         if not scan.success:
             raise ChainError("the unspent outputs were not searched to the end")
         found = [
@@ -220,10 +241,12 @@ class BitcoindChain:
 
     # --- What they need ---
 
-    async def _ask(self, kind: Any, method: str, *params: Any, timeout: float | None = None) -> Any:
+    async def _ask(
+        self, kind: Any, method: str, *params: Any, timeout: float | None = None, rpc: Rpc | None = None
+    ) -> Any:
         """Raises ChainError for a refusal, too."""
         try:
-            return await self._rpc.call(kind, method, *params, timeout=timeout)
+            return await (rpc or self._rpc).call(kind, method, *params, timeout=timeout)
         except RpcError as error:
             raise ChainError(f"{method}: {error}") from error
 

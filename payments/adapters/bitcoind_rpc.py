@@ -54,6 +54,7 @@ class RpcConfig:
     user: str = ""
     password: str = field(default="", repr=False)
     timeout: float = 30.0  # seconds, of one request
+    path: str = "/"  # /wallet/NAME for a wallet of the node
 
     def credentials(self) -> str:
         """`user:password`. Raises ChainError."""
@@ -92,7 +93,8 @@ class Rpc:
     async def _exchange(self, body: bytes) -> tuple[int, bytes]:
         authorization = base64.b64encode(self._config.credentials().encode()).decode()
         head = (
-            f"POST / HTTP/1.1\r\nHost: {self._config.host}\r\nAuthorization: Basic {authorization}\r\n"
+            f"POST {self._config.path} HTTP/1.1\r\nHost: {self._config.host}\r\n"
+            f"Authorization: Basic {authorization}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         )
         try:

@@ -13,18 +13,17 @@ bitcoinlib is AGPL-3.0, brings SQLAlchemy, and takes 44 MB: it is in a process o
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import msgspec
 import trio
 from embit import bip32
 from embit.networks import NETWORKS
 from embit.script import address_to_scriptpubkey
 
+from payments.adapters.addresses import address_of
 from payments.adapters.chain_index import inputs_of
 from payments.adapters.p2wpkh import (
     INPUT_VBYTES,
@@ -35,11 +34,21 @@ from payments.adapters.p2wpkh import (
     p2wpkh_script,
     sign_p2wpkh,
 )
+from payments.adapters.wallet_notes import WalletNotes, read_fundings, write_fundings
 from payments.adapters.wallet_process import Address, BookProcess
 from payments.channel_tx import MAX_FEE_RATE, MAX_MONEY_SAT, dust_limit, parse_transaction
-from payments.ports import ChainPort, ForeignInput, InsufficientFundsError, SignedTransaction, Utxo, WalletError
+from payments.ports import (
+    ChainPort,
+    ForeignInput,
+    InsufficientFundsError,
+    SignedTransaction,
+    Utxo,
+    WalletBalance,
+    WalletError,
+)
 
-COIN_TYPES = {"bitcoin": 0, "testnet": 1, "signet": 1, "regtest": 1}  # SLIP-44
+COIN_TYPES = {"bitcoin": 0, "testnet": 1, "testnet4": 1, "signet": 1, "regtest": 1}  # SLIP-44
+_CORE_NAMES = {"bitcoin": "main", "testnet": "test", "testnet4": "testnet4", "signet": "signet", "regtest": "regtest"}
 RECEIVE_BRANCH, CHANGE_BRANCH = 0, 1  # BIP44
 GAP_LIMIT = 200  # keys in a row without money after which a lost wallet is believed to end; channels leave many unused
 COINBASE_MATURITY = 100
@@ -67,23 +76,18 @@ class Book(Protocol):
     def balance_sat(self) -> int: ...
 
 
-class _Funding(msgspec.Struct, frozen=True):
-    """A signed transaction whose inputs are set aside, as it is kept on disk."""
-
-    raw: str
-    fee_sat: int
-
-
 class BitcoinlibWallet:
     """One seed, one directory, one process. One call runs at a time, what bitcoinlib does of it in a worker thread."""
 
-    def __init__(self, directory: Path, chain: ChainPort, keys: _KeyStore) -> None:
+    def __init__(self, directory: Path, chain: ChainPort, keys: _KeyStore, network: str) -> None:
         """Use `open`."""
+        self._network = network
         self._chain = chain
         self._keys = keys
         self._lock = trio.Lock()
         self._fundings_path = directory / "fundings.json"
-        self._fundings = _read_fundings(self._fundings_path)
+        self._fundings = read_fundings(self._fundings_path)
+        self._notes = WalletNotes(directory / "notes.json")
         self._known: list[Utxo] | None = None
         self._balance_sat: int | None = None  # of `_known`; None: to be asked for
 
@@ -106,7 +110,7 @@ class BitcoinlibWallet:
         if network not in COIN_TYPES:
             raise WalletError(f"unknown network {network}")
         keys = await _in_thread(_KeyStore, directory, seed, network, open_book)
-        wallet = cls(directory, chain, keys)
+        wallet = cls(directory, chain, keys, network)
         if not wallet._fundings_path.exists():
             await wallet._recover()
         return wallet
@@ -123,6 +127,25 @@ class BitcoinlibWallet:
             if self._balance_sat is None:
                 self._balance_sat = await _in_thread(self._keys.balance_sat)
             return self._balance_sat
+
+    async def balance(self) -> WalletBalance:
+        async with self._lock:
+            await self._refresh()
+            known = self._known or []
+            confirmed_sat = sum(utxo.value_sat for utxo in known if utxo.height is not None)
+            return WalletBalance(confirmed_sat, sum(utxo.value_sat for utxo in known) - confirmed_sat)
+
+    async def address(self, label: str = "") -> str:
+        address = address_of(await self.new_script_pubkey(), _CORE_NAMES[self._network])
+        await self.label(address, label)
+        return address
+
+    async def labels(self) -> dict[str, str]:
+        return self._notes.labels
+
+    async def label(self, key: str, text: str) -> None:
+        async with self._lock:
+            await _in_thread(self._notes.label, key, text)
 
     async def new_script_pubkey(self) -> bytes:
         async with self._lock:
@@ -154,6 +177,35 @@ class BitcoinlibWallet:
             await self._save({**self._fundings, signed.txid: signed})
             return signed
 
+    async def send(
+        self, script_pubkey: bytes, amount_sat: int, *, fee_rate: float, label: str = ""
+    ) -> SignedTransaction:
+        signed = await self.fund(script_pubkey, amount_sat, fee_rate=fee_rate)
+        async with self._lock:  # a crash before this leaves a funding that nobody waits for: it is released
+            await _in_thread(self._notes.mark_sent, signed.txid, self._fundings, label)
+        return signed
+
+    async def sweep(
+        self, txids: Collection[bytes] | None, script_pubkey: bytes, *, fee_rate: float, label: str = ""
+    ) -> SignedTransaction:
+        if not 0.0 < fee_rate <= MAX_FEE_RATE:
+            raise WalletError(f"a fee rate of {fee_rate} sat/vB")
+        async with self._lock:
+            await self._refresh()
+            swept = [
+                utxo
+                for utxo in self._spendable()
+                if utxo.height is not None and (txids is None or utxo.outpoint.txid in txids)
+            ][:MAX_INPUTS]
+            vbytes = OVERHEAD_VBYTES + output_vbytes(script_pubkey) + INPUT_VBYTES * len(swept)
+            left_sat = sum(utxo.value_sat for utxo in swept) - math.ceil(vbytes * fee_rate)
+            if left_sat < dust_limit(script_pubkey):
+                raise InsufficientFundsError(f"{len(swept)} outputs to sweep, of which the fee leaves {left_sat} sat")
+            signed = await _in_thread(self._keys.sign, swept, [(script_pubkey, left_sat)], None)
+            await self._save({**self._fundings, signed.txid: signed})
+            await _in_thread(self._notes.mark_sent, signed.txid, self._fundings, label)
+            return signed
+
     async def release(self, txid: bytes) -> None:
         async with self._lock:
             if txid in self._fundings:
@@ -166,7 +218,12 @@ class BitcoinlibWallet:
         """
         async with self._lock:
             await self._refresh()
-            return list(self._fundings.values())
+            return [each for txid, each in self._fundings.items() if not self._notes.is_sent(txid)]
+
+    async def sent(self) -> list[SignedTransaction]:
+        async with self._lock:
+            await self._refresh()
+            return [each for txid, each in self._fundings.items() if self._notes.is_sent(txid)]
 
     # --- What the chain says ---
 
@@ -219,7 +276,7 @@ class BitcoinlibWallet:
 
     async def _save(self, fundings: dict[bytes, SignedTransaction]) -> None:
         """Disk first: if that fails, nothing has changed."""
-        await _in_thread(_write_fundings, self._fundings_path, fundings)
+        await _in_thread(write_fundings, self._fundings_path, fundings)
         self._fundings = fundings
 
 
@@ -335,29 +392,3 @@ async def _in_thread(function: Callable[..., T], *arguments: Any) -> T:
         raise
     except Exception as error:  # bitcoinlib and SQLAlchemy, where they are in this process, raise dozens of types
         raise WalletError(f"{type(error).__name__}: {error}") from error
-
-
-def _read_fundings(path: Path) -> dict[bytes, SignedTransaction]:
-    if not path.exists():
-        return {}
-    try:
-        stored = msgspec.json.decode(path.read_bytes(), type=list[_Funding])
-        raws = [(bytes.fromhex(funding.raw), funding.fee_sat) for funding in stored]
-        signed = [SignedTransaction(raw, parse_transaction(raw).hash(), fee_sat) for raw, fee_sat in raws]
-    except (msgspec.DecodeError, ValueError) as error:
-        raise WalletError(f"{path} is damaged: {error}") from error
-    return {each.txid: each for each in signed}
-
-
-def _write_fundings(path: Path, fundings: dict[bytes, SignedTransaction]) -> None:
-    """Atomically, and on the disk when it returns. Raises WalletError."""
-    encoded = msgspec.json.encode([_Funding(each.raw.hex(), each.fee_sat) for each in fundings.values()])
-    temporary = path.with_suffix(".new")
-    try:
-        with temporary.open("wb") as file:
-            file.write(encoded)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except OSError as error:
-        raise WalletError(f"cannot write {path}: {error}") from error

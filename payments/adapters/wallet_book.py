@@ -33,7 +33,7 @@ class Book:
     def __init__(self, directory: Path, network: str, public_key: str) -> None:
         """Raises WalletError when the directory is of another key."""
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        wallets = _load_bitcoinlib(directory).wallets
+        wallets = load_bitcoinlib(directory).wallets
         uri = f"sqlite:///{(directory / 'wallet.sqlite').absolute()}"
         try:
             if wallets.wallet_exists(_WALLET_NAME, db_uri=uri):
@@ -69,7 +69,7 @@ class Book:
         return sum(int(output["value"]) for output in self._wallet.utxos())
 
 
-def _load_bitcoinlib(directory: Path) -> Any:
+def load_bitcoinlib(directory: Path) -> Any:
     """On import it writes to ~/.bitcoinlib unless BCL_DATA_DIR says otherwise, so it is imported when the directory is
     known; that choice holds for the process, but only its settings are there: each wallet has a database."""
     if "BCL_DATA_DIR" not in os.environ:

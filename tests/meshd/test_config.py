@@ -71,12 +71,12 @@ def test_configuration_cannot_be_changed() -> None:
         (
             "name = 1",
             "unknown table [name]; known are node, interface, discovery, peer, routing, filter, redistribute, price, "
-            "budget, payments, neighbour, chain",
+            "budget, payments, neighbour, chain, backend",
         ),
         ("[routing]\nhelo_interval = 1", '[routing]: unknown key helo_interval; did you mean "hello_interval"?'),
         (
             "[chain]\nzzz = 1",
-            "[chain]: unknown key zzz; known are backend, socket, network, rpc_host",
+            "[chain]: unknown key zzz; known are backend, socket, rpc_host",
         ),
         ('[[interface]]\nname="a"\ncots = 1', '[[interface]] number 1: unknown key cots; did you mean "cost"?'),
         ("[[interface]]\n", "[[interface]] number 1: name is missing (an interface name of 1 to 15 characters)"),
@@ -94,8 +94,6 @@ def test_configuration_cannot_be_changed() -> None:
         ('[node]\nname = "a b"', "expected 1 to 63 letters, digits, dots, hyphens or underscores"),
         ('[[interface]]\nname = "a/b"', "expected an interface name of 1 to 15 characters"),
         ('[[interface]]\nname = "a"\nsecurity = "wep"', 'expected "wireguard" or "none"'),
-        ('[chain]\nnetwork = "main"', "without real money"),
-        ('[chain]\nbackend = "explorer"', "explorer is not built yet (part 4)"),
         ('[chain]\nbackend = "bank"', 'backend = "bank": expected "kernel" or "bitcoind"'),
         ("[chain]\nbackend = []", 'backend = []: expected "kernel" or "bitcoind"'),
         ('[routing]\nannounce = ["10.0.0.1/24"]', "a list of prefixes: 10.0.0.1/24 has host bits set"),
@@ -184,10 +182,27 @@ def test_every_key_is_in_the_example_and_its_shown_default_is_taken() -> None:
         if key.default is not None:
             assert tomllib.loads(f"value = {key.default}")["value"] == table[key.name]
         else:
-            assert key.is_required or key.table in ("filter", "redistribute", "node", "peer", "neighbour", "chain")
+            assert key.is_required or key.table in (
+                "filter",
+                "redistribute",
+                "node",
+                "peer",
+                "neighbour",
+                "chain",
+                "backend",
+            )
     full = parse(uncommented)
-    assert len(full.filters) == len(full.redistributions) == len(full.peers) == len(full.neighbours) == 1
-    assert replace(full, filters=(), redistributions=(), peers=(), neighbours=()) == parse(example_config())
+    assert (
+        len(full.filters)
+        == len(full.redistributions)
+        == len(full.peers)
+        == len(full.neighbours)
+        == len(full.backends)
+        == 1
+    )
+    assert replace(full, filters=(), redistributions=(), peers=(), neighbours=(), backends=()) == parse(
+        example_config()
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,10 @@ from typing import Any, cast
 import pytest
 import trio
 
-from meshd.config import ConfigError, parse
-from meshd.config_chain import ChainConfig
-from meshd.daemon import Daemon, _serving, open_chain
+from meshd.config import parse
+from meshd.daemon import Daemon, _serving
 from meshd.neighbours import Neighbours
 from meshd.tunnels import Tunnel
-from payments.adapters.bitcoind import BitcoindChain
-from payments.adapters.chain_client import KernelChainClient
 from routing.events import SetPolicy
 from routing.filters import REFUSED
 from tests.meshd.fakes import run
@@ -220,16 +217,3 @@ def test_a_distrusted_peer_without_a_session_has_no_routes_taken_from_its_tunnel
         ]
 
     run(scenario)
-
-
-def test_the_chain_is_the_one_that_is_configured(tmp_path: Path) -> None:
-    assert isinstance(open_chain(ChainConfig()), KernelChainClient)
-    secret = tmp_path / "password"
-    config = ChainConfig(backend="bitcoind", rpc_user="me", rpc_password_file=secret)
-    with pytest.raises(ConfigError, match="rpc_password_file"):
-        open_chain(config)
-    secret.write_text("hidden\n")
-    chain = open_chain(config)
-    assert isinstance(chain, BitcoindChain)
-    assert chain._rpc._config.credentials() == "me:hidden"
-    assert "hidden" not in repr(chain._rpc._config)

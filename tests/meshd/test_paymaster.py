@@ -59,6 +59,8 @@ class Engine:
 class Chain:
     def __init__(self) -> None:
         self.is_away = False
+        self.broadcasts = 0
+        self.verdicts: dict[bytes, BroadcastResult] = {}
         self.heights, self._heights = trio.open_memory_channel[int](10)
 
     async def tips(self) -> AsyncIterator[ChainTip]:
@@ -73,7 +75,10 @@ class Chain:
         return 3.0
 
     async def broadcast(self, raw: bytes) -> BroadcastResult:
-        raise ChainError("gone")
+        self.broadcasts += 1
+        if raw not in self.verdicts:
+            raise ChainError("gone")
+        return self.verdicts[raw]
 
     async def output(self, outpoint: object) -> None:
         return None
@@ -96,6 +101,9 @@ class Wallet:
 
     async def pending(self) -> list[SignedTransaction]:
         return self.left_over
+
+    async def sent(self) -> list[SignedTransaction]:
+        return []
 
     async def new_script_pubkey(self) -> bytes:
         return b"script"
@@ -248,13 +256,18 @@ def test_wallet_answers_and_refusals_come_back_as_inputs() -> None:
     run(scenario)
 
 
-def test_a_broadcast_that_the_backend_did_not_take_is_an_answer_too() -> None:
+def test_a_backend_that_is_away_has_not_refused_a_broadcast() -> None:
+    """Else a claim would be given up as refused, because the node was busy."""
+
     async def scenario(desk: Desk) -> None:
-        desk.engine.on_start = [ev.BroadcastTransaction(b"raw", b"t" * 32, ev.TransactionKind.CLAIM)]
+        one, other = (ev.BroadcastTransaction(raw, raw * 32, ev.TransactionKind.CLAIM) for raw in (b"1", b"2"))
+        desk.chain.verdicts[b"2"] = BroadcastResult(False, "-26")
+        desk.engine.on_start = [one, other]
         async with desk.running():
             await desk.until(lambda: bool(desk.given(ev.BroadcastDone)))
+            await desk.until(lambda: desk.chain.broadcasts == 2)
         (done,) = desk.given(ev.BroadcastDone)
-        assert not done.result.accepted
+        assert (done.txid, done.result.code) == (b"2" * 32, "-26")
 
     run(scenario)
 

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-import trio
 
 from meshd.accounting import Accounting
 from meshd.billing import Billing
@@ -24,12 +23,13 @@ from meshd.neighbours import Neighbours
 from meshd.radio import Sample, Source
 from meshd.rpc import Methods, methods
 from meshd.rpc_credit import CreditMethods
-from meshd.rpc_money import BALANCE_AGE, MoneyMethods
+from meshd.rpc_money import MoneyMethods
 from meshd.rpc_prices import PriceMethods
+from meshd.rpc_wallet import WalletMethods
 from payments import events as pay
 from payments.agreement import CountsView, Finding, Standing
 from payments.counts import Traffic
-from payments.ports import ChainError
+from payments.ports import WalletBalance
 from payments.records import ChannelState, Direction
 from routing.speaker import NeighbourView, RouteView
 from tests.meshd.fakes import FakeKernel, run
@@ -59,9 +59,7 @@ class Node:
         self.neighbours: list[NeighbourView] = []
         self.qualities: dict[tuple[str, IPv6Address], tuple[float, Sample]] = {}
         self.asked: list[Any] = []
-        self.balance: int | Exception = 5
         self.balances_asked = 0
-        self.balance_takes = 0.0
         speaker = SimpleNamespace(
             routes=lambda: self.routes,
             neighbours=lambda: self.neighbours,
@@ -102,6 +100,7 @@ class Node:
                 height=7,
                 is_chain_connected=True,
                 wallet=self._wallet,
+                keeper=SimpleNamespace(balance=self._balance),
                 put=self._put,
                 hold_payments=self._put,
             ),
@@ -128,18 +127,14 @@ class Node:
         self.asked.append("reload")
 
     async def _wallet(self) -> SimpleNamespace:
-        return SimpleNamespace(balance_sat=self._balance, new_script_pubkey=self._new_script)
+        async def labels() -> dict[str, str]:
+            return {"txid": "rent"}
 
-    async def _balance(self) -> int:
+        return SimpleNamespace(balance=lambda: self._balance(0), labels=labels)
+
+    async def _balance(self, patience: float) -> WalletBalance:
         self.balances_asked += 1
-        await trio.sleep(self.balance_takes)
-        if isinstance(self.balance, Exception):
-            raise self.balance
-        return self.balance
-
-    async def _new_script(self) -> bytes:
-        await trio.sleep(self.balance_takes)
-        return b"\x00\x14"
+        return WalletBalance(3, 2)
 
 
 async def code_of(call: Callable[[dict[str, Any]], Awaitable[Any]], params: dict[str, Any] | None = None) -> int:
@@ -185,24 +180,6 @@ def test_how_well_a_neighbour_is_reached_and_who_says_so() -> None:
             "tq": 251,
             "signal_dbm": None,
         }
-
-    run(scenario)
-
-
-def test_the_balance_is_asked_for_once_for_all_who_ask_together() -> None:
-    async def scenario() -> None:
-        node = Node()
-        node.balance_takes = 0.2
-        async with trio.open_nursery() as nursery:
-            for _ in range(20):
-                nursery.start_soon(node.methods.status, {})
-        assert node.balances_asked == 1
-        await trio.sleep(2 * BALANCE_AGE)
-        node.balance = ChainError("away")
-        assert (await node.methods.status({}))["wallet"]["balance_sat"] is None
-        node.balance_takes = 1000.0
-        await trio.sleep(2 * BALANCE_AGE)
-        assert (await node.methods.status({}))["wallet"]["balance_sat"] is None
 
     run(scenario)
 
@@ -366,7 +343,7 @@ def test_without_payments_nothing_waits_for_an_engine_that_does_not_run() -> Non
             money.pay_hold,
             money.pay_resume,
             money.channel_close,
-            money.wallet_script,
+            WalletMethods(money).script,
             CreditMethods(money).credit_redeem,
         ):
             assert await code_of(call) == REFUSED

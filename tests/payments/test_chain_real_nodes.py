@@ -24,8 +24,16 @@ from embit.script import Script
 
 from payments.adapters.bitcoind import BitcoindChain
 from payments.adapters.bitcoind_rpc import Rpc, RpcConfig
-from payments.channel_tx import build_refund, parse_transaction
-from payments.ports import ChainError, Outpoint
+from payments.adapters.wallet_bitcoind import BitcoindWallet
+from payments.channel_tx import build_refund, find_funding_output, funding_script_pubkey, parse_transaction
+from payments.ports import (
+    ChainError,
+    InsufficientFundsError,
+    Outpoint,
+    SignedTransaction,
+    WalletBalance,
+    WalletError,
+)
 from tests.payments.chain_support import FEE_RATE, PAYEE_SCRIPT, PAYER, make_terms
 
 START_TIMEOUT = 120.0
@@ -58,7 +66,7 @@ def bcoin(directory: Path) -> tuple[list[str], RpcConfig]:
 
 
 @asynccontextmanager
-async def running(command: list[str], config: RpcConfig) -> AsyncIterator[BitcoindChain]:
+async def running(command: list[str], config: RpcConfig, *, is_killed: bool = False) -> AsyncIterator[BitcoindChain]:
     chain = BitcoindChain(config, network="regtest", poll_interval=0.1)
     process = await trio.lowlevel.open_process(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -72,7 +80,7 @@ async def running(command: list[str], config: RpcConfig) -> AsyncIterator[Bitcoi
                     await trio.sleep(0.2)
         yield chain
     finally:
-        process.terminate()
+        process.kill() if is_killed else process.terminate()
         with trio.move_on_after(30, shield=True):
             await process.wait()
         if process.poll() is None:
@@ -123,3 +131,62 @@ def test_a_real_node_is_understood(kind: Any, tmp_path: Path) -> None:
             await chain.tip()
 
     trio.run(scenario)
+
+
+def test_the_wallet_of_a_real_node_funds_pays_sweeps_and_sets_aside_over_a_kill(tmp_path: Path) -> None:
+    """With its own wallet on a key store of descriptors. The node is killed by SIGKILL in between, and loses blocks."""
+    command, config = core(tmp_path / "node")
+    (tmp_path / "node").mkdir()
+
+    async def opened(chain: BitcoindChain) -> BitcoindWallet:
+        directory = tmp_path / "wallet"
+        return await BitcoindWallet.open(config, "meshd test", directory=directory, chain=chain, network="regtest")
+
+    async def first() -> SignedTransaction:
+        async with running(command, config, is_killed=True) as chain:
+            rpc = Rpc(config)
+            with pytest.raises(WalletError, match="meshd test"):
+                await opened(chain)
+            await rpc.call(dict[str, Any], "createwallet", "meshd test")
+            wallet = await opened(chain)
+            own = await wallet.address("for blocks")
+            await rpc.call(list[str], "generatetoaddress", 101, own)
+            assert await wallet.balance() == WalletBalance(50 * 10**8, 0)
+            terms = make_terms(payer_change_script=await wallet.new_script_pubkey())
+            funding = await wallet.fund(funding_script_pubkey(terms), terms.capacity_sat, fee_rate=3.0)
+            find_funding_output(funding.raw, terms)
+            assert 0.6 * 3.0 * len(funding.raw) <= funding.fee_sat <= 0.75 * 3.0 * len(funding.raw)
+            with pytest.raises(InsufficientFundsError):  # the only coin is set aside
+                await wallet.fund(PAYEE_SCRIPT, 10_000, fee_rate=3.0)
+            await wallet.release(funding.txid)
+            await chain.utxos([PAYEE_SCRIPT])  # Core writes its state down for that
+            funding = await wallet.fund(funding_script_pubkey(terms), terms.capacity_sat, fee_rate=3.0)
+            await rpc.call(list[str], "generatetoaddress", 3, own)
+            assert (await chain.tip()).height == 104
+            return funding
+
+    async def second(funding: SignedTransaction) -> None:
+        async with running(command, config) as chain:
+            rpc = Rpc(config)
+            assert (await chain.tip()).height == 101  # lower than it was: the payment core keeps 104
+            wallet = await opened(chain)
+            assert [each.txid for each in await wallet.pending()] == [funding.txid]
+            with pytest.raises(InsufficientFundsError):  # still
+                await wallet.fund(PAYEE_SCRIPT, 10_000, fee_rate=3.0)
+            assert (await chain.broadcast(funding.raw)).accepted
+            assert (await chain.broadcast(funding.raw)).accepted
+            await rpc.call(list[str], "generatetoaddress", 1, await wallet.address())
+            assert await wallet.pending() == []
+            sent = await wallet.send(PAYEE_SCRIPT, 20_000, fee_rate=2.0, label="rent")
+            assert (await chain.broadcast(sent.raw)).accepted
+            assert [each.txid for each in await wallet.sent()] == [sent.txid]
+            await rpc.call(list[str], "generatetoaddress", 100, await wallet.address())
+            assert await wallet.sent() == []
+            swept = await wallet.sweep({sent.txid}, await wallet.new_script_pubkey(), fee_rate=2.0)
+            assert [bytes(i.txid)[::-1] for i in parse_transaction(swept.raw).vin] == [sent.txid]
+            assert (await chain.broadcast(swept.raw)).accepted
+            whole = await wallet.sweep(None, PAYEE_SCRIPT, fee_rate=2.0)
+            assert len(parse_transaction(whole.raw).vout) == 1
+            assert (await wallet.labels())[sent.txid[::-1].hex()] == "rent"
+
+    trio.run(second, trio.run(first))

@@ -14,10 +14,12 @@ import trio
 from embit import bip32
 from embit.script import p2wpkh
 
+from payments.adapters.addresses import address_of, script_of
 from payments.adapters.chain_index import inputs_of
 from payments.adapters.kernel_chain import KernelChain
 from payments.adapters.wallet_bitcoinlib import MAX_INPUTS, BitcoinlibWallet
 from payments.adapters.wallet_book import Book
+from payments.adapters.wallet_notes import WalletNotes
 from payments.adapters.wallet_process import BookProcess
 from payments.channel_tx import (
     build_claim,
@@ -26,7 +28,15 @@ from payments.channel_tx import (
     funding_script_pubkey,
     parse_transaction,
 )
-from payments.ports import ChainError, InsufficientFundsError, Outpoint, SignedTransaction, Utxo, WalletError
+from payments.ports import (
+    ChainError,
+    InsufficientFundsError,
+    Outpoint,
+    SignedTransaction,
+    Utxo,
+    WalletBalance,
+    WalletError,
+)
 from tests.payments.chain_support import (
     CAPACITY,
     FEE_RATE,
@@ -387,3 +397,87 @@ def test_nothing_is_written_to_home_and_no_secret_to_disk(tmp_path: Path) -> Non
         assert secret.hex().encode() not in stored
     assert b"zprv" not in stored
     assert (tmp_path / "wallet").stat().st_mode & 0o077 == 0
+
+
+def test_a_payment_of_the_operator_is_labelled_and_waits_for_its_block_over_a_restart(tmp_path: Path) -> None:
+    async def scenario(desk: Desk) -> None:
+        await desk.receive(300_000)
+        address = await desk.wallet.address("from the shop")
+        assert (await desk.wallet.labels())[address] == "from the shop"
+        desk.chain.faucet(script_of(address, "regtest"), 50_000)
+        assert await desk.wallet.balance() == WalletBalance(300_000, 50_000)
+        signed = await desk.wallet.send(own_script("x"), 100_000, fee_rate=FEE_RATE, label="rent")
+        assert await desk.wallet.pending() == []  # no channel waits for it, and it is not to be released
+        await desk.restart()
+        assert [each.txid for each in await desk.wallet.sent()] == [signed.txid]
+        assert (await desk.wallet.labels())[signed.txid[::-1].hex()] == "rent"
+        with pytest.raises(InsufficientFundsError):  # its inputs are set aside
+            await desk.pay(290_000)
+        assert desk.chain.submit(signed.raw).accepted
+        desk.chain.mine()
+        assert await desk.wallet.sent() == []
+        assert await desk.wallet.balance() == WalletBalance(250_000 - signed.fee_sat, 0)
+
+    with_wallet(tmp_path, scenario)
+
+
+def test_what_channels_left_is_swept_into_one_output(tmp_path: Path) -> None:
+    async def scenario(desk: Desk) -> None:
+        await desk.receive(10_000, 20_000, 30_000)
+        utxos = desk.chain.utxos(desk.wallet._keys.scripts())
+        small = {utxo.outpoint.txid for utxo in utxos if utxo.value_sat < 25_000}
+        own = await desk.wallet.new_script_pubkey()
+        swept = await desk.wallet.sweep(small, own, fee_rate=FEE_RATE)
+        assert len(inputs(swept)) == 2
+        assert desk.chain.submit(swept.raw).accepted
+        desk.chain.mine()
+        assert sorted(utxo.value_sat for utxo in desk.chain.utxos([own])) == [30_000 - swept.fee_sat]
+        whole = await desk.wallet.sweep(None, own_script("elsewhere"), fee_rate=FEE_RATE)
+        assert desk.chain.submit(whole.raw).accepted
+        desk.chain.mine()
+        assert await desk.wallet.balance_sat() == 0
+        with pytest.raises(InsufficientFundsError, match="0 outputs to sweep"):
+            await desk.wallet.sweep(None, own, fee_rate=FEE_RATE)
+
+    with_wallet(tmp_path, scenario)
+
+
+def test_labels_are_bounded_and_can_be_taken_away(tmp_path: Path) -> None:
+    book = WalletNotes(tmp_path / "notes.json")
+    book.label("a", "text")
+    for text in ("x" * 201, "line\nline"):
+        with pytest.raises(WalletError, match="a label has"):
+            book.label("a", text)
+    assert WalletNotes(tmp_path / "notes.json").labels == {"a": "text"}
+    book.label("a", "")
+    assert WalletNotes(tmp_path / "notes.json").labels == {}
+    (tmp_path / "notes.json").write_bytes(b"{")
+    with pytest.raises(WalletError, match="damaged"):
+        WalletNotes(tmp_path / "notes.json")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "bcrt1q",
+        "tb1qw508d6qejxtdg4y5r3zarvary0c5xw7kxpjzsx",
+        "2N3oefVeg6stiTb5Kh3ozCSkaqmx91FDbsm?",
+        "\x00",
+        "bcrt1" + "q" * 99,
+    ],
+)
+def test_what_is_no_address_of_the_network_is_refused(address: str) -> None:
+    with pytest.raises(WalletError, match="not an address"):
+        script_of(address, "regtest")
+
+
+@pytest.mark.parametrize("network", ["main", "test", "testnet4", "signet", "regtest"])
+def test_addresses_and_scripts_are_each_others_inverse(network: str) -> None:
+    for script in (
+        own_script("a"),
+        b"\x00\x20" + bytes(32),
+        b"\x51\x20" + bytes(range(32)),
+        b"\xa9\x14" + bytes(20) + b"\x87",
+    ):
+        assert script_of(address_of(script, network), network) == script
