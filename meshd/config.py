@@ -7,7 +7,6 @@ and the reference (`meshd.config_reference`) are all made from them.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import tomllib
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_network
@@ -15,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from meshd.config_chain import BackendConfig, ChainConfig
+from meshd.config_checks import check
 from meshd.config_kinds import (
     NOT_FOR_SALE,
+    ConfigError,
     InvalidError,
     Kind,
     Prefix,
@@ -30,6 +31,7 @@ from meshd.config_kinds import (
     link_local,
     mac_keys,
     megabits,
+    nearest,
     one_of,
     optional_path,
     pairs,
@@ -48,12 +50,30 @@ from routing.authentication import MacKey
 from routing.config import Mode
 from routing.events import LinkKind
 
-MIN_EXPLORERS = 2
+__all__ = [
+    "ARRAYS",
+    "TABLES",
+    "BackendConfig",
+    "BudgetConfig",
+    "ChainConfig",
+    "Config",
+    "ConfigError",
+    "DiscoveryConfig",
+    "FilterConfig",
+    "InterfaceConfig",
+    "NeighbourConfig",
+    "NodeConfig",
+    "PaymentsConfig",
+    "PeerConfig",
+    "PrefixMatch",
+    "PriceConfig",
+    "RedistributeConfig",
+    "RoutingConfig",
+    "load",
+    "parse",
+]
+
 _MAX_PRICE = NOT_FOR_SALE - 1
-
-
-class ConfigError(Exception):
-    """The configuration cannot be used. The message names the file, key, value and what was expected."""
 
 
 _SECURITY = choice("wireguard", "none")
@@ -74,6 +94,14 @@ class NodeConfig:
     )
     control_socket: Path = key(  # noqa: RUF009
         absolute_path(), "The Unix socket that meshctl talks to.", Path("/run/meshd/meshd.sock")
+    )
+    control_group: str = key(
+        text("the name of a group, or empty for none", r"[a-z_][a-z0-9_-]{0,31}|"),
+        "Its members may do through the control socket what root may: look, steer, and move money.",
+        "meshd",
+    )
+    control_others: str = key(
+        choice("read", "nothing"), "What all other users of this machine may do through the control socket.", "nothing"
     )
     log_level: str = key(
         choice("debug", "info", "warning", "error"), "The least severe messages that are shown.", "info"
@@ -256,7 +284,7 @@ class RoutingConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _PrefixMatch:
+class PrefixMatch:
     prefix: Prefix | None = key(  # noqa: RUF009
         prefix(), "Matches this prefix; any, if left out.", None, "10.0.0.0/8"
     )
@@ -274,7 +302,7 @@ class _PrefixMatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FilterConfig(_PrefixMatch):
+class FilterConfig(PrefixMatch):
     """A rule on routes of neighbours (import) or on what we announce (export). One table for each; the first that
     matches decides, and what none matches is accepted. All keys that are given must match."""
 
@@ -295,7 +323,7 @@ class FilterConfig(_PrefixMatch):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RedistributeConfig(_PrefixMatch):
+class RedistributeConfig(PrefixMatch):
     """Routes of the kernel that this node announces while they are there, such as a default route. One table for each;
     the first that matches decides, and what none matches is not announced."""
 
@@ -369,12 +397,12 @@ def parse(text: str) -> Config:
         raise ConfigError(str(error)) from error
     for name in document:
         if name not in TABLES:
-            raise ConfigError(f"unknown table [{name}]{_nearest(name, TABLES)}")
+            raise ConfigError(f"unknown table [{name}]{nearest(name, TABLES)}")
     tables = {
         ARRAYS.get(name, name): _table(name, kind, document[name]) for name, kind in TABLES.items() if name in document
     }
     config = Config(**tables)
-    _check_together(config)
+    check(config)
     return config
 
 
@@ -392,7 +420,7 @@ def _read(where: str, kind: type[Any], raw: dict[str, Any]) -> Any:
     fields = {item.name: item for item in dataclasses.fields(kind)}
     for name in raw:
         if name not in fields:
-            raise ConfigError(f"{where}: unknown key {name}{_nearest(name, fields)}")
+            raise ConfigError(f"{where}: unknown key {name}{nearest(name, fields)}")
     for name, item in fields.items():
         if item.default is dataclasses.MISSING and name not in raw:
             raise ConfigError(f"{where}: {name} is missing ({item.metadata['kind'].expected})")
@@ -406,123 +434,3 @@ def _value(where: str, item: dataclasses.Field[Any], raw: Any) -> Any:
     except InvalidError as error:
         shown = "(not shown)" if kind.is_secret else raw if not isinstance(raw, str) else f'"{raw}"'
         raise ConfigError(f"{where}: {item.name} = {shown}: expected {str(error) or kind.expected}") from error
-
-
-def _nearest(name: str, known: Any) -> str:
-    """Names the nearest known word in the message; all of them when none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f'; did you mean "{near[0]}"?' if near else f"; known are {', '.join(known)}"
-
-
-def _check_together(config: Config) -> None:
-    """Rules that bear on more than one key."""
-    names = [interface.name for interface in config.interfaces]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f'[[interface]]: name = "{name}" is there {names.count(name)} times')
-    for interface in config.interfaces:
-        if interface.rtt_min >= interface.rtt_max:
-            raise ConfigError(
-                f'[[interface]] "{interface.name}": rtt_min = {interface.rtt_min:g}: '
-                f"expected less than rtt_max ({interface.rtt_max:g})"
-            )
-        if interface.mac_keys and interface.security != "none":
-            raise ConfigError(
-                f'[[interface]] "{interface.name}": mac_keys: expected security = "none"; '
-                "WireGuard authenticates by itself"
-            )
-    _check_peers(config, names)
-    names += [peer.name for peer in config.peers]
-    for name, matches in (("filter", config.filters), ("redistribute", config.redistributions)):
-        for number, match in enumerate(matches, start=1):
-            _check_lengths(f"[[{name}]] number {number}", match)
-    for number, rule in enumerate(config.filters, start=1):
-        _check_filter(f"[[filter]] number {number}", rule, names)
-    _check_price(config.price)
-    _check_payments(config)
-    if config.routing.update_interval < config.routing.hello_interval:
-        raise ConfigError(
-            f"[routing]: update_interval = {config.routing.update_interval:g}: expected at least hello_interval "
-            f"({config.routing.hello_interval:g})"
-        )
-
-
-def _check_payments(config: Config) -> None:
-    payments = config.payments
-    if payments.window_msat > payments.max_window_msat:
-        raise ConfigError(
-            f"[payments]: window_msat = {payments.window_msat}: "
-            f"expected at most max_window_msat ({payments.max_window_msat})"
-        )
-    _check_chain(config)
-    known = [neighbour.identity for neighbour in config.neighbours]
-    for number, identity_ in enumerate(known, start=1):
-        if known.index(identity_) < number - 1:
-            raise ConfigError(f"[[neighbour]] number {number}: identity = {identity_.hex()}: taken by an earlier one")
-    if payments.max_window_msat > payments.channel_capacity_sat * 1000:
-        raise ConfigError(
-            f"[payments]: max_window_msat = {payments.max_window_msat}: expected at most what a channel holds "
-            f"(channel_capacity_sat = {payments.channel_capacity_sat})"
-        )
-    if 3 * payments.expiry_margin_blocks >= payments.channel_expiry_blocks:
-        raise ConfigError(
-            f"[payments]: expiry_margin_blocks = {payments.expiry_margin_blocks}: expected less than a third of "
-            f"channel_expiry_blocks ({payments.channel_expiry_blocks})"
-        )
-
-
-def _check_chain(config: Config) -> None:
-    chain = config.chain
-    if chain.network == "main" and not chain.real_money:
-        raise ConfigError(
-            '[chain]: network = "main": expected real_money = true with it, from who has read docs/threat-model.md'
-        )
-    if chain.wallet == "bitcoind" and chain.backend != "bitcoind":
-        raise ConfigError('[chain]: wallet = "bitcoind": expected backend = "bitcoind", whose wallet it is')
-    for number, backend in enumerate((chain, *config.backends)):
-        where = f"[[backend]] number {number}" if number else "[chain]"
-        if backend.backend == "kernel" and chain.network != "regtest":
-            raise ConfigError(f'{where}: backend = "kernel": expected network = "regtest", which is all that it has')
-        if backend.backend == "explorer" and len(set(backend.explorers)) < MIN_EXPLORERS:
-            raise ConfigError(f'{where}: backend = "explorer": expected two or more explorers: one alone may lie')
-
-
-def _check_peers(config: Config, interfaces: list[str]) -> None:
-    seen: dict[tuple[str, object], str] = {("name", name): f'[[interface]] "{name}"' for name in interfaces}
-    seen |= {
-        ("listen_port", port): f"port = {port} in [{table}]"
-        for table, port in (("discovery", config.discovery.port), ("routing", config.routing.port))
-    }
-    for number, peer in enumerate(config.peers, start=1):
-        where = f'[[peer]] "{peer.name}"'
-        for name in ("name", "identity", "listen_port"):
-            value = getattr(peer, name)
-            if value and seen.setdefault((name, value), f"[[peer]] number {number}") != f"[[peer]] number {number}":
-                shown = value.hex() if isinstance(value, bytes) else value
-                raise ConfigError(f"{where}: {name} = {shown}: taken by {seen[name, value]}")
-        if peer.endpoint is None and not peer.listen_port:
-            raise ConfigError(f"{where}: expected an endpoint, where it waits, or a listen_port, where we wait for it")
-
-
-def _check_price(price: PriceConfig) -> None:
-    if problem := price.problem():
-        raise ConfigError(f"[price]: {problem}")
-
-
-def _check_lengths(where: str, match: _PrefixMatch) -> None:
-    low, high = match.lengths
-    longest = 128 if match.prefix is None else match.prefix.max_prefixlen
-    if low > longest or (match.max_length or 0) > longest:
-        raise ConfigError(f'{where}: expected lengths up to {longest} for prefix = "{match.prefix}"')
-    if low > high:
-        raise ConfigError(f"{where}: max_length = {high}: expected at least {low}")
-
-
-def _check_filter(where: str, rule: FilterConfig, interfaces: list[str]) -> None:
-    if rule.interface is not None and rule.interface not in interfaces:
-        near = _nearest(rule.interface, interfaces) if interfaces else ""
-        raise ConfigError(f'{where}: interface = "{rule.interface}": there is no such [[interface]]{near}')
-    if rule.direction == "export" and rule.neighbour is not None:
-        raise ConfigError(f"{where}: neighbour is for import only: all of an interface hear the same; use interface")
-    if rule.action == "refuse" and rule.add_metric:
-        raise ConfigError(f"{where}: add_metric = {rule.add_metric}: a route that is refused has no metric")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -33,17 +34,32 @@ _PROTOCOLS = {
 }
 
 
+class ConfigError(Exception):
+    """The configuration cannot be used. The message names the file, key, value and what was expected."""
+
+
 class InvalidError(Exception):
     """A value is not what its key takes; the message replaces the standard one when it is not empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a key takes: `expected` says it to people, `parse` makes the value or raises InvalidError."""
+    """What a key takes: `expected` says it to people, `parse` makes the value or raises InvalidError.
+
+    `schema`: JSON Schema of what may be written; it may allow more than `parse`, never less.
+    """
 
     expected: str
     parse: Callable[[Any], Any]
+    schema: Mapping[str, Any] = field(default_factory=dict)
     is_secret: bool = False  # a wrong value must not be shown
+
+
+_TEXT: Mapping[str, Any] = {"type": "string"}
+
+
+def _price_or(*words: str) -> Mapping[str, Any]:
+    return {"anyOf": [{"enum": list(words)}, {"type": "integer", "minimum": 0, "maximum": _MAX_PRICE}]}
 
 
 def text(expected: str = "a string", pattern: str = r"[^\0\n]+") -> Kind:
@@ -52,7 +68,7 @@ def text(expected: str = "a string", pattern: str = r"[^\0\n]+") -> Kind:
             raise InvalidError
         return raw
 
-    return Kind(expected, parse)
+    return Kind(expected, parse, {"type": "string", "pattern": rf"^(?:{pattern})$"})
 
 
 def choice(*words: str, not_yet: dict[str, str] | None = None) -> Kind:
@@ -63,7 +79,7 @@ def choice(*words: str, not_yet: dict[str, str] | None = None) -> Kind:
             raise InvalidError
         return str(raw)
 
-    return Kind(" or ".join(f'"{word}"' for word in words), parse)
+    return Kind(" or ".join(f'"{word}"' for word in words), parse, {"enum": list(words)})
 
 
 def integer(low: int, high: int) -> Kind:
@@ -72,7 +88,7 @@ def integer(low: int, high: int) -> Kind:
             raise InvalidError
         return raw
 
-    return Kind(f"an integer from {low} to {high}", parse)
+    return Kind(f"an integer from {low} to {high}", parse, {"type": "integer", "minimum": low, "maximum": high})
 
 
 def seconds(low: float, high: float) -> Kind:
@@ -94,7 +110,7 @@ def _decimal(unit: str, low: float, high: float) -> Kind:
             raise InvalidError
         return float(raw)
 
-    return Kind(f"{unit} from {low:g} to {high:g}", parse)
+    return Kind(f"{unit} from {low:g} to {high:g}", parse, {"type": "number", "minimum": low, "maximum": high})
 
 
 def boolean() -> Kind:
@@ -103,7 +119,7 @@ def boolean() -> Kind:
             raise InvalidError
         return raw
 
-    return Kind("true or false", parse)
+    return Kind("true or false", parse, {"type": "boolean"})
 
 
 def absolute_path() -> Kind:
@@ -112,12 +128,16 @@ def absolute_path() -> Kind:
             raise InvalidError
         return Path(raw)
 
-    return Kind("an absolute path", parse)
+    return Kind("an absolute path", parse, {"type": "string", "pattern": "^/"})
 
 
 def optional_path() -> Kind:
     path = absolute_path()
-    return Kind(f'{path.expected}, or "" for none', lambda raw: None if raw == "" else path.parse(raw))
+    return Kind(
+        f'{path.expected}, or "" for none',
+        lambda raw: None if raw == "" else path.parse(raw),
+        {"type": "string", "pattern": "^(/|$)"},
+    )
 
 
 def fee() -> Kind:
@@ -126,7 +146,7 @@ def fee() -> Kind:
             return NOT_FOR_SALE
         return int(integer(0, _MAX_PRICE).parse(raw))
 
-    return Kind(f'an integer from 0 to {_MAX_PRICE}, or "not for sale"', parse)
+    return Kind(f'an integer from 0 to {_MAX_PRICE}, or "not for sale"', parse, _price_or("not for sale"))
 
 
 def unpriced() -> Kind:
@@ -137,7 +157,7 @@ def unpriced() -> Kind:
             return None
         return 0 if raw == "free" else int(integer(0, _MAX_PRICE).parse(raw))
 
-    return Kind(f'"free", "refuse", or an integer from 0 to {_MAX_PRICE}', parse)
+    return Kind(f'"free", "refuse", or an integer from 0 to {_MAX_PRICE}', parse, _price_or("free", "refuse"))
 
 
 def prefix() -> Kind:
@@ -149,7 +169,7 @@ def prefix() -> Kind:
         except ValueError as error:
             raise InvalidError(f"a prefix: {error}") from error
 
-    return Kind('a prefix, such as "10.1.0.0/24" or "::/0"', parse)
+    return Kind('a prefix, such as "10.1.0.0/24" or "::/0"', parse, _TEXT)
 
 
 def link_local() -> Kind:
@@ -162,7 +182,7 @@ def link_local() -> Kind:
             raise InvalidError
         return address
 
-    return Kind('a link-local address, such as "fe80::1"', parse)
+    return Kind('a link-local address, such as "fe80::1"', parse, _TEXT)
 
 
 def identity() -> Kind:
@@ -177,7 +197,7 @@ def identity() -> Kind:
             raise InvalidError(f"an identity: {error}") from error
         return found
 
-    return Kind("an identity: 64 hexadecimal digits, as meshctl status shows it", parse)
+    return Kind("an identity: 64 hexadecimal digits, as meshctl status shows it", parse, digits.schema)
 
 
 def endpoint() -> Kind:
@@ -200,14 +220,14 @@ def endpoint() -> Kind:
             raise InvalidError("an address that can be reached from afar; those on the same link are found by beacons")
         return host, int(found[3])
 
-    return Kind('a name or an address with a port, such as "gw.example.org:51820" or "[2001:db8::1]:51820"', parse)
+    expected = 'a name or an address with a port, such as "gw.example.org:51820" or "[2001:db8::1]:51820"'
+    return Kind(expected, parse, _TEXT)
 
 
 def router_id() -> Kind:
     octets = text(pattern=r"([0-9a-fA-F]{2}:){7}[0-9a-fA-F]{2}")
-    return Kind(
-        'a router-id, such as "02:00:5e:00:53:00:00:01"', lambda raw: bytes.fromhex(octets.parse(raw).replace(":", ""))
-    )
+    expected = 'a router-id, such as "02:00:5e:00:53:00:00:01"'
+    return Kind(expected, lambda raw: bytes.fromhex(octets.parse(raw).replace(":", "")), octets.schema)
 
 
 def protocol() -> Kind:
@@ -219,7 +239,8 @@ def protocol() -> Kind:
             raise InvalidError(f"another than our own ({OUR_PROTOCOL}), whose routes are never announced again")
         return number
 
-    return Kind(f"a number from 1 to 255, or {', '.join(_PROTOCOLS)}", parse)
+    schema = {"anyOf": [{"enum": list(_PROTOCOLS)}, {"type": "integer", "minimum": 1, "maximum": 255}]}
+    return Kind(f"a number from 1 to 255, or {', '.join(_PROTOCOLS)}", parse, schema)
 
 
 def prefixes() -> Kind:
@@ -231,7 +252,7 @@ def prefixes() -> Kind:
         except ValueError as error:
             raise InvalidError(f"a list of prefixes: {error}") from error
 
-    return Kind('a list of prefixes, such as ["10.1.0.0/24", "fd00::/48"]', parse)
+    return Kind('a list of prefixes, such as ["10.1.0.0/24", "fd00::/48"]', parse, {"type": "array", "items": _TEXT})
 
 
 def urls() -> Kind:
@@ -242,7 +263,8 @@ def urls() -> Kind:
             raise InvalidError
         return tuple(raw)
 
-    return Kind('a list of addresses, such as ["https://mempool.space/api", "https://blockstream.info/api"]', parse)
+    expected = 'a list of addresses, such as ["https://mempool.space/api", "https://blockstream.info/api"]'
+    return Kind(expected, parse, {"type": "array", "items": _TEXT})
 
 
 def pairs() -> Kind:
@@ -264,7 +286,7 @@ def pairs() -> Kind:
         except ValueError as error:
             raise InvalidError(f"{expected}: {error}") from error
 
-    return Kind(expected, parse)
+    return Kind(expected, parse, {"type": "array", "items": _TEXT, "maxItems": _MAX_PAIRS})
 
 
 def key(kind: Kind, doc: str, default: Any = dataclasses.MISSING, example: Any = None) -> Any:
@@ -273,7 +295,7 @@ def key(kind: Kind, doc: str, default: Any = dataclasses.MISSING, example: Any =
 
 def one_of(kinds: type[Enum]) -> Kind:
     words = choice(*(kind.value for kind in kinds))
-    return Kind(words.expected, lambda raw: kinds(words.parse(raw)))
+    return Kind(words.expected, lambda raw: kinds(words.parse(raw)), words.schema)
 
 
 def mac_keys() -> Kind:
@@ -299,7 +321,9 @@ def mac_keys() -> Kind:
         return tuple(parse_one(item) for item in raw)
 
     example = '{ algorithm = "hmac-sha256", key = "00112233445566778899aabbccddeeff" }'
-    return Kind(f"a list of up to {MAX_KEYS} keys, such as [{example}]", parse, is_secret=True)
+    one = {"type": "object", "properties": {"algorithm": algorithms.schema, "key": _TEXT, "file": _TEXT}}
+    schema = {"type": "array", "maxItems": MAX_KEYS, "items": {**one, "required": ["algorithm"]}}
+    return Kind(f"a list of up to {MAX_KEYS} keys, such as [{example}]", parse, schema, is_secret=True)
 
 
 def _read_secret(path: Path) -> str:
@@ -307,3 +331,9 @@ def _read_secret(path: Path) -> str:
         return path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidError(f"{path} to hold a key: {getattr(error, 'strerror', None) or 'not text'}") from None
+
+
+def nearest(name: str, known: Any) -> str:
+    """Names the nearest known word in the message; all of them when none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f'; did you mean "{near[0]}"?' if near else f"; known are {', '.join(known)}"

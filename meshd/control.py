@@ -1,7 +1,7 @@
 """The control socket: JSON-RPC 2.0, one object per line, over a Unix socket.
 
-Anybody who may open the socket (mode 0660) may read; methods that change something are for root and for the daemon's
-own user, as the kernel names them (SO_PEERCRED). Batches are not taken. `rpc.discover` describes every method.
+Root, the daemon's own user and the members of a group may do everything, as the kernel names them (SO_PEERCRED,
+SO_PEERGROUPS); all others may read, or open nothing. Batches are not taken. `rpc.discover` describes every method.
 
 A client cannot hold up the daemon: lines, clients and waiting times are bounded, and each client has a task of its own.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import grp
 import json
 import logging
 import os
@@ -42,6 +43,8 @@ FUNDS = -32005  # not enough money for it
 POLICY = -32006  # this node's rules forbid it
 
 _MAX_PATH_LENGTH = 107  # unix(7): sun_path, less its NUL
+_SO_PEERGROUPS = 59
+_MAX_GROUPS = 256  # for who is in more, only the first counts: getsockopt of Python takes 1024 octets
 _KIND_TYPES: dict[str, Any] = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
 
 
@@ -77,7 +80,24 @@ class Method:
     doc: str
     params: Mapping[str, Param] = field(default_factory=dict)
     result: Mapping[str, Any] = field(default_factory=dict)  # JSON Schema of what it gives; empty: anything
-    writes: bool = False  # only for root and the daemon's own user
+    writes: bool = False  # not for others, who may read at most
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who besides root and the daemon's own user: `group` may write ("": none), `others_may_read` all the rest.
+
+    A group that the machine does not have has no members.
+    """
+
+    group: str = ""
+    others_may_read: bool = False
+
+    def gid(self) -> int | None:
+        try:
+            return grp.getgrnam(self.group).gr_gid if self.group else None
+        except KeyError:
+            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +118,17 @@ class _Request:
 class ControlServer:
     """`await nursery.start(server.run)`; the socket exists from then until it is cancelled."""
 
-    def __init__(self, path: Path, methods: Mapping[str, Method], *, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        methods: Mapping[str, Method],
+        *,
+        access: Access = Access(),
+        limits: Limits | None = None,
+    ) -> None:
         self._path = path
+        self._access = access
+        self._gid = access.gid()
         self._methods = {**methods, "rpc.discover": Method(self._discover, "Describes every method.")}
         self._limits = limits or Limits()
         self._clients = 0
@@ -107,7 +136,7 @@ class ControlServer:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Raises ControlError when the socket cannot be had, for one because another daemon answers on it."""
         try:
-            listening, inode = _listen(self._path)
+            listening, inode = _listen(self._path, self._gid, others=self._access.others_may_read)
         except OSError as error:
             raise ControlError(f"cannot open the control socket {self._path}: {error.strerror}") from error
         try:
@@ -124,7 +153,7 @@ class ControlServer:
         self._clients += 1
         try:
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, OSError):
-                await self._converse(stream, may_write=_may_write(stream))
+                await self._converse(stream, may_write=_may_write(stream, self._gid))
         finally:
             self._clients -= 1
             await trio.aclose_forcefully(stream)
@@ -166,7 +195,7 @@ class ControlServer:
         if method is None:
             raise RpcError(METHOD_NOT_FOUND, f"no method {request.method}")
         if method.writes and not may_write:
-            raise RpcError(DENIED, f"{request.method} is for root and the daemon's own user")
+            raise RpcError(DENIED, f"{request.method} is for root, the daemon's own user and its group")
         params = _check_params(method, request.params)
         try:
             with trio.fail_after(self._limits.handler_timeout):
@@ -265,13 +294,24 @@ async def _receive_line(stream: trio.SocketStream, buffer: bytearray) -> bytes |
     return line
 
 
-def _may_write(stream: trio.SocketStream) -> bool:
+def _may_write(stream: trio.SocketStream, group: int | None) -> bool:
     credentials = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _pid, uid, _gid = struct.unpack("3i", credentials)
-    return uid in (0, os.geteuid())
+    _pid, uid, gid = struct.unpack("3i", credentials)
+    if uid in (0, os.geteuid()):
+        return True
+    return group is not None and (group == gid or group in _further_groups(stream))
 
 
-def _listen(path: Path) -> tuple[socket.socket, int]:
+def _further_groups(stream: trio.SocketStream) -> tuple[int, ...]:
+    """unix(7) does not name it: SO_PEERGROUPS gives as many gid_t as there is room for, or ERANGE."""
+    try:
+        octets = stream.socket.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MAX_GROUPS)
+    except OSError:
+        return ()
+    return struct.unpack(f"{len(octets) // 4}I", octets)
+
+
+def _listen(path: Path, group: int | None, *, others: bool) -> tuple[socket.socket, int]:
     """A listening socket at the path, with its inode. Raises OSError and ControlError."""
     if len(os.fsencode(path)) > _MAX_PATH_LENGTH:  # the bind below, under another name, would not notice
         raise ControlError(f"cannot open the control socket {path}: the path is too long")
@@ -286,7 +326,10 @@ def _listen(path: Path) -> tuple[socket.socket, int]:
         except OSError as error:
             # Python's own "AF_UNIX path too long" has no errno, hence no strerror.
             raise ControlError(f"cannot open the control socket {path}: {error}") from error
-        temporary.chmod(0o660)
+        if group is not None:
+            with contextlib.suppress(PermissionError):  # our own group, and then it is so, or none that we are in
+                os.chown(temporary, -1, group)
+        temporary.chmod(0o666 if others else 0o660)
         listening.listen(64)
         inode = temporary.stat().st_ino
         temporary.rename(path)

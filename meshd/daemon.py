@@ -26,8 +26,9 @@ from meshd.accounting import Accounting
 from meshd.billing import Billing
 from meshd.budget import BudgetKeeper
 from meshd.chains import open_chain, open_wallet
-from meshd.config import Config, load
-from meshd.control import ControlServer
+from meshd.config import Config, InterfaceConfig, load
+from meshd.config_edit import differences
+from meshd.control import Access, ControlServer
 from meshd.enforcement import Enforcement, HeldFile
 from meshd.identity import Identity
 from meshd.kernel import Kernel, KernelConfig, NetlinkError
@@ -304,11 +305,16 @@ class Daemon:
             if self.payments_enabled and self.config.price.price == "auto":
                 nursery.start_soon(self.price_follower.run)
             nursery.start_soon(self.quality.run)
-            await nursery.start(ControlServer(self.config.node.control_socket, methods(self)).run)
+            await nursery.start(self._control_server().run)
             if self.config.node.metrics_port:
                 await nursery.start(self._metrics_server().run)
             log.info("running", name=self.config.node.name, address=self.identity.address)
             task_status.started()
+
+    def _control_server(self) -> ControlServer:
+        node = self.config.node
+        access = Access(node.control_group, others_may_read=node.control_others == "read")
+        return ControlServer(node.control_socket, methods(self), access=access)
 
     def _metrics_server(self) -> MetricsServer:
         from meshd.metrics import MetricsServer, Snapshot  # noqa: PLC0415  only for who asked for it
@@ -326,13 +332,17 @@ class Daemon:
         self.fee_msat_per_gb = fee_msat_per_gb
         await self.router.put(SetFee(fee_msat_per_gb))
 
-    async def reload(self) -> None:
-        """Take filters, redistribution, `unpriced`, maximum price, budgets, costs and MAC keys of interfaces anew from
-        the configuration file.
+    async def reload(self) -> list[str]:
+        """Take filters, redistribution, `unpriced`, maximum price, fee, budgets, costs and MAC keys of interfaces anew
+        from the configuration file. No link and no payment session ends by it.
 
-        Raises ConfigError; then nothing has changed.
+        Returns the keys that have changed and are not in force before the next start. Raises ConfigError; then nothing
+        has changed.
         """
         new = load(self._config_path)
+        new_fee = new.price.fee_msat_per_gb
+        if new_fee != self.config.price.fee_msat_per_gb and self.payments_enabled:
+            await self.set_fee(new_fee)
         new_by_name = {interface.name: interface for interface in new.interfaces}
         self.config = replace(
             self.config,
@@ -344,6 +354,7 @@ class Daemon:
             budget=new.budget,
             filters=new.filters,
             redistributions=new.redistributions,
+            price=replace(self.config.price, fee_msat_per_gb=new_fee),
         )
         await self.router.put(SetPolicy(self._policy()))
         if self.payments_enabled:
@@ -356,7 +367,11 @@ class Daemon:
             if interface.security == "none":
                 await self.router.set_keys(interface.name, wanted.mac_keys, verify=wanted.mac_verify)
         self.redistribution.set_rules(new.redistributions)
-        log.info("configuration read anew", file=self._config_path)
+        interfaces = tuple(_with_keys_of(old, new_by_name.get(old.name, old)) for old in self.config.interfaces)
+        self.config = replace(self.config, interfaces=interfaces)
+        waiting = differences(self.config, new)
+        log.info("configuration read anew", file=self._config_path, waiting_for_restart=" ".join(waiting) or "nothing")
+        return waiting
 
     async def set_cost(self, interface: str, cost: int) -> None:
         """Until the next start or `reload`. Raises KeyError if none of that name is configured."""
@@ -454,6 +469,10 @@ class Daemon:
             self.sessions.neighbour_down(interface, address)
         elif interface in self.router.attached:
             self.sessions.neighbour_up(interface, address)
+
+
+def _with_keys_of(old: InterfaceConfig, new: InterfaceConfig) -> InterfaceConfig:
+    return replace(old, mac_keys=new.mac_keys, mac_verify=new.mac_verify)
 
 
 @asynccontextmanager

@@ -248,11 +248,15 @@ class Methods:
 
     async def reload(self, _: dict[str, Any]) -> Any:
         try:
-            await self._node.reload()
+            waiting = await self._node.reload()
         except ConfigError as error:
             raise RpcError(REFUSED, f"nothing has changed: {error}") from error
         config = self._node.config
-        return {"filters": len(config.filters), "redistributions": len(config.redistributions)}
+        return {
+            "filters": len(config.filters),
+            "redistributions": len(config.redistributions),
+            "restart_needed": waiting,
+        }
 
 
 def _address(text: str) -> IPv4Address | IPv6Address:

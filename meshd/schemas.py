@@ -234,6 +234,10 @@ CREDIT = record(
 REDEEMED = record(peer=IDENTITY, amount_msat=MSAT)
 PAYING = record(paying=boolean())
 COST = record(interface=text(), cost=integer())
-RELOADED = record(filters=COUNT, redistributions=COUNT)
+RELOADED = record(
+    filters=COUNT,
+    redistributions=COUNT,
+    restart_needed=array(text(), "keys that have changed and are not in force before the next start"),
+)
 CLOSED = record(channels=array(HEX), txid=nullable(HEX))
 SCRIPT = record(script_pubkey=HEX)

@@ -29,6 +29,7 @@ MTU_MIN = 1280  # RFC 8200 section 5
 MTU_UNKNOWN = 1500  # of the path to whom we wait for
 KEEPALIVE = 25  # seconds; so that a path through a NAT stays open
 STATUS_INTERVAL = 1.0
+STATUS_INTERVAL_UP = 3.0  # of one that works: less than any silence that counts
 HANDSHAKE_TIMEOUT = 15.0  # then the operator is told: it takes some milliseconds, or 5 s where a packet is lost
 RETRY_INITIAL, RETRY_MAX = 0.5, 30.0
 DEAD_TIMEOUT = 180.0  # WireGuard's own: a session that is older is used no more
@@ -235,7 +236,7 @@ class Keeper:
                 await self._kernel.links.add_link_local(tunnel.name, address)
                 await self._on_up(tunnel)
                 is_known = True
-            with trio.move_on_after(STATUS_INTERVAL):
+            with trio.move_on_after(STATUS_INTERVAL_UP if tunnel.is_up else STATUS_INTERVAL):
                 await tunnel.changed.wait()
             self._take_status(tunnel, await device.status())
             await self._fit(tunnel)

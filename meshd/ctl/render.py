@@ -237,8 +237,11 @@ def cost(result: Record, style: Style) -> str:  # noqa: ARG001
     return f"Cost of {result['interface']}: {result['cost']}"
 
 
-def reloaded(result: Record, style: Style) -> str:  # noqa: ARG001
-    return f"In force: {result['filters']} filters, {result['redistributions']} rules of redistribution."
+def reloaded(result: Record, style: Style) -> str:
+    text = f"In force: {result['filters']} filters, {result['redistributions']} rules of redistribution."
+    if result["restart_needed"]:
+        text += style.paint(f"\nOnly after a restart: {', '.join(result['restart_needed'])}.", "yellow")
+    return text
 
 
 def paying(result: Record, style: Style) -> str:

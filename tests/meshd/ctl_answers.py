@@ -118,7 +118,8 @@ ANSWERS: dict[str, Any] = {
     "price.set": FEE | {"fee_msat_per_gb": 200_000, "price": "fixed"},
     "pay.hold": {"paying": False}, "pay.resume": {"paying": True},
     "channel.close": {"channels": ["01" * 32], "txid": "cd" * 32},
-    "interface.cost": {"interface": "wlan0", "cost": 256}, "reload": {"filters": 3, "redistributions": 1},
+    "interface.cost": {"interface": "wlan0", "cost": 256},
+    "reload": {"filters": 3, "redistributions": 1, "restart_needed": ["routing.port"]},
 }  # fmt: skip
 
 GOLDEN = {
@@ -170,7 +171,7 @@ fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f  suspended  warned: overstated, 2.0% los
     ),
     "price.set": "Fee: 0.2 sat/MB (200,000 msat/GB)",
     "interface.cost": "Cost of wlan0: 256",
-    "reload": "In force: 3 filters, 1 rules of redistribution.",
+    "reload": "In force: 3 filters, 1 rules of redistribution.\nOnly after a restart: routing.port.",
     "pay.hold": "Payments are on hold.",
     "pay.resume": "Paying.",
     "channel.close": f"Closing 1 channel, transaction {'cd' * 32}:\n  {'01' * 32}",

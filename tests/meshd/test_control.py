@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
 import socket
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meshd import control
-from meshd.control import ControlError, ControlServer, Limits, Method, Param, RpcError
+from meshd.control import Access, ControlError, ControlServer, Limits, Method, Param, RpcError
 
 Scenario = Callable[[Path], Awaitable[None]]
 
@@ -62,11 +63,11 @@ METHODS = {
 }
 
 
-def serve(path: Path, scenario: Scenario, limits: Limits | None = None) -> None:
+def serve(path: Path, scenario: Scenario, limits: Limits | None = None, access: Access = Access()) -> None:  # noqa: B008
     async def main() -> None:
         with trio.fail_after(120):
             async with trio.open_nursery() as nursery:
-                await nursery.start(ControlServer(path, METHODS, limits=limits).run)
+                await nursery.start(ControlServer(path, METHODS, access=access, limits=limits).run)
                 try:
                     await scenario(path)
                 finally:
@@ -203,29 +204,50 @@ def test_only_root_and_our_own_user_may_write(tmp_path: Path, monkeypatch: pytes
         assert (await client.call("change"))["error"]["code"] == control.DENIED
         assert (await client.call("echo", text="x"))["result"] == {"text": "x"}
 
-    monkeypatch.setattr(control, "_may_write", lambda stream: False)
+    monkeypatch.setattr(control, "_may_write", lambda *_: False)
     serve(tmp_path / "s", scenario)
 
 
+ASK_AS = """
+import os, socket, sys
+gid, groups = int(sys.argv[2]), [int(group) for group in sys.argv[3:]]
+os.setgroups(groups); os.setgid(gid); os.setuid(65534)
+with socket.socket(socket.AF_UNIX) as s:
+    s.connect(sys.argv[1])
+    s.sendall(b'{"jsonrpc":"2.0","id":1,"method":"change"}\\n')
+    sys.stdout.write(s.recv(9999).decode())
+"""
+GROUP = grp.getgrgid(1)  # there is one everywhere
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
-def test_kernel_says_who_a_client_is() -> None:
+@pytest.mark.parametrize(
+    ("group", "others", "gids", "outcome"),
+    [
+        ("", False, [65534], "PermissionError"),
+        ("", True, [65534], "denied"),
+        (GROUP.gr_name, False, [65534], "PermissionError"),
+        (GROUP.gr_name, False, [GROUP.gr_gid], "done"),
+        (GROUP.gr_name, False, [65534, 65534, GROUP.gr_gid], "done"),  # its further groups
+        (GROUP.gr_name, True, [65534], "denied"),
+        ("no-such-group", True, [65534], "denied"),
+    ],
+)
+def test_kernel_says_who_a_client_is(group: str, others: bool, gids: list[int], outcome: str) -> None:
     # Not in tmp_path, which is closed to others.
     path = Path(f"/tmp/meshd-test-{os.getpid()}.sock")  # noqa: S108
-    request = b'{"jsonrpc":"2.0","id":1,"method":"change"}\n'
-    code = (
-        "import os,socket,sys; os.setgroups([]); os.setgid(65534); os.setuid(65534); s=socket.socket(socket.AF_UNIX);"
-        f"s.connect({str(path)!r}); s.sendall({request!r}); sys.stdout.write(s.recv(9999).decode())"
-    )
 
     async def scenario(path: Path) -> None:
-        stranger = [sys.executable, "-c", code]
-        refused = await trio.run_process(stranger, capture_stdout=True, capture_stderr=True, check=False)
-        assert b"PermissionError" in refused.stderr  # mode 0660
-        path.chmod(0o666)
-        denied = await trio.run_process(stranger, capture_stdout=True)
-        assert json.loads(denied.stdout)["error"]["code"] == control.DENIED
+        stranger = [sys.executable, "-c", ASK_AS, str(path), *map(str, gids)]
+        done = await trio.run_process(stranger, capture_stdout=True, capture_stderr=True, check=False)
+        if outcome == "PermissionError":
+            assert b"PermissionError" in done.stderr
+        elif outcome == "denied":
+            assert json.loads(done.stdout)["error"]["code"] == control.DENIED
+        else:
+            assert json.loads(done.stdout)["result"] == {}
 
-    serve(path, scenario)
+    serve(path, scenario, access=Access(group, others_may_read=others))
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

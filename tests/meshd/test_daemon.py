@@ -166,8 +166,8 @@ def test_a_reload_takes_secured_interfaces_along(tmp_path: Path) -> None:
         node = Secured()
         node._config_path = tmp_path / "meshd.toml"
         changed = SECURED.replace('"wireguard"', '"wireguard"\ncost = 7') + "[budget]\nper_day_msat = 9\n"
-        node._config_path.write_text(changed + "[routing]\nmax_price_msat_per_gb = 8\n")
-        await Daemon.reload(cast("Daemon", node))
+        node._config_path.write_text(changed + "[routing]\nmax_price_msat_per_gb = 8\nport = 9\n")
+        assert await Daemon.reload(cast("Daemon", node)) == ["routing.port"]
         policy, limits, *others, rules = node.asked
         assert (limits["day"], policy.policy.price_max_msat_per_gb) == (9, 8)
         assert isinstance(policy, SetPolicy) and [rule.interface for rule in policy.policy.imports] == ["mw1", "mw2"]

@@ -121,10 +121,11 @@ class Node:
             raise KeyError(interface)
         self.asked.append((interface, cost))
 
-    async def _reload(self) -> None:
+    async def _reload(self) -> list[str]:
         if self.asked:
             raise ConfigError("meshd.toml: wrong")
         self.asked.append("reload")
+        return ["routing.port"]
 
     async def _wallet(self) -> SimpleNamespace:
         async def labels() -> dict[str, str]:
@@ -231,7 +232,11 @@ def test_the_cost_of_an_interface_is_set_within_its_range() -> None:
 def test_a_reload_says_what_is_wrong() -> None:
     async def scenario() -> None:
         node = Node()
-        assert await node.methods.reload({}) == {"filters": 0, "redistributions": 0}
+        assert await node.methods.reload({}) == {
+            "filters": 0,
+            "redistributions": 0,
+            "restart_needed": ["routing.port"],
+        }
         with pytest.raises(RpcError, match=r"nothing has changed: meshd\.toml: wrong") as refused:
             await node.methods.reload({})
         assert refused.value.code == REFUSED

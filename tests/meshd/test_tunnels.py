@@ -22,7 +22,7 @@ from meshd.following import RETRY_INTERVAL
 from meshd.identity import Identity, tunnel_address
 from meshd.kernel import Link, NetlinkError
 from meshd.kernel.wireguard import Endpoint, Status, WireGuardError
-from meshd.tunnel import HANDSHAKE_TIMEOUT, RETRY_MAX, SILENCE_MAX, Tunnel
+from meshd.tunnel import HANDSHAKE_TIMEOUT, RETRY_MAX, SILENCE_MAX, STATUS_INTERVAL_UP, Tunnel
 from meshd.tunnels import SILENCE, Tunnels
 from routing.events import LinkKind
 from tests.meshd.fakes import FakeKernel, run
@@ -474,10 +474,10 @@ def test_who_waits_has_a_tunnel_from_the_first_handshake_on(
             assert node.told == [("up", device.name)] and internet.asked == []
             assert [entry[2] for entry in node.kernel.journal if entry[0] == "up"] == [1420]
             internet.mtu = 1400
-            await trio.sleep(1.1)
+            await trio.sleep(STATUS_INTERVAL_UP + 0.1)
             assert tunnels.all()[0].mtu == 1320
             internet.mtu = None  # no way there for a moment
-            await trio.sleep(1.1)
+            await trio.sleep(STATUS_INTERVAL_UP + 0.1)
             assert tunnels.all()[0].mtu == 1320
 
     run(scenario)

@@ -130,8 +130,8 @@ def method_table() -> dict[str, Method]:
 def rpc_page() -> str:
     intro = """
 JSON-RPC 2.0 over the Unix socket `/run/meshd/meshd.sock`: one object a line, no batches. `rpc.discover` gives this
-page as data, with the JSON Schema of every result. Methods marked *writes* are for root and the daemon's own user; the
-others are for whoever may open the socket."""
+page as data, with the JSON Schema of every result. Methods marked *writes* are for root, the daemon's own user and the
+members of `control_group`; the others are for everybody else too where `control_others` in `[node]` is "read"."""
     codes = _table(("code", "meaning"), [
         ("-32700, -32600, -32601, -32603", "as JSON-RPC 2.0 says"), ("-32602", "a parameter is wrong"),
         ("-32001", "no such destination, peer or channel"), ("-32002", "not for this user"),
