@@ -43,6 +43,12 @@ class PaymentsConfig:
     min_confirmations: int = key(
         integer(1, 1000), "How deep a neighbour's channel must be in the chain before it counts as money.", 3
     )
+    keep_for_neighbours: bool = key(
+        boolean(),
+        "Keep for neighbours, sealed, what they were paid last (8 KiB each, 64 at most), and give it back when they"
+        " have lost it. Ours is left with neighbours that do so.",
+        True,
+    )
     settlement: str = key(
         _SETTLEMENT,
         "How debts are settled, where no [[neighbour]] says otherwise; both ends must have the same. cltv: payment"

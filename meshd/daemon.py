@@ -23,6 +23,7 @@ import trio
 from meshd import __version__
 from meshd import session as sessions
 from meshd.accounting import Accounting
+from meshd.backup import CHANNEL_FILE, ChannelFile
 from meshd.billing import Billing
 from meshd.budget import BudgetKeeper
 from meshd.chains import open_chain, open_wallet
@@ -245,6 +246,7 @@ class Daemon:
             expiry_blocks=wanted.channel_expiry_blocks,
             expiry_margin=wanted.expiry_margin_blocks,
             min_confirmations=wanted.min_confirmations,
+            keep_for_neighbours=wanted.keep_for_neighbours,
             settlement=SettlementTerms(wanted.settlement, wanted.credit_limit_msat),
             settlement_by_peer={
                 other.identity: SettlementTerms(
@@ -294,6 +296,7 @@ class Daemon:
                 nursery.start_soon(self._follow_sessions)
                 nursery.start_soon(self._report_loss)
                 nursery.start_soon(self._rank_peers)
+                nursery.start_soon(self._channel_file().run)
                 await self.budget.check()  # the speaker knows before it hears of the first route
                 nursery.start_soon(self.budget.run)
             await nursery.start(self.router.run)
@@ -315,6 +318,10 @@ class Daemon:
         node = self.config.node
         access = Access(node.control_group, others_may_read=node.control_others == "read")
         return ControlServer(node.control_socket, methods(self), access=access)
+
+    def _channel_file(self) -> ChannelFile:
+        path = self.config.node.state_dir / CHANNEL_FILE
+        return ChannelFile(path, self.identity, self.config.chain.network, self.paymaster.engine.records)
 
     def _metrics_server(self) -> MetricsServer:
         from meshd.metrics import MetricsServer, Snapshot  # noqa: PLC0415  only for who asked for it

@@ -127,7 +127,7 @@ def load_or_create(path: Path) -> Identity:
     except OSError as error:
         raise IdentityError(f"cannot read {path}: {error.strerror}") from error
     try:
-        _create(path)
+        create(path, secrets.token_bytes(SEED_LENGTH))
         return load(path)
     except OSError as error:
         raise IdentityError(f"cannot make {path}: {error.strerror}") from error
@@ -158,14 +158,15 @@ def _require_private(path: Path, status: os.stat_result) -> None:
         raise IdentityError(f"{path} belongs to another user (uid {status.st_uid})")
 
 
-def _create(path: Path) -> None:
-    """Writes aside, then links: a crash leaves the whole key or none, and two starts at once end with one key."""
+def create(path: Path, seed: bytes) -> None:
+    """Writes aside, then links: a crash leaves the whole key or none, and two starts at once end with one key. What is
+    there already stays. Raises OSError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with open(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(SEED_LENGTH).hex().encode() + b"\n")
+            file.write(seed.hex().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
         with contextlib.suppress(FileExistsError):

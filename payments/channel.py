@@ -97,6 +97,8 @@ class Channel:
     number: int = 0
     base_msat: int = 0
     splice: Splice | None = None
+    # Payer: the payee has said what our last payment was. What comes from a disk may be old: it is asked first.
+    is_synced: bool = True
     written: ChannelRecord | None = None  # as it is on the disk, or will be before anything leaves
     refusals: int = 0
     is_close_ready: bool = False  # payee: it is no use to wait for the payer, which has answered or is gone
@@ -115,7 +117,7 @@ class Channel:
     @classmethod
     def from_record(cls, record: ChannelRecord) -> Channel:
         channel = cls(*_row(record))
-        channel.written = record
+        channel.written, channel.is_synced = record, not record.cumulative_msat
         return channel
 
     def record(self) -> ChannelRecord:

@@ -49,6 +49,8 @@ class PaymentConfig:
     close_patience_blocks: int = 6  # how long a payer waits for an announced claim before it offers to close together
     max_channels_per_peer: int = 8  # incoming, not closed
     counts_interval: float = 5.0  # between two signed counts to the same peer, where there is anything new
+    keep_for_neighbours: bool = True  # what they have been paid, sealed: 8 KiB each
+    keep_interval: float = 60.0  # between two such of one neighbour
     max_faults: int = 16  # per session, then the connection is dropped
     settlement: SettlementTerms = SettlementTerms()
     settlement_by_peer: Mapping[bytes, SettlementTerms] = field(default_factory=lambda: MappingProxyType({}))
@@ -57,7 +59,7 @@ class PaymentConfig:
         if not 1 <= len(self.chain) <= 64:
             raise ValueError("chain: a name of 1 to 64 characters")
         intervals = (self.tick_interval, self.min_interval, self.opening_timeout, self.open_retry_interval)
-        if min(*intervals, self.counts_interval) <= 0:
+        if min(*intervals, self.counts_interval, self.keep_interval) <= 0:
             raise ValueError("intervals must be above 0")
         if not 1 <= self.start_window_msat <= self.max_window_msat:
             raise ValueError("start_window_msat must be between 1 and max_window_msat")

@@ -23,7 +23,7 @@ from payments.events import ChannelStateChanged, NeedScript, Output, Persist, Re
 from payments.ledger import Balance, Ledger
 from payments.life import Cause, InvariantError
 from payments.messages import Accounts, Message, encode
-from payments.records import Change, ChannelState, Direction, ForgottenChannel, HeightRecord
+from payments.records import Change, ChannelState, Direction, ForgottenChannel, HeightRecord, KeptRecord
 from payments.settlement_port import SettlementMethod
 from payments.window import Window
 
@@ -75,10 +75,15 @@ class Peer:
     is_dear_noted: bool = False  # that a channel would cost too much
     open_retry_at: float = -math.inf
     is_funding_short: bool = False  # the wallet could not fund the last one
+    kept: bytes = b""  # what it has left with us, sealed
+    keep_again_at: float = -math.inf  # before that, it may not leave anything else
+    keep_at: float = -math.inf  # when we may leave something with it again
+    left: int = -1  # as of which `Core.paid_version` we have
     wake_at: float = math.inf
     # Of the session.
     is_connected: bool = False
     is_ready: bool = False  # it said hello, and speaks our protocol on our chain
+    is_keeper: bool = False  # it keeps what we leave with it
     faults: int = 0
     stated: Balance | None = None  # as of our last statement
     statement_at: float = -math.inf
@@ -99,7 +104,8 @@ class Peer:
         self.faults = 0
 
     def end_session(self) -> None:
-        self.is_connected = self.is_ready = False
+        self.is_connected = self.is_ready = self.is_keeper = False
+        self.left = -1
         self.stated = None
         self.statement_at = self.payment_at = -math.inf
         self.is_settlement_wanted = self.is_reply_due = False
@@ -135,7 +141,8 @@ class Core:
         self.claim_at: float | None = None  # when to stop waiting for payers before a claim; None: nothing to claim
         self.peers: dict[bytes, Peer] = {}
         self.channels: dict[bytes, Channel] = {}
-        self._seed = seed
+        self.seed = seed
+        self.paid_version = 0  # counts what we have been paid, and the changes of the channels for it
         self._methods = methods
         self._outputs: list[Output] = []
         self._touched: dict[bytes, None] = {}
@@ -168,7 +175,7 @@ class Core:
         return channel
 
     def key_of(self, channel_id: bytes) -> bytes:
-        return channel_key(self._seed, channel_id)
+        return channel_key(self.seed, channel_id)
 
     def use_script(self) -> bytes | None:
         """A wallet script; each is used once, as far as the wallet keeps up."""
@@ -233,6 +240,7 @@ class Core:
         """Recounts what the ledger takes from the channels: sums are never counted anywhere else."""
         self._dirty_channels[channel.channel_id] = None
         self._is_hard = self._is_hard or hard
+        self.paid_version += channel.direction is Direction.IN
         peer = self.peer(channel.peer)
         self.recount(peer)
         self.touch(peer)
@@ -251,6 +259,10 @@ class Core:
         self.height = height
         self._other_changes.append(HeightRecord(height))
         self._is_hard = True
+
+    def kept_changed(self, record: KeptRecord) -> None:
+        """Written with the next change that is hard, or at the tick."""
+        self._other_changes.append(record)
 
     def move(self, channel: Channel, cause: Cause, detail: str = "") -> None:
         channel.move(cause)

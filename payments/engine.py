@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Iterable
 
-from payments import auditing, closing, cooperating, crediting, opening, session, settlement, splicing
+from payments import auditing, closing, cooperating, crediting, keeping, opening, session, settlement, splicing
 from payments import events as ev
 from payments import messages as msg
 from payments.agreement import CountsView
@@ -54,6 +54,8 @@ class PaymentEngine:
             auditing.restore(core, counts_record)
         for credit_record in state.credits:
             crediting.restore(core, credit_record)
+        for kept in state.kept:
+            core.peer(kept.peer).kept = kept.body
         for channel_record in state.channels:
             channel = Channel.from_record(channel_record)
             channel.check()
@@ -118,6 +120,12 @@ class PaymentEngine:
         """All that were ever funded, and those that are being opened."""
         opening_now = (p.opening.channel for p in self._core.peers.values() if p.opening and p.opening.channel)
         return [_channel_view(channel) for channel in (*self._core.channels.values(), *opening_now)]
+
+    def records(self) -> EngineState:
+        """Ledgers, channels and height as they would be written now: for backups."""
+        peers = [peer for peer in self._core.peers.values() if not peer.ledger.is_empty]
+        ledgers = tuple(peer.ledger.record() for peer in peers)
+        return EngineState(ledgers, tuple(c.record() for c in self._core.channels.values()), self._core.height)
 
     # --- inputs ---
 
@@ -300,6 +308,10 @@ class PaymentEngine:
                 cooperating.handle_propose_close(core, peer, message)
             case msg.CloseSigned():
                 cooperating.handle_close_signed(core, peer, message)
+            case msg.Keep():
+                keeping.handle_keep(core, peer, message, now=now)
+            case msg.Kept():
+                keeping.handle_kept(core, peer, message)
 
     def _count_fault(self, peer: Peer, reason: str) -> None:
         peer.faults += 1
@@ -325,6 +337,7 @@ class PaymentEngine:
             settlement.review(core, peer, now=now)
             peer.method.review(core, peer, now=now)
             auditing.review(core, peer, now=now)
+            keeping.review(core, peer, now=now)
             if not peer.is_connected and not peer.opening and not peer.wanted_capacity_sat and _is_stranger(peer):
                 self._forget(peer)
         core.take_touched()

@@ -17,6 +17,7 @@ from payments.units import MAX_MSAT, MAX_UNITS
 PROTOCOL_VERSION = 4
 MAX_MESSAGE = 16 * 1024
 CHANNEL_ID_BYTES = 16
+MAX_KEPT_BYTES = 8 * 1024
 UNITS_BYTES = 16  # msgpack's integers end at 2^64
 
 MAX_SPLICE_BYTES = 2_000  # without witnesses: 40 inputs. A larger one would cost the payee too much to outbid
@@ -48,6 +49,7 @@ Version = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 Code = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 SettlementName = Annotated[str, msgspec.Meta(min_length=1, max_length=16)]
 NoteSignature = Annotated[bytes, msgspec.Meta(max_length=SIGNATURE_BYTES)]  # empty: there is no note yet
+KeptBody = Annotated[bytes, msgspec.Meta(max_length=MAX_KEPT_BYTES)]
 ChainName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 
 
@@ -256,6 +258,19 @@ class CloseSigned(_Message, frozen=True, tag=17):
     signature: Signature
 
 
+class Keep(_Message, frozen=True, tag=18):
+    """Please keep this for me: sealed, and mine to ask back (`payments.keeping`)."""
+
+    body: KeptBody
+
+
+class Kept(_Message, frozen=True, tag=19):
+    """At the start of a session: what the receiver has left with the sender (empty: nothing), and whether it may."""
+
+    is_willing: bool
+    body: KeptBody
+
+
 Message = (
     Hello
     | Statement
@@ -275,6 +290,8 @@ Message = (
     | RejectSplice
     | ProposeClose
     | CloseSigned
+    | Keep
+    | Kept
 )
 
 _MAX_UNITS = MAX_UNITS.to_bytes(UNITS_BYTES, "big")  # compared as bytes: in the order of the numbers

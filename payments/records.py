@@ -119,6 +119,14 @@ class CreditRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptRecord:
+    """What a neighbour has left with us, sealed (`payments.keeping`)."""
+
+    peer: bytes
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class HeightRecord:
     """The highest chain tip ever seen; it does not go back in a reorganisation."""
 
@@ -132,7 +140,7 @@ class ForgottenChannel:
     channel_id: bytes
 
 
-Change = LedgerRecord | ChannelRecord | CountsRecord | CreditRecord | HeightRecord | ForgottenChannel
+Change = LedgerRecord | ChannelRecord | CountsRecord | CreditRecord | KeptRecord | HeightRecord | ForgottenChannel
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,3 +152,4 @@ class EngineState:
     height: int = 0
     counts: tuple[CountsRecord, ...] = ()
     credits: tuple[CreditRecord, ...] = ()
+    kept: tuple[KeptRecord, ...] = ()

@@ -7,7 +7,7 @@ counted twice.
 
 from __future__ import annotations
 
-from payments import cooperating, opening, settlement, splicing
+from payments import cooperating, keeping, opening, settlement, splicing
 from payments.channel import SYNCED, PeerFaultError
 from payments.core import Core, Peer
 from payments.events import DropConnection
@@ -39,6 +39,7 @@ def handle_hello(core: Core, peer: Peer, message: Hello, *, now: float) -> None:
         return
     peer.is_ready = True
     peer.credit.limit_msat = min(message.credit_limit, terms.credit_limit_msat)
+    keeping.begin_session(core, peer)
     peer.method.begin_session(core, peer)
     for channel in peer.channels_of(Direction.OUT, ChannelState.PENDING, ChannelState.OPEN):
         opening.tell_funding(core, peer, channel)
@@ -76,6 +77,7 @@ def handle_channel_sync(core: Core, peer: Peer, message: ChannelSync) -> None:
         core.channel_changed(channel)
     if stage is None:
         return
+    channel.is_synced = True
     if channel.cumulative_msat > before_msat:
         # We signed for it, so our meter had allowed it.
         forgotten_msat = channel.cumulative_msat - before_msat

@@ -204,7 +204,8 @@ def pay_through_channels(core: Core, peer: Peer, payable_msat: int) -> int:
     left_msat = payable_msat
     for channel in list(peer.channels_of(Direction.OUT, *PAYABLE)):
         amount_msat = min(left_msat, channel.remaining_msat)
-        if amount_msat > 0 and can_pay_through(core, channel) and not channel.is_in_flight:
+        is_free = channel.is_synced and not channel.is_in_flight
+        if amount_msat > 0 and is_free and can_pay_through(core, channel):
             _pay_through(core, peer, channel, amount_msat)
             left_msat -= amount_msat
     return payable_msat - left_msat

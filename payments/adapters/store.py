@@ -36,12 +36,13 @@ from payments.records import (
     EngineState,
     ForgottenChannel,
     HeightRecord,
+    KeptRecord,
     LedgerRecord,
     Reading,
     Splice,
 )
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 MAX_READINGS = 100_000  # flows come and go; many times what the kernel keeps counters for
 UNITS_BYTES = 16  # debts outgrow SQLite's 64-bit integers
 
@@ -67,6 +68,13 @@ CREATE TABLE credit (
   their_paid_msat INTEGER NOT NULL,
   their_redeemed_msat INTEGER NOT NULL,
   their_signature BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+"""
+
+_KEPT_TABLE = """
+CREATE TABLE kept (
+  peer BLOB PRIMARY KEY,
+  body BLOB NOT NULL
 ) STRICT, WITHOUT ROWID;
 """
 
@@ -123,6 +131,7 @@ CREATE TABLE reading (
 """
     + _COUNTS_TABLE
     + _CREDIT_TABLE
+    + _KEPT_TABLE
 )
 
 # By the version that each step leads away from.
@@ -139,6 +148,7 @@ ALTER TABLE channel ADD COLUMN number INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE channel ADD COLUMN base_msat INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE channel ADD COLUMN splice BLOB;
 """,
+    6: _KEPT_TABLE,
 }
 
 _CHANNEL_COLUMNS = (
@@ -256,6 +266,8 @@ class Store:
                 counts = tuple(CountsRecord(*row) for row in cursor)
                 cursor.execute(f"SELECT {_CREDIT_COLUMNS} FROM credit ORDER BY peer")  # noqa: S608
                 credits_ = tuple(CreditRecord(*row) for row in cursor)
+                cursor.execute("SELECT peer, body FROM kept ORDER BY peer")
+                kept = tuple(KeptRecord(*row) for row in cursor)
                 (height,) = cursor.execute("SELECT height FROM chain").fetchone()
             for ledger in ledgers:
                 Ledger.from_record(ledger).check()
@@ -267,7 +279,7 @@ class Store:
                 CountBook(0).restore(record)
         except (sqlite3.Error, msgspec.MsgspecError, ValueError, TypeError, InvariantError, CountsError) as error:
             raise StoreError(f"a damaged row: {error}. {_ADVICE}") from error
-        return EngineState(ledgers, channels, height, counts, credits_)
+        return EngineState(ledgers, channels, height, counts, credits_, kept)
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
@@ -423,6 +435,7 @@ _WRITTEN: Mapping[type[Any], tuple[str, Callable[[Any], tuple[Value, ...]]]] = {
     ChannelRecord: (_PUT_CHANNEL, _channel_row),
     CountsRecord: (_PUT_COUNTS, _counts_row),
     CreditRecord: (_PUT_CREDIT, astuple),
+    KeptRecord: ("INSERT OR REPLACE INTO kept VALUES (?, ?)", lambda record: (record.peer, record.body)),
     HeightRecord: ("UPDATE chain SET height = ?", lambda record: (record.height,)),
     ForgottenChannel: ("DELETE FROM channel WHERE channel_id = ?", lambda forgotten: (forgotten.channel_id,)),
 }

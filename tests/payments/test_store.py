@@ -148,7 +148,7 @@ def test_a_database_of_the_first_version_keeps_what_it_holds(tmp_path: Path) -> 
     connection = sqlite3.connect(path)
     connection.executescript(
         "ALTER TABLE reading DROP COLUMN price_msat_per_gb; ALTER TABLE ledger DROP COLUMN is_suspended;"
-        " DROP TABLE counts; DROP TABLE credit; ALTER TABLE channel DROP COLUMN payout_script;"
+        " DROP TABLE counts; DROP TABLE credit; DROP TABLE kept; ALTER TABLE channel DROP COLUMN payout_script;"
         " ALTER TABLE channel DROP COLUMN number;"
         " ALTER TABLE channel DROP COLUMN base_msat; ALTER TABLE channel DROP COLUMN splice; PRAGMA user_version = 1;"
     )

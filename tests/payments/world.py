@@ -24,12 +24,14 @@ from payments.records import (
     EngineState,
     ForgottenChannel,
     HeightRecord,
+    KeptRecord,
     LedgerRecord,
 )
 from payments.units import UNITS_PER_MSAT
 
 PRICE_MSAT_PER_GB = 1_000_000
 CONFIG = PaymentConfig(
+    keep_for_neighbours=False,  # no message of it among those that tests count
     expiry_blocks=60,
     expiry_margin=6,
     max_expiry_blocks=200,
@@ -49,6 +51,7 @@ class MemoryStore:
         self.channels: dict[bytes, ChannelRecord] = {}
         self.counts: dict[bytes, CountsRecord] = {}
         self.credits: dict[bytes, CreditRecord] = {}
+        self.kept: dict[bytes, KeptRecord] = {}
         self.height = 0
 
     def apply(self, changes: tuple[Change, ...]) -> None:
@@ -60,6 +63,8 @@ class MemoryStore:
                     self.channels[change.channel_id] = change
                 case CountsRecord():
                     self.counts[change.peer] = change
+                case KeptRecord():
+                    self.kept[change.peer] = change
                 case CreditRecord():
                     self.credits[change.peer] = change
                 case HeightRecord():
@@ -72,12 +77,13 @@ class MemoryStore:
         store = MemoryStore()
         store.ledgers, store.channels = dict(self.ledgers), dict(self.channels)
         store.counts, store.credits, store.height = dict(self.counts), dict(self.credits), self.height
+        store.kept = dict(self.kept)
         return store
 
     def load(self) -> EngineState:
         ledgers, channels = tuple(self.ledgers.values()), tuple(self.channels.values())
         counts, credits_ = tuple(self.counts.values()), tuple(self.credits.values())
-        return EngineState(ledgers, channels, self.height, counts, credits_)
+        return EngineState(ledgers, channels, self.height, counts, credits_, tuple(self.kept.values()))
 
 
 class FakeChain:
