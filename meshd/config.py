@@ -113,6 +113,12 @@ class NodeConfig:
         None,
     )
     record_max_mb: int = key(integer(1, 1_000_000), "The recording ends at this size, in MB.", 256)
+    fast_lane: str = key(
+        choice("auto", "off"),
+        "Carry established flows that are paid for by BPF, before nftables; auto: where the kernel can, and nobody else "
+        "has rules for what is carried (docs/adr/0016-a-fast-lane.md). Read at the start.",
+        "auto",
+    )
     metrics_port: int = key(
         integer(0, 65535), "TCP port on 127.0.0.1 at which Prometheus finds /metrics; 0: there is none.", 0
     )

@@ -517,6 +517,7 @@ async def running(config: Config, identity: Identity, config_path: Path) -> Asyn
         table=config.routing.table,
         rule_priority=config.routing.rule_priority,
         free_rate=config.payments.free_rate,
+        has_fast_lane=config.node.fast_lane == "auto",
     )
     held_file = HeldFile(state / "held.json")
     with ExitStack() as files:

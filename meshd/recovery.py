@@ -38,8 +38,9 @@ class Unbilled:
 
 
 def flow_name(flow: FlowCount) -> bytes:
-    """A name for the counter of a flow that is the same after a restart."""
-    fields = (flow.direction.value, flow.interface, flow.mac.hex(), flow.source or "", flow.destination or "")
+    """A name for a counter of a flow, the same after a restart. One that began anew has another."""
+    flow_fields = flow.direction.value, flow.interface, flow.mac.hex(), flow.source or "", flow.destination or ""
+    fields = (*flow_fields, flow.counter)
     return "|".join(str(field) for field in fields).encode()
 
 

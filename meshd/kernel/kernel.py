@@ -16,8 +16,9 @@ import trio
 
 from meshd.kernel.changes import Changes
 from meshd.kernel.gate import Port, Tier
+from meshd.kernel.lane import Lane
 from meshd.kernel.links import ARPHRD_ETHER, ARPHRD_NONE, Links
-from meshd.kernel.meter import FlowCount, Meter
+from meshd.kernel.meter import FlowCount, Meter, lane_counts
 from meshd.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkError, NetlinkSocket
 from meshd.kernel.nft import Gate, Nft
 from meshd.kernel.route_watch import RouteWatch
@@ -39,7 +40,7 @@ class KernelConfig:
     can be put back after a crash. `table`: number of the routing table. `protocol`: rtnetlink protocol of our routes
     and rules (babeld and FRR use 42). `rule_priority`: the first of those that our rules take (see
     `layout`); it must be less than 32000. `free_rate`: bits per second that are carried for each neighbour that has not
-    paid; 0: nothing.
+    paid; 0: nothing. `has_fast_lane`: paid flows take it where the kernel has BPF.
     """
 
     record_path: Path
@@ -47,6 +48,7 @@ class KernelConfig:
     protocol: int = 66
     rule_priority: int = 1000
     free_rate: int = 0
+    has_fast_lane: bool = True
 
 
 class Kernel:
@@ -54,12 +56,14 @@ class Kernel:
 
     def __init__(self, config: KernelConfig, rtnetlink: NetlinkSocket, netfilter: NetlinkSocket) -> None:
         self.config = config
-        self.routes = RouteTable(rtnetlink, config.table, config.protocol, config.rule_priority)
+        self.lane = Lane(rtnetlink, netfilter)
+        table = config.table, config.protocol, config.rule_priority
+        self.routes = RouteTable(rtnetlink, *table, changed=self.lane.routes_changed)
         self.route_watch = RouteWatch(rtnetlink, config.table, config.protocol)
         self.links = Links(rtnetlink)
         self._nft = Nft(Tier(config.free_rate // 8))
-        self.meter = Meter(netfilter, self._nft)
-        self.gate = Gate(self._nft)
+        self.meter = Meter(netfilter, self._nft, self.lane)
+        self.gate = Gate(self._nft, self.lane)
         self.leftover: list[FlowCount] = []  # what a killed daemon's counters held: the kernel forwards and counts on
         self._changes = Changes(config.record_path, self.links)
 
@@ -79,8 +83,10 @@ class Kernel:
             netfilter = stack.enter_context(NetlinkSocket(NETLINK_NETFILTER))
             kernel = cls(config, rtnetlink, netfilter)
             await kernel.routes.cleanup()  # first: what is carried after the look at the counters is in none
-            kernel.leftover = await kernel.meter.leftover()
+            kernel.leftover = lane_counts(await kernel.lane.leftover(kernel.links)) + await kernel.meter.leftover()
             kernel._nft.hold_before_load(held)
+            for port in held:
+                kernel.lane.shut(port)
             try:
                 # Not the old rules: the new ones take their place at once, so that nobody slips through in between.
                 await kernel._remove(kernel.routes.cleanup, kernel._changes.restore)
@@ -106,6 +112,7 @@ class Kernel:
         await self._changes.prepare_interface(interface)
         self.meter.name_interface(link.index, interface)
         await self._nft.add_interface(interface, link.index, is_tunnel=link.hardware == ARPHRD_NONE)
+        await self.lane.attach(link)
 
     async def guard(self, interface: str, index: int) -> None:
         """Carry nothing that comes in there outside of the tunnels that go over it. Raises NftError."""
@@ -113,7 +120,9 @@ class Kernel:
 
     async def unmanage(self, interface: str) -> None:
         """Stop metering it, and give it back as it was. Read the meter first: its last counts are lost."""
-        await self._nft.remove_interface(interface)
+        index = await self._nft.remove_interface(interface)
+        if index is not None:
+            await self.lane.leave(index)
         await self._changes.restore_interface(interface)
 
     def record_device(self, name: str) -> None:
@@ -125,6 +134,7 @@ class Kernel:
         try:
             index = await self._nft.remove_interface(name)
             if index is not None:
+                await self.lane.leave(index)
                 self.meter.interface_gone(index)
         finally:
             await self._changes.delete_device(name)
@@ -149,10 +159,18 @@ class Kernel:
         await self._nft.load()  # first: nothing is carried that is not counted and policed
         await self._changes.enable_forwarding()
         await self.routes.add_rules()
+        if self.config.has_fast_lane:
+            self.lane.open()
+        else:
+            self.lane.problem = "fast_lane is off"
 
     async def _remove_all(self) -> None:
         """Ours, whoever of our kind has made it. Every part is tried even if another fails."""
-        await self._remove(self.routes.cleanup, self._nft.unload, self._changes.restore)
+        await self._remove(self.routes.cleanup, self._close_lane, self._nft.unload, self._changes.restore)
+
+    async def _close_lane(self) -> None:
+        await self.lane.close()
+        await self.lane.leftover(self.links)
 
     @staticmethod
     async def _remove(*parts: Callable[[], Awaitable[None]]) -> None:

@@ -2,7 +2,8 @@
 
 The counters only ever grow; what is new since the last reading is worked out here. A reading may run while packets are
 counted: what it misses, the next one has. Flows that have ended cost time at each reading, so now and then counting
-goes over to empty sets (`Nft.switch_generation`), and the old ones are read a last time and emptied.
+goes over to new sets (`Nft.switch_generation`), and the old ones are read a last time, and deleted once the books have
+what was read. What the fast lane carries is counted there (`lane`), and reported beside the rest.
 """
 
 from __future__ import annotations
@@ -11,25 +12,32 @@ import errno
 import math
 import socket
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 import trio
 
+from meshd.kernel.bpf.places import Flow
 from meshd.kernel.elements import elements
-from meshd.kernel.netlink import NetlinkError, NetlinkSocket, Request, attribute
+from meshd.kernel.gate import Port
+from meshd.kernel.lane import Carried, Lane
+from meshd.kernel.netlink import NetlinkError, NetlinkSocket, Request, attribute, attributes
 from meshd.kernel.nft import COUNTER_SETS, SET_SIZE, TABLE, CounterSet, Direction, Nft
 
-_NFT_MSG_GETSETELEM = (10 << 8) | 13  # NFNL_SUBSYS_NFTABLES
+_NFT_MSG_GETSET, _NFT_MSG_GETSETELEM = (10 << 8) | 10, (10 << 8) | 13  # NFNL_SUBSYS_NFTABLES
 _NFGENMSG = struct.Struct(">BBH")
 _NFPROTO = {"inet": 1, "ip": 2, "netdev": 5, "ip6": 10}
 _LIST_TABLE, _LIST_SET = 1, 2
+_SET_TABLE, _SET_NAME = 1, 2
 
 _ETHERNET_HEADER = 14
 _BROADCAST = b"\xff\xff\xff\xff"
 _MANY_ELEMENTS = SET_SIZE * 3 // 4  # in one set: the next flows may find it full
 _FEW_ELEMENTS = 1024  # not worth switching generations for
 _ROTATION_INTERVAL = 10.0  # at most so often: it takes two runs of nft, and live flows begin anew
+_KEEP_PERIOD = 20.0  # of old sets: several ticks, until the books have what was read of them
+_OFTEN = 4  # packets since the last reading: such a flow is worth a place in the fast lane
 _IDLE_TIMEOUT = 60.0
 _MAX_TOTALS = 4096
 _GRACE_PERIOD = 0.1  # much more than a packet spends in the rules
@@ -52,7 +60,8 @@ class FlowCount:
     destination: IPAddress | None
     bytes: int
     packets: int
-    total_bytes: int  # since this counter began; one may begin anew
+    total_bytes: int  # since this counter began
+    counter: int  # a number that no other counter of the same flow has, today or after a crash
 
 
 @dataclass(slots=True)
@@ -65,6 +74,7 @@ class _Counter:
     source: IPAddress | None
     destination: IPAddress | None
     is_billed: bool
+    generation: int
     period: int  # in which it last had something new
     bytes: int = 0
     packets: int = 0
@@ -77,11 +87,15 @@ class _Counter:
 class Meter:
     """`totals`: bytes ever read, by (direction, interface, MAC address); senders choose those: the oldest go first."""
 
-    def __init__(self, netfilter: NetlinkSocket, nft: Nft) -> None:
+    def __init__(self, netfilter: NetlinkSocket, nft: Nft, lane: Lane | None = None) -> None:
         self.totals: dict[tuple[Direction, str, bytes], int] = {}
         self.reloads = 0  # how often somebody else had deleted our rules, with what they had counted
         self._netlink = netfilter
         self._nft = nft
+        self._lane = lane
+        # Counters with something new in this reading, by source and destination: from neighbours, and to neighbours.
+        self._came: dict[tuple[IPAddress, IPAddress], _Counter] = {}
+        self._went: dict[tuple[IPAddress, IPAddress], list[_Counter]] = {}
         self._interface_by_index: dict[int, str] = {}
         self._gone: set[int] = set()  # indices of interfaces that are no more; what they counted is still to be read
         self._counters: dict[tuple[str, int], dict[bytes, _Counter]] = {}  # by set and generation, then by key
@@ -89,6 +103,7 @@ class Meter:
         self._period_ends_at = -math.inf
         self._rotate_at = -math.inf  # not before
         self._draining: int | None = None  # the generation to be read a last time
+        self._old: list[tuple[float, int]] = []  # generations that were, and when they can be deleted
         self._unreported: list[FlowCount] = []
         self._lock = trio.Lock()
 
@@ -123,6 +138,7 @@ class Meter:
                     self._draining = old
                 if self._draining is not None:
                     await self._drain(self._draining)
+                await self._delete_old(now=trio.current_time())
             except NetlinkError as error:
                 if error.code != errno.ENOENT:
                     raise
@@ -130,7 +146,9 @@ class Meter:
                 await self._nft.load()
                 self._counters.clear()
                 self._draining = None
+                self._old.clear()
                 self.reloads += 1
+            await self._read_lane()
             for index in gone:
                 self._interface_by_index.pop(index, None)
             self._gone -= gone
@@ -138,13 +156,34 @@ class Meter:
             return flows
 
     async def _drain(self, generation: int) -> None:
-        """Nothing is counted in this generation any more: read it a last time and empty it."""
+        """Nothing is counted in this generation any more: read it a last time."""
         await trio.sleep(_GRACE_PERIOD)
         await self._read_generation(generation)
-        await self._nft.empty(generation)
         self._counters = {place: known for place, known in self._counters.items() if place[1] != generation}
         self._draining = None
-        self._rotate_at = trio.current_time() + _ROTATION_INTERVAL
+        now = trio.current_time()
+        self._old.append((now + _KEEP_PERIOD, generation))
+        self._rotate_at = now + _ROTATION_INTERVAL
+
+    async def _delete_old(self, *, now: float) -> None:
+        while self._old and now >= self._old[0][0]:
+            await self._nft.delete(self._old[0][1])
+            del self._old[0]
+
+    async def _read_lane(self) -> None:
+        """What was carried there, and who takes it from now on."""
+        came, self._came = self._came, {}
+        went, self._went = self._went, {}
+        if self._lane is None:
+            return
+        for carried in await self._lane.read():
+            for direction, port in ((Direction.FORWARD_IN, carried.came), (Direction.OUT, carried.goes)):
+                self._report(_lane_count(carried, direction, port))
+        for (source, destination), counter in came.items():
+            ways = went.get((source, destination), [])
+            if len(ways) == 1 and ways[0].is_billed:  # else it has just changed its way
+                goes = ways[0].index, ways[0].mac
+                self._lane.enter(Flow((counter.index, counter.mac), source, destination, goes))
 
     def _should_rotate(self, *, now: float) -> bool:
         """A set is nearly full, or most flows have ended: each costs two microseconds at each reading."""
@@ -163,19 +202,31 @@ class Meter:
     async def leftover(self) -> list[FlowCount]:
         """All that the tables of a killed daemon have counted since it started, the part included that it had read."""
         found: list[FlowCount] = []
-        for generation in (0, 1):
-            for counter_set in COUNTER_SETS:
-                try:
-                    found_there = [e for part in await self._dump(counter_set, generation) for e in elements(part)]
-                except NetlinkError as error:
-                    if error.code != errno.ENOENT:
-                        raise
-                    continue
-                for key, size, packets in found_there:
-                    counter = _decode_key(counter_set, key)
-                    interface = _interface_name(counter.index)
-                    if packets and interface is not None and counter.is_billed:
-                        found.append(_flow_count(counter, interface, (size, packets), (size, packets)))
+        for counter_set, generation in await self._sets():
+            found_there = [e for part in await self._dump(counter_set, generation) for e in elements(part)]
+            for key, size, packets in found_there:
+                counter = _decode_key(counter_set, generation, key)
+                interface = _interface_name(counter.index)
+                if packets and interface is not None and counter.is_billed:
+                    found.append(_flow_count(counter, interface, (size, packets), (size, packets)))
+        return found
+
+    async def _sets(self) -> list[tuple[CounterSet, int]]:
+        """Those that are in the kernel, and their generations."""
+        known = {(_NFPROTO[s.family], s.name): s for s in COUNTER_SETS}
+        found = []
+        for family in sorted({family for family, _ in known}):
+            request = _NFGENMSG.pack(family, 0, 0) + attribute(_SET_TABLE, TABLE.encode() + b"\0")
+            try:
+                answer = await self._netlink.dump(Request(_NFT_MSG_GETSET, request))
+            except NetlinkError as error:
+                if error.code != errno.ENOENT:
+                    raise
+                continue
+            for message in answer:
+                name, _, generation = _set_name(message.payload).rpartition("_")
+                if (family, name) in known and generation.isdecimal():
+                    found.append((known[family, name], int(generation)))
         return found
 
     async def _read_generation(self, generation: int) -> None:
@@ -198,7 +249,7 @@ class Meter:
         for key, size, packets in elements(payload):
             counter = counters.get(key)
             if counter is None:
-                counter = counters[key] = _decode_key(counter_set, key)
+                counter = counters[key] = _decode_key(counter_set, generation, key)
             elif packets == counter.packets:
                 continue
             elif packets < counter.packets:  # somebody emptied the set
@@ -208,6 +259,17 @@ class Meter:
             interface = self._interface_by_index.get(counter.index)
             if new[1] and interface is not None and counter.is_billed:
                 self._report(_flow_count(counter, interface, new, (size, packets)))
+                self._note(counter, new[1])
+
+    def _note(self, counter: _Counter, packets: int) -> None:
+        """For the fast lane: what is carried, and where to."""
+        if self._lane is None or counter.source is None or counter.destination is None:
+            return
+        pair = counter.source, counter.destination
+        if counter.direction is Direction.OUT:
+            self._went.setdefault(pair, []).append(counter)
+        elif counter.direction is Direction.FORWARD_IN and packets >= _OFTEN:
+            self._came[pair] = counter
 
     def _report(self, count: FlowCount) -> None:
         neighbour = (count.direction, count.interface, count.mac)
@@ -228,7 +290,32 @@ def _flow_count(counter: _Counter, interface: str, new: tuple[int, int], total: 
         bytes=counter.layer3(*new),
         packets=new[1],
         total_bytes=counter.layer3(*total),
+        counter=counter.generation,
     )
+
+
+def _lane_count(carried: Carried, direction: Direction, port: Port) -> FlowCount:
+    flow = carried.flow
+    sizes = carried.bytes, carried.packets, carried.total_bytes
+    return FlowCount(direction, *port, flow.source, flow.destination, *sizes, counter=carried.serial)
+
+
+def lane_counts(leftover: Iterable[tuple[Flow, int, int]]) -> list[FlowCount]:
+    """What a killed daemon's fast lane has carried since it started (`Lane.leftover`)."""
+    found = []
+    for flow, serial, size in leftover:
+        came, goes = _interface_name(flow.came[0]), _interface_name(flow.goes[0])
+        if size and came is not None and goes is not None:
+            ports = (came, flow.came[1]), (goes, flow.goes[1])
+            carried = Carried(flow, *ports, serial, size, 0, total_bytes=size)
+            found.append(_lane_count(carried, Direction.FORWARD_IN, carried.came))
+            found.append(_lane_count(carried, Direction.OUT, carried.goes))
+    return found
+
+
+def _set_name(payload: bytes) -> str:
+    names = (payload[a:b] for kind, a, b in attributes(payload, _NFGENMSG.size, len(payload)) if kind == _SET_NAME)
+    return next(names, b"").rstrip(b"\0").decode(errors="replace")
 
 
 def _interface_name(index: int) -> str | None:
@@ -238,7 +325,7 @@ def _interface_name(index: int) -> str | None:
         return None
 
 
-def _decode_key(counter_set: CounterSet, key: bytes) -> _Counter:
+def _decode_key(counter_set: CounterSet, generation: int, key: bytes) -> _Counter:
     """The fields of the key are one after the other, each padded to four bytes."""
     (index,) = struct.unpack_from("=I", key)
     size = counter_set.address_size
@@ -246,7 +333,7 @@ def _decode_key(counter_set: CounterSet, key: bytes) -> _Counter:
     source, destination = key[start : start + size], key[start + size : start + 2 * size]
     direction = counter_set.direction
     billed = _is_billed(direction, mac, source, destination)
-    return _Counter(direction, index, mac, _address(source), _address(destination), billed, period=-1)
+    return _Counter(direction, index, mac, _address(source), _address(destination), billed, generation, period=-1)
 
 
 def _is_billed(direction: Direction, mac: bytes, source: bytes, destination: bytes) -> bool:

@@ -5,18 +5,21 @@ carried on (hook forward, after the operator's own filters, so that only what is
 send to neighbours, seen at egress, where the neighbour's MAC address is known whatever family its next hop was.
 `inet`: what holds those who have not paid to the free tier (`gate`).
 
-Each dynamic set exists in two generations, 0 and 1: packets are counted in one while the other is read for the last
-time and emptied. That is how elements are got rid of without losing the bytes that arrive meanwhile.
+The dynamic sets have a generation, a number that is used once: packets are counted in those of the next while the old
+ones are read for the last time, and deleted when all that they counted is in the books. That is how elements are got
+rid of without losing the bytes that arrive meanwhile, and how a counter is known again after a crash.
 """
 
 from __future__ import annotations
 
+import secrets
 import socket
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
 from subprocess import CompletedProcess
+from typing import Protocol
 
 import trio
 
@@ -27,6 +30,7 @@ TABLE = "meshd"
 SET_SIZE = 16384  # also its number of hash buckets, which each reading walks through
 _REST_SIZE = 1024
 _NFT_TIMEOUT = 20.0  # it takes 10 ms; on a small machine that is busy, seconds
+_GENERATION_BITS = 48
 _FEW = 4  # comparisons that are faster than one look-up in a set
 
 # Of `Nft`: values that are replaced as a whole, never changed.
@@ -123,7 +127,7 @@ class Nft:
 
     def __init__(self, tier: Tier = Tier(0)) -> None:  # noqa: B008  immutable
         self._tier = tier
-        self.generation = 0
+        self.generation = secrets.randbits(_GENERATION_BITS)
         self.counter_sets: tuple[CounterSet, ...] = LINK_SETS
         self._index_by_interface: dict[str, int] = {}
         self._tunnels: frozenset[str] = frozenset()
@@ -137,12 +141,13 @@ class Nft:
         """All of it, anew, in one transaction; counters start at zero. Raises NftError."""
         async with self._lock, self._rollback():
             lines = [*_delete_tables(), *_definitions(), *gate.definitions(self._tier)]
-            lines += _set_definitions(self.counter_sets)
+            self.generation += 1
+            lines += _set_definitions(self.counter_sets, self.generation)
             self._held = frozenset()
             lines += [*self._ingress_lines(), *self._gate_lines()]
             for interface in self._present():
                 lines += self._interface_lines(interface)
-            await _run(lines + self._places(range(2)))
+            await _run(lines + self._places())
 
     async def unload(self) -> None:
         """Delete our tables, also those of a daemon that was killed."""
@@ -165,9 +170,9 @@ class Nft:
                 self._tunnels |= {interface}
                 if self.counter_sets is LINK_SETS:
                     self.counter_sets = COUNTER_SETS
-                    lines += _set_definitions(TUNNEL_SETS)
+                    lines += _set_definitions(TUNNEL_SETS, self.generation)
             lines += self._interface_lines(interface)
-            await _run([*lines, *self._ingress_lines(), *self._gate_lines(), *self._places(range(2), interface)])
+            await _run([*lines, *self._ingress_lines(), *self._gate_lines(), *self._places(interface)])
 
     async def expect(self, interface: str, mac: bytes) -> None:
         """Keep a place for this neighbour where is counted what does not find one by flow.
@@ -178,10 +183,10 @@ class Nft:
         async with self._lock, self._rollback():
             if mac and (interface, mac) not in self._expected and interface in self._index_by_interface:
                 self._expected |= {(interface, mac)}
-                await _run(self._places(range(2), interface))
+                await _run(self._places(interface))
 
     def unexpect(self, interface: str, mac: bytes) -> None:
-        """Its place goes when the sets are emptied the next time."""
+        """Its place goes when counting goes over to new sets the next time."""
         self._expected -= {(interface, mac)}
 
     async def guard_interface(self, interface: str, index: int) -> None:
@@ -205,18 +210,21 @@ class Nft:
             return index
 
     async def switch_generation(self) -> None:
-        """From now on count in the sets of the other generation."""
+        """From now on count in the sets of a new generation."""
         async with self._lock, self._rollback():
-            self.generation = 1 - self.generation
-            lines = [*self._ingress_lines(), *self._gate_lines()]
+            self.generation += 1
+            lines = _set_definitions(self.counter_sets, self.generation)
+            lines += [*self._places(), *self._ingress_lines(), *self._gate_lines()]
             for interface, index in self._present().items():
                 lines += [f"flush chain netdev {TABLE} out_{index}", *self._egress_rules(interface)]
             await _run(lines)
 
-    async def empty(self, generation: int) -> None:
+    async def delete(self, generation: int) -> None:
+        """The sets of one in which nothing is counted any more."""
         async with self._lock:
-            await _run([f"flush set {s.family} {TABLE} {s.name}_{generation}" for s in self.counter_sets])
-            await _run(self._places([generation]))
+            names = [f"{s.family} {TABLE} {s.name}_{generation}" for s in self.counter_sets]
+            definitions = _set_definitions(self.counter_sets, generation)  # those of tunnels may have come later
+            await _run([*definitions, *(f"delete set {name}" for name in names)])
 
     async def hold(self, interface: str, mac: bytes, *, is_shared: bool) -> None:
         async with self._lock, self._rollback():
@@ -248,7 +256,7 @@ class Nft:
         """One that was unplugged took its chain along, and a line about that would fail all of the transaction."""
         return {name: index for name, index in self._index_by_interface.items() if _index_of(name) == index}
 
-    def _places(self, generations: Iterable[int], interface: str | None = None) -> list[str]:
+    def _places(self, interface: str | None = None) -> list[str]:
         """Elements for all neighbours that are known, or those on that interface, in the sets that are not by flow."""
         ports = [*self._expected, *((tunnel, b"") for tunnel in self._tunnels)]
         wanted = [Held(self._index_by_interface[name], mac) for name, mac in ports if interface in (None, name)]
@@ -256,10 +264,8 @@ class Nft:
         for counters in self.counter_sets:
             keys = [entry.key for entry in sorted(wanted) if bool(entry.mac) is counters.has_mac]
             if keys and not counters.address_size:
-                lines += [
-                    f"add element {counters.family} {TABLE} {counters.name}_{generation} {{ {', '.join(keys)} }}"
-                    for generation in generations
-                ]
+                name = f"{counters.name}_{self.generation}"
+                lines.append(f"add element {counters.family} {TABLE} {name} {{ {', '.join(keys)} }}")
         return lines
 
     def _ingress_lines(self) -> list[str]:
@@ -321,20 +327,30 @@ class Nft:
         return frozenset(self._shared_by_port)
 
 
+class FastLane(Protocol):
+    """`meshd.kernel.lane.Lane`, as far as a gate needs it."""
+
+    def shut(self, port: Port) -> None: ...
+    def allow(self, port: Port) -> None: ...
+
+
 class Gate:
     """Who is held to the free tier in what it wants carried by us. What is for ourselves (routing, payments) passes."""
 
-    def __init__(self, nft: Nft) -> None:
+    def __init__(self, nft: Nft, lane: FastLane) -> None:
         self._nft = nft
+        self._lane = lane
 
     async def suspend(self, interface: str, mac: bytes, *, is_shared: bool = False) -> None:
         """From now on carry no more for that neighbour than the free tier, and count what is carried (FREE) and what is
         dropped (REFUSED) apart. `is_shared`: of one tier for all who are so held. Idempotent. Raises NftError."""
+        self._lane.shut((interface, mac))  # first: it goes by the rules
         await self._nft.hold(interface, mac, is_shared=is_shared)
 
     async def resume(self, interface: str, mac: bytes) -> None:
         """Carry everything again. Idempotent. Raises NftError."""
         await self._nft.release(interface, mac)
+        self._lane.allow((interface, mac))
 
     @property
     def suspended(self) -> frozenset[Port]:
@@ -359,12 +375,12 @@ def _definitions() -> list[str]:
     return lines
 
 
-def _set_definitions(sets: Sequence[CounterSet]) -> list[str]:
+def _set_definitions(sets: Sequence[CounterSet], generation: int) -> list[str]:
     lines: list[str] = []
     for counters in sets:
         size = SET_SIZE if counters.address_size else _REST_SIZE
         options = f"{{ typeof {_key(counters)}; flags dynamic; size {size}; counter; }}"
-        lines += [f"add set {counters.family} {TABLE} {counters.name}_{generation} {options}" for generation in (0, 1)]
+        lines.append(f"add set {counters.family} {TABLE} {counters.name}_{generation} {options}")
     return lines
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from typing import Any
 
@@ -49,8 +49,18 @@ _GONE = (errno.ESRCH, errno.ENOENT)
 
 
 class RouteTable:
-    def __init__(self, rtnetlink: NetlinkSocket, table: int, protocol: int, rule_priority: int) -> None:
+    """`changed` is called whenever the kernel has other routes or rules than before."""
+
+    def __init__(
+        self,
+        rtnetlink: NetlinkSocket,
+        table: int,
+        protocol: int,
+        rule_priority: int,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._netlink = rtnetlink
+        self._changed = changed
         self._protocol = protocol
         self._layout = Layout(table, rule_priority)
         self._rules: frozenset[Rule] = frozenset()  # those that the kernel has
@@ -132,6 +142,7 @@ class RouteTable:
         dead = [self._route_payload(cell.table, cell.prefix, kind=_RTN_UNICAST) for cell in (*blocks, *gone)]
         await _delete_all(self._netlink, [Request(_RTM_DELROUTE, payload) for payload in dead])
         await self._unblock(cell for cell in (*installs, *gone) if cell.entry is None or cell.prefix not in failed)
+        self._changed()
         return failed
 
     async def flush(self) -> None:
@@ -141,6 +152,7 @@ class RouteTable:
             routes = await self._netlink.dump(Request(_RTM_GETROUTE, header))
             ours = [route for route in routes if self._is_our_route(route)]
             await _delete_all(self._netlink, [Request(_RTM_DELROUTE, route.payload) for route in ours])
+        self._changed()
         self._blocked.clear()
         self._layout.clear()
 
@@ -162,6 +174,7 @@ class RouteTable:
             self._rules |= {rule}  # if the next one fails, this one is not added again
         old = [Request(_RTM_DELRULE, encode(self._rule_message(rule))) for rule in self._rules - wanted]
         await _delete_all(self._netlink, old)
+        self._changed()
         self._rules = wanted
 
     async def cleanup(self) -> None:

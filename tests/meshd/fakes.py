@@ -24,7 +24,7 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
 def flow(
     direction: Direction, mac: bytes, size: int, *, interface: str = "eth0", to: IPv6Address | None = None
 ) -> FlowCount:
-    return FlowCount(direction, interface, mac, None, to, size, 1, size)
+    return FlowCount(direction, interface, mac, None, to, size, 1, size, 0)
 
 
 @dataclass

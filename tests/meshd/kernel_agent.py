@@ -21,6 +21,8 @@ from meshd.kernel import Blocked, FlowCount, Kernel, KernelConfig, Link, Netlink
 from meshd.kernel import meter as meter_module
 from meshd.kernel import nft as nft_module
 from meshd.kernel.gate import Tier
+from meshd.recovery import flow_name, unbilled
+from payments.records import Reading
 
 _PORT = 7000
 _SPRAY_PORT = 7001
@@ -136,6 +138,27 @@ class Agent:
 
     async def reloads(self) -> int:
         return self.kernel.meter.reloads
+
+    async def lane(self) -> dict[str, Any]:
+        lane = self.kernel.lane
+        return {"problem": lane.problem, "flows": lane.flows, "bytes": lane.bytes}
+
+    async def leftover(self) -> list[dict[str, Any]]:
+        return [_plain(flow) for flow in self.kernel.leftover]
+
+    async def recovered(self, readings: dict[str, int]) -> list[dict[str, Any]]:
+        """Of what the last daemon left, what is not in its books yet."""
+        books = {bytes.fromhex(name): Reading(total, 0) for name, total in readings.items()}
+        return [_plain(entry.flow) for entry in unbilled(self.kernel.leftover, books)]
+
+    async def send_frame(self, interface: str, frame: str) -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+            raw.bind((interface, 0))
+            raw.send(bytes.fromhex(frame))
+
+    async def leave_lane(self) -> None:
+        """All goes the long way from now on."""
+        await self.kernel.lane.close()
 
     async def rotate_at(self, elements: int) -> None:
         """Go over to empty sets when one has more than so many elements, at each reading."""
@@ -273,6 +296,8 @@ def _plain(flow: FlowCount) -> dict[str, Any]:
         "destination": str(flow.destination),
         "bytes": flow.bytes,
         "packets": flow.packets,
+        "total_bytes": flow.total_bytes,
+        "name": flow_name(flow).hex(),
     }
 
 

@@ -12,7 +12,7 @@ from tests.meshd.kernel_lab import needs_namespaces as pytestmark  # noqa: F401
 
 _STATE = """
 ip -4 route show table all; ip -6 route show table all; ip -4 rule; ip -6 rule
-nft list ruleset; ip -o address show dev lo; ip -d -o link show e0; ethtool -k e0
+nft list ruleset; tc qdisc show dev e0; ip -o address show dev lo; ip -d -o link show e0; ethtool -k e0
 grep -r . /proc/sys/net/ipv4/conf /proc/sys/net/ipv6/conf | grep -v -e stable_secret -e mc_forwarding | sort
 cat /proc/sys/net/ipv4/ip_forward
 """
@@ -47,6 +47,7 @@ def _change_everything(node: Node) -> None:
     node.call("suspend", "e0", plain(mac("b", "e1")))
     changed = node.run(_STATE)
     assert "table netdev meshd" in changed
+    assert ("qdisc clsact" in changed) is (not node.call("lane")["problem"])
     assert "proto 66" in changed
 
 

@@ -151,6 +151,7 @@ def test_totals_are_the_sum_of_all_that_was_read(nodes: Line) -> None:
 
 def test_flows_beyond_the_size_of_the_set_are_counted_by_neighbour(nodes: Line) -> None:
     a, b, c = nodes
+    b.call("leave_lane")
     b.call("set_size", 1)
     b.run("nft flush ruleset")
     b.call("read")

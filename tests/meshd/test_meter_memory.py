@@ -32,22 +32,23 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, int, int]]:
 
 
 class NoNft(Nft):
-    """Whose sets are emptied only here."""
+    """Whose sets are made only here."""
 
     def __init__(self, elements: list[tuple[bytes, int, int]]) -> None:
         super().__init__()
         self.switches = 0
+        self.deleted: list[tuple[float, int]] = []
         self._elements = elements
 
     async def switch_generation(self) -> None:
         await trio.lowlevel.checkpoint()
         self.switches += 1
-        self.generation = 1 - self.generation
+        self.generation += 1
         self._elements.clear()
 
-    async def empty(self, generation: int) -> None:
+    async def delete(self, generation: int) -> None:
         await trio.lowlevel.checkpoint()
-        assert generation != self.generation
+        self.deleted.append((trio.current_time(), generation))
 
 
 def made(nft: Nft | None = None) -> Meter:

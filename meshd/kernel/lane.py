@@ -1,0 +1,291 @@
+"""The fast lane: flows that have shown themselves in the meter, and pay, are carried by a BPF program before nftables.
+
+A flow gets there once the meter has seen it come from a neighbour and go to another, with no sign of address
+translation in between. From then on the program (bpf/lane.c) counts what it carries of it, and the counts come out of
+`read` as those of the meter do. What it does not carry goes the long way, and is counted there. Nothing here is needed:
+where the kernel, or the operator, does not allow it, all goes the long way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from meshd.kernel.bpf import syscalls
+from meshd.kernel.bpf.places import Flow, Places
+from meshd.kernel.foreign import foreign_hook
+from meshd.kernel.gate import Port
+from meshd.kernel.links import ARPHRD_NONE, Link, Links
+from meshd.kernel.netlink import NetlinkError, NetlinkSocket
+from meshd.kernel.traffic_control import TrafficControl
+
+_PROGRAMS = Path(__file__).with_name("bpf") / "lane.json"
+_LICENCE = "Dual MIT/GPL"  # the kernel lends the look-up of routes to such programs only
+_LOAD_IMMEDIATE_MAP = 0x10  # in the second byte of an instruction: the source is a map's file descriptor
+_IDLE_TIMEOUT = 60.0
+_DRAIN_PERIOD = 0.1  # much more than a packet spends in the program
+_KEEP_PERIOD = 20.0  # after the last reading of a flow: several ticks, until the books have what was read
+_FOREIGN_INTERVAL = 1.0
+_FLOWS_AT_ONCE = 1024
+
+
+@dataclass(slots=True)
+class Carried:
+    """New since the last reading, of a flow in the lane. `bytes` at layer 3, when it came in as when it went out.
+    `serial`: a number that no other flow has, at any time."""
+
+    flow: Flow
+    came: Port
+    goes: Port
+    serial: int
+    bytes: int
+    packets: int
+    total_bytes: int
+
+
+@dataclass(slots=True)
+class _Entry:
+    flow: Flow
+    came: Port
+    goes: Port
+    serial: int
+    first_bytes: int
+    bytes: int
+    packets: int
+    busy_at: float
+    shut_at: float | None = None  # since when no packet of it is carried
+    read_at: float | None = None  # when its last bytes were read
+
+
+@dataclass(frozen=True, slots=True)
+class _Interface:
+    name: str
+    mac: bytes
+
+
+class Lane:
+    """`problem`: why there is none, in words; empty: there is. `flows`, `bytes`: in it now, carried since the start."""
+
+    def __init__(self, rtnetlink: NetlinkSocket, netfilter: NetlinkSocket) -> None:
+        self.problem = "not started"
+        self.bytes = 0
+        self._netfilter = netfilter
+        self._control = TrafficControl(rtnetlink)
+        self._places: Places | None = None
+        self._programs: dict[str, int] = {}
+        self._interfaces: dict[int, _Interface] = {}
+        self._entries: dict[int, _Entry] = {}  # by place
+        self._place_by_key: dict[bytes, int] = {}  # the newest of each
+        self._shut: set[Port] = set()
+        self._look_at = 0.0
+        self._is_blocked = False
+
+    @property
+    def flows(self) -> int:
+        return sum(entry.shut_at is None for entry in self._entries.values())
+
+    def open(self) -> None:
+        """Bring the programs into the kernel. If that is not possible, `problem` says why, and nothing else happens."""
+        try:
+            self._places = Places.create()
+            for name, program in json.loads(_PROGRAMS.read_text()).items():
+                self._programs[name] = _load(program, name, self._places.fd)
+                probe = Places.of_program(self._programs[name])  # the next start after a crash must find the counts
+                if probe is not None:
+                    probe.close()
+        except OSError as error:
+            self._drop_programs()
+            self.problem = f"the kernel has no BPF for us: {error.strerror}"
+        else:
+            self.problem = ""
+
+    async def close(self) -> None:
+        """Takes the programs out of the kernel. What was counted is to be read before."""
+        for index in list(self._interfaces):
+            await self.leave(index)
+        self._drop_programs()
+        self._entries.clear()
+        self._place_by_key.clear()
+        self.problem = "not started"
+
+    def _drop_programs(self) -> None:
+        for fd in self._programs.values():
+            os.close(fd)
+        self._programs.clear()
+        if self._places is not None:
+            self._places.close()
+            self._places = None
+
+    async def attach(self, link: Link) -> None:
+        """Packets that come in there, if of a flow in the lane, are carried by it. No error if that is impossible."""
+        if self._places is None or link.index in self._interfaces:
+            return
+        for old in [index for index, known in self._interfaces.items() if known.name == link.name]:
+            await self.leave(old)  # it was made anew
+        program = self._programs["from_tunnel" if link.hardware == ARPHRD_NONE else "from_link"]
+        try:
+            is_attached = await self._control.attach(link.index, program)
+        except NetlinkError as error:
+            self.problem = f"tc refuses it on {link.name}: {error}"
+            return
+        if is_attached:
+            self._interfaces[link.index] = _Interface(link.name, b"" if link.hardware == ARPHRD_NONE else link.mac)
+
+    async def leave(self, index: int) -> None:
+        """Carry nothing more from or to this interface; it may be gone already."""
+        if index in self._interfaces:
+            self._shut_where(lambda entry: index in (entry.flow.came[0], entry.flow.goes[0]))
+            del self._interfaces[index]
+            await self._control.detach(index)
+
+    def shut(self, port: Port) -> None:
+        """What this neighbour hands us to carry on goes the long way, from the next packet on."""
+        self._shut.add(port)
+        self._shut_where(lambda entry: entry.came == port)
+
+    def allow(self, port: Port) -> None:
+        self._shut.discard(port)
+
+    def routes_changed(self) -> None:
+        """Look up the way of each flow again, for its next packet."""
+        if self._places is not None:
+            self._places.routes_changed(time.monotonic_ns())
+
+    def enter(self, flow: Flow) -> None:
+        """The meter sees this flow come and go, by the long way. If it is in the lane already, that is a packet in
+        a second, or it now takes another way."""
+        came, goes = self._interfaces.get(flow.came[0]), self._interfaces.get(flow.goes[0])
+        if self._places is None or self._is_blocked or came is None or goes is None:
+            return
+        from_port = (came.name, flow.came[1])
+        if from_port in self._shut:
+            return
+        known = self._place_by_key.get(flow.key)
+        if known is not None and self._entries[known].flow.goes == flow.goes:
+            self._open_again(self._places, known)
+            return
+        if known is not None:
+            self._shut_entry(known)
+        place = self._places.vacant(flow)
+        if place is not None:
+            size, packets = self._places.counts(place)
+            serial, goes_to = secrets.randbits(63), (goes.name, flow.goes[1])
+            now = trio.current_time()
+            self._entries[place] = _Entry(flow, from_port, goes_to, serial, size, size, packets, busy_at=now)
+            self._place_by_key[flow.key] = place
+            self._places.open_flow(place, flow, goes.mac, serial)
+
+    def _open_again(self, places: Places, place: int) -> None:
+        entry = self._entries[place]
+        if entry.shut_at is not None:
+            entry.shut_at = entry.read_at = None
+            entry.busy_at = trio.current_time()
+            places.open_again(place)
+
+    async def read(self) -> list[Carried]:
+        """What is new. If it is cancelled, the next reading has what this one did not report.
+
+        Raises NetlinkError if the kernel does not say whose rules it has.
+        """
+        await self._make_way()
+        found: list[Carried] = []
+        now = trio.current_time()
+        for number, (place, entry) in enumerate(list(self._entries.items())):
+            self._read_entry(place, entry, found, now=now)
+            if number % _FLOWS_AT_ONCE == _FLOWS_AT_ONCE - 1:
+                await trio.lowlevel.cancel_shielded_checkpoint()  # what was taken here is reported below
+        return found
+
+    def _read_entry(self, place: int, entry: _Entry, found: list[Carried], *, now: float) -> None:
+        if self._places is None:
+            return
+        if entry.read_at is not None:
+            if now >= entry.read_at + _KEEP_PERIOD:
+                self._places.free(place)
+                del self._entries[place]
+                if self._place_by_key.get(entry.flow.key) == place:
+                    del self._place_by_key[entry.flow.key]
+            return
+        is_last = entry.shut_at is not None and now >= entry.shut_at + _DRAIN_PERIOD
+        size, packets = self._places.counts(place)
+        if size != entry.bytes:
+            new = size - entry.bytes, packets - entry.packets
+            entry.bytes, entry.packets, entry.busy_at = size, packets, now
+            self.bytes += new[0]
+            total = size - entry.first_bytes
+            found.append(Carried(entry.flow, entry.came, entry.goes, entry.serial, *new, total_bytes=total))
+        elif now >= entry.busy_at + _IDLE_TIMEOUT and entry.shut_at is None:
+            self._shut_entry(place)
+        if is_last:
+            entry.read_at = now
+
+    async def _make_way(self) -> None:
+        """Others' rules for what is carried hold for all of it: then nothing takes the lane."""
+        if self._places is None or trio.current_time() < self._look_at:
+            return
+        self._look_at = trio.current_time() + _FOREIGN_INTERVAL
+        hook = await foreign_hook(self._netfilter)
+        self._is_blocked = hook is not None
+        self.problem = "" if hook is None else f"others have rules for what is carried: {hook}"
+        if self._is_blocked:
+            self._shut_where(lambda _: True)
+
+    def _shut_where(self, is_meant: Callable[[_Entry], bool]) -> None:
+        for place in [place for place, entry in self._entries.items() if is_meant(entry)]:
+            self._shut_entry(place)
+
+    def _shut_entry(self, place: int) -> None:
+        entry = self._entries[place]
+        if self._places is not None and entry.shut_at is None:
+            self._places.shut(place)
+            entry.shut_at = trio.current_time()
+
+    async def leftover(self, links: Links) -> list[tuple[Flow, int, int]]:
+        """Takes what a killed daemon left out of the kernel. Its flows, their serial numbers, and the bytes of each."""
+        programs: dict[int, int] = {}
+        try:
+            for link in (await links.all()).values():
+                filters = await self._control.filters(link.index)
+                ours = {found.program for found in filters if found.program is not None}
+                programs |= {number: syscalls.program_by_id(number) for number in ours - programs.keys()}
+                if ours:
+                    await self._control.detach(link.index)
+            if programs:
+                await trio.sleep(_DRAIN_PERIOD)
+            return [flow for table in _tables(programs.values()) for flow in table]
+        except OSError as error:
+            raise NetlinkError(error.errno or 0, f"what a daemon before us has carried: {error.strerror}") from error
+        finally:
+            for fd in programs.values():
+                os.close(fd)
+
+
+def _tables(programs: Iterable[int]) -> Iterator[list[tuple[Flow, int, int]]]:
+    """Of each map once, whichever programs use it. Raises OSError."""
+    seen: set[int] = set()
+    for program in programs:
+        numbers = set(syscalls.map_ids(program))
+        places = None if numbers & seen else Places.of_program(program)
+        seen |= numbers
+        if places is not None:
+            try:
+                yield list(places.leftover())
+            finally:
+                places.close()
+
+
+def _load(program: dict[str, list[object]], name: str, map_fd: int) -> int:
+    code = bytearray.fromhex("".join(map(str, program["code"])))
+    for number in program["places"]:
+        at = int(str(number)) * 8
+        code[at + 1] |= _LOAD_IMMEDIATE_MAP
+        struct.pack_into("=i", code, at + 4, map_fd)
+    return syscalls.load_program(bytes(code), name.replace("from", "meshd"), licence=_LICENCE)
