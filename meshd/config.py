@@ -115,8 +115,8 @@ class NodeConfig:
     record_max_mb: int = key(integer(1, 1_000_000), "The recording ends at this size, in MB.", 256)
     fast_lane: str = key(
         choice("auto", "off"),
-        "Carry established flows that are paid for by BPF, before nftables; auto: where the kernel can, and nobody else "
-        "has rules for what is carried (docs/adr/0016-a-fast-lane.md). Read at the start.",
+        "Carry established flows that are paid for by BPF, before nftables. auto: where the kernel can, and nobody "
+        "else has rules for what is carried (docs/adr/0016-a-fast-lane.md). Read at the start.",
         "auto",
     )
     metrics_port: int = key(

@@ -135,6 +135,7 @@ class Daemon:
         )
         self._make_money_keepers()
         self._kernel = kernel
+        self.lane = kernel.lane
         self._distrusted: set[bytes] = set()
         self.tunnels = self._make_tunnels()
         self.quality = QualityReader(

@@ -93,6 +93,9 @@ def _node(snapshot: Snapshot) -> Iterator[Metric]:
         (((row["name"], row["security"]), float(row["up"])) for row in status["interfaces"]),
     )
     yield CounterMetricFamily("meshd_carried_bytes", "Carried for neighbours.", value=status["totals"]["carried_bytes"])
+    lane = status["fast_lane"]
+    yield from _gauge("fast_lane_flows", "Established flows that are carried before nftables.", lane["flows"])
+    yield CounterMetricFamily("meshd_fast_lane_bytes", "Carried there, part of carried.", value=lane["bytes"])
     yield _table(
         CounterMetricFamily,
         "events",

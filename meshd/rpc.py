@@ -60,6 +60,11 @@ class Methods:
                 "earned_msat": sum(ledger.received_msat for ledger in ledgers),
                 "spent_msat": sum(ledger.sent_msat for ledger in ledgers),
             },
+            "fast_lane": {
+                "problem": node.lane.problem or None,
+                "flows": node.lane.flows,
+                "bytes": node.lane.bytes,
+            },
             "counters": {
                 **node.router.speaker.counters(),
                 **node.router.counters,

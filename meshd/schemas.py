@@ -79,6 +79,12 @@ STATUS = record(
     chain=record(backend=text(), height=nullable(integer()), connected=boolean()),
     wallet=record(balance_sat=nullable(integer("on chain, outside of channels"))),
     totals=record(carried_bytes=COUNT, earned_msat=MSAT, spent_msat=MSAT),
+    fast_lane=record(
+        "established flows that are carried before nftables",
+        problem=nullable(text("why there is none")),
+        flows=COUNT,
+        bytes=COUNT,
+    ),
     counters=mapping(COUNT, "things that were counted, most of them dropped or refused input"),
 )
 QUALITY = record(

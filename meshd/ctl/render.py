@@ -36,6 +36,12 @@ def _carrying(item: Record) -> Cell:
     return word if bits is None else f"{word} ({rate(bits)})", _STATE_COLOURS.get(word)
 
 
+def _fast_lane(lane: Record) -> str:
+    if lane["problem"] is not None:
+        return f"off: {lane['problem']}"
+    return f"{lane['flows']} flows, {size(lane['bytes'])} carried"
+
+
 def status(result: Record, style: Style) -> str:
     chain, totals, balance = result["chain"], result["totals"], result["wallet"]["balance_sat"]
     connected = "connected" if chain["connected"] else style.paint("not connected", "red")
@@ -50,6 +56,7 @@ def status(result: Record, style: Style) -> str:
         ("chain", f"{chain['backend']}, height {_text(chain['height'])}, {connected}"),
         ("wallet", "unknown" if balance is None else f"{balance:,} sat"),
         ("carried", size(totals["carried_bytes"])),
+        ("fast lane", _fast_lane(result["fast_lane"])),
         ("earned", money(totals["earned_msat"])),
         ("spent", money(totals["spent_msat"])),
     ]

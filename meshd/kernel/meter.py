@@ -37,7 +37,7 @@ _MANY_ELEMENTS = SET_SIZE * 3 // 4  # in one set: the next flows may find it ful
 _FEW_ELEMENTS = 1024  # not worth switching generations for
 _ROTATION_INTERVAL = 10.0  # at most so often: it takes two runs of nft, and live flows begin anew
 _KEEP_PERIOD = 20.0  # of old sets: several ticks, until the books have what was read of them
-_OFTEN = 4  # packets since the last reading: such a flow is worth a place in the fast lane
+_ESTABLISHED = 8  # packets: such a flow is worth a place in the fast lane
 _IDLE_TIMEOUT = 60.0
 _MAX_TOTALS = 4096
 _GRACE_PERIOD = 0.1  # much more than a packet spends in the rules
@@ -259,16 +259,16 @@ class Meter:
             interface = self._interface_by_index.get(counter.index)
             if new[1] and interface is not None and counter.is_billed:
                 self._report(_flow_count(counter, interface, new, (size, packets)))
-                self._note(counter, new[1])
+                self._note(counter)
 
-    def _note(self, counter: _Counter, packets: int) -> None:
+    def _note(self, counter: _Counter) -> None:
         """For the fast lane: what is carried, and where to."""
         if self._lane is None or counter.source is None or counter.destination is None:
             return
         pair = counter.source, counter.destination
         if counter.direction is Direction.OUT:
             self._went.setdefault(pair, []).append(counter)
-        elif counter.direction is Direction.FORWARD_IN and packets >= _OFTEN:
+        elif counter.direction is Direction.FORWARD_IN and counter.packets >= _ESTABLISHED:
             self._came[pair] = counter
 
     def _report(self, count: FlowCount) -> None:

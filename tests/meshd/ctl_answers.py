@@ -24,6 +24,7 @@ STATUS = {
     "chain": {"backend": "kernel", "height": 117, "connected": True},
     "wallet": {"balance_sat": 1_234_567},
     "totals": {"carried_bytes": 104_857_600, "earned_msat": 10_485, "spent_msat": 0},
+    "fast_lane": {"problem": None, "flows": 12, "bytes": 52_428_800},
     "counters": {"malformed": 3},
 }
 NEIGHBOURS = [
@@ -134,6 +135,7 @@ paying      yes
 chain       kernel, height 117, connected
 wallet      1,234,567 sat
 carried     104.9 MB
+fast lane   12 flows, 52.4 MB carried
 earned      10.485 sat
 spent       0 msat
 

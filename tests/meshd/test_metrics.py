@@ -32,6 +32,7 @@ STATUS: dict[str, Any] = {
     "chain": {"backend": "kernel", "height": 1000, "connected": True},
     "wallet": {"balance_sat": 77},
     "totals": {"carried_bytes": 2**60, "earned_msat": 5, "spent_msat": 6},
+    "fast_lane": {"problem": None, "flows": 3, "bytes": 2**59},
     "counters": {"packet_malformed": 4},
 }
 NEIGHBOUR: dict[str, Any] = {
@@ -86,6 +87,8 @@ def test_the_figures_are_those_of_the_node() -> None:
     found = read()
     assert found["meshd_info"] == {("fd00::1", "ab" * 32, 'ro"of', "0.1.0"): 1}
     assert found["meshd_carried_bytes_total"] == {(): 2**60}
+    assert found["meshd_fast_lane_bytes_total"] == {(): 2**59}
+    assert found["meshd_fast_lane_flows"] == {(): 3}
     assert found["meshd_neighbour_bytes_total"]["fd00::2", "free", "wlan0", "fe80::2"] == 3
     assert found["meshd_neighbour_rtt_seconds"] == {("fd00::2", "wlan0", "fe80::2"): 0.0025}
     assert found["meshd_neighbour_held"] == {("fd00::2", "wlan0", "fe80::2"): 1}

@@ -1,10 +1,15 @@
 """Throughput over three hops (four namespaces in a line): meshd's kernel state against plain static routes.
 
 The lines exist side by side on the same machine, with the same offload settings (GRO, GSO, TSO off, no packets of more
-than one segment), and carry traffic in turns: anchor, ours, ours, anchor, ... On ours every node has the real rules,
-sets, policy rules and routing table, put there by `meshd.kernel`, which also reads the meter every 100 ms. `metered`:
-nobody is held to the free tier. `enforced`: on each interface somebody is, but not the one who sends. `wireguard`: as
-`metered`, with each hop of both lines in a WireGuard tunnel, of the kernel where it has one, else of wireguard-go.
+than one segment), and carry traffic in turns: anchor, ours, ours, anchor, ... What is compared is forwarding: on ours
+the two relays have the real rules, sets, policy rules, routing table and fast lane, put there by `meshd.kernel`, which
+also reads the meter every 100 ms; the first and the last node are plain hosts on both lines. `metered`: nobody is held
+to the free tier. `enforced`: on each interface somebody is, but not the one who sends. `wireguard`: as `metered`, with
+each hop of both lines in a WireGuard tunnel, of the kernel where it has one, else of wireguard-go. `ends too`: the
+first and the last node of ours meter what they send and receive as well, which they do without the lane.
+
+On bare veth the processor is what is scarce. Packets of UDP are counted there by seconds of the sender's processor
+time: softirqs carry them all the way within it, and other load on the machine does not count. Elsewhere, by seconds.
 """
 
 from __future__ import annotations
@@ -34,9 +39,11 @@ _ROOT = Path(__file__).resolve().parents[2]
 _SMALL, _FULL = 64, 1350  # bytes of payload of a datagram; fits a tunnel
 _TUNNEL_MTU = 1420
 _FLOWS = 1000
+_TCP_PORT = 7777
 _NETWORK = "fd0a::"
 _STRANGER = "02:00:00:00:99:99"
 _READING = "metered, reading 10,000 counters"
+_RELAYS = range(2, _NODES)
 _PRIORITY = ("nice", "-n", "-19")  # whatever else runs on the machine disturbs less
 
 
@@ -128,35 +135,43 @@ def anchor_line(*, has_tunnels: bool = False) -> Iterator[Line]:
     """Static routes in the main table, no nftables."""
     with _line("mk-tunnels-" if has_tunnels else "mk-anchor-", has_tunnels=has_tunnels) as line:
         for n in range(1, _NODES + 1):
-            commands = ["sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1"]
-            for interface in _interfaces(n):
-                commands.append(f"ethtool -K {interface} gro off {'' if has_tunnels else 'gso off tso off'}")
-                commands.append(f"ip link set {interface} gso_max_segs 1")
-            commands += [f"ip address add {_address(n, 4)} dev lo", f"ip address add {_address(n, 6)} dev lo nodad"]
-            for to, interface, via in _routes(n):
-                commands.append(f"ip -6 route add {_address(to, 6)} via {via} dev {interface} src {_address(n, 6)}")
-                v4 = f"ip route add {_address(to, 4)} via inet6 {via} dev {interface} src {_address(n, 4)}"
-                commands.append(v4)
-                if to == _NODES:
-                    commands.append(f"ip -6 route add {_NETWORK}/64 via {via} dev {interface} src {_address(n, 6)}")
-            line.namespaces.run(str(n), ["sh", "-ec", "\n".join(commands)])
+            _make_plain(line, n, has_tunnels=has_tunnels)
         yield line
+
+
+def _make_plain(line: Line, n: int, *, has_tunnels: bool) -> None:
+    commands = ["sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1"]
+    for interface in _interfaces(n):
+        commands.append(f"ethtool -K {interface} gro off {'' if has_tunnels else 'gso off tso off'}")
+        commands.append(f"ip link set {interface} gso_max_segs 1")
+    commands += [f"ip address add {_address(n, 4)} dev lo", f"ip address add {_address(n, 6)} dev lo nodad"]
+    for to, interface, via in _routes(n):
+        commands.append(f"ip -6 route add {_address(to, 6)} via {via} dev {interface} src {_address(n, 6)}")
+        commands.append(f"ip route add {_address(to, 4)} via inet6 {via} dev {interface} src {_address(n, 4)}")
+        if to == _NODES:
+            commands.append(f"ip -6 route add {_NETWORK}/64 via {via} dev {interface} src {_address(n, 6)}")
+    line.namespaces.run(str(n), ["sh", "-ec", "\n".join(commands)])
 
 
 @contextmanager
 def our_line(mode: str = "metered") -> Iterator[Line]:
-    """The same with `meshd.kernel` on every node."""
-    prefix = {"metered": "mk-ours-", "enforced": "mk-enf-", "wireguard": "mk-wg-"}[mode]
+    """The same with `meshd.kernel` on the relays; `ends too`: on every node."""
+    prefix = {"metered": "mk-ours-", "enforced": "mk-enf-", "wireguard": "mk-wg-", "ends too": "mk-ends-"}[mode]
     has_tunnels = mode == "wireguard"
     with ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="mk-bench-"))
         line = stack.enter_context(_line(prefix, has_tunnels=has_tunnels))
         is_enforced = mode == "enforced"
-        nodes = [_start_node(line, n, Path(directory), is_enforced=is_enforced) for n in range(1, _NODES + 1)]
+        ours = range(1, _NODES + 1) if mode == "ends too" else _RELAYS
+        for n in {1, _NODES}.difference(ours):
+            _make_plain(line, n, has_tunnels=has_tunnels)
+        nodes = {n: _start_node(line, n, Path(directory), is_enforced=is_enforced) for n in ours}
         yield line
-        carried = [_stop_node(node) for node in nodes]
-        if carried[1] <= 0 or carried[2] <= 0:
+        carried = {n: _stop_node(node) for n, node in nodes.items()}
+        if min(carried[n][0] for n in _RELAYS) <= 0:
             raise RuntimeError(f"the relays have not metered what they carried: {carried}")
+        for n in _RELAYS:
+            print(f"{mode}, relay {n}: {carried[n][1] / max(carried[n][0], 1):.1%} by the fast lane", file=sys.stderr)
 
 
 def _start_node(line: Line, n: int, directory: Path, *, is_enforced: bool) -> subprocess.Popen[Any]:
@@ -180,11 +195,12 @@ def _start_node(line: Line, n: int, directory: Path, *, is_enforced: bool) -> su
     return node
 
 
-def _stop_node(node: subprocess.Popen[Any]) -> int:
-    """Bytes that it says it has carried."""
+def _stop_node(node: subprocess.Popen[Any]) -> tuple[int, int]:
+    """Bytes that it says it has carried, and how many of these by the fast lane."""
     if node.stdin is not None:
         node.stdin.close()
-    return int(_line_of(node))
+    carried, by_lane = map(int, _line_of(node).split())
+    return carried, by_lane
 
 
 def _line_of(process: subprocess.Popen[Any]) -> str:
@@ -215,43 +231,91 @@ def _link_local(n: int, interface: str) -> str:
     return f"fe80::ff:fe00:{n}0{1 if interface == 'left' else 2}"
 
 
-def _tcp_gbit(line: Line, family: int, seconds: float) -> float:
-    return float(line.measure(family, seconds, [])["end"]["sum_received"]["bits_per_second"]) / 1e9
+def _tcp_gbit(options: list[str], line: Line, family: int, seconds: float, clock: str) -> float:
+    del clock
+    return float(line.measure(family, seconds, options)["end"]["sum_received"]["bits_per_second"]) / 1e9
 
 
-def _udp_kpps(size: int, line: Line, family: int, seconds: float) -> float:
-    """Packets that arrived, thousands per second, when the sender sends as fast as it can."""
-    result = line.measure(family, seconds, ["-u", "-b", "0", "-l", str(size)])["end"]["sum"]
-    return float(result["packets"] - result["lost_packets"]) / float(result["seconds"]) / 1e3
-
-
-def _flows_kpps(size: int, line: Line, family: int, seconds: float) -> float:
-    """The same with datagrams to a thousand addresses, for so many seconds of the sender's processor time: softirqs
-    carry most of them all the way in it."""
-    del family
-    argv = [*_PRIORITY, sys.executable, "-S", "-c", _SENDER, _NETWORK, str(_FLOWS), str(size), str(seconds)]
-    before = _received(line)
+def _many_tcp_gbit(line: Line, family: int, seconds: float, clock: str) -> float:
+    """A thousand connections to as many addresses, that all send what they can; what their receiver got."""
+    del family, clock
+    argv = [*_PRIORITY, sys.executable, "-S", "-c", _CONNECTIONS, _NETWORK, str(_FLOWS), str(_TCP_PORT), str(seconds)]
+    before = _received(line, "bytes")
     took = float(line.namespaces.run("1", argv, timeout=60 * seconds + 60))
-    return (_received(line) - before) / took / 1e3
+    return (_received(line, "bytes") - before) * 8 / took / 1e9
 
 
-def _received(line: Line) -> int:
-    return int(line.namespaces.run(str(_NODES), ["cat", "/sys/class/net/left/statistics/rx_packets"]))
+def _udp_kpps(what: tuple[int, int], line: Line, family: int, seconds: float, clock: str) -> float:
+    """Datagrams that arrive, thousands per second, when they are sent as fast as can be. `what`: size, and flows."""
+    del family
+    size, flows = what
+    argv = [*_PRIORITY, sys.executable, "-S", "-c", _SENDER, _NETWORK, str(flows), str(size), str(seconds), clock]
+    before = _received(line, "packets")
+    took = float(line.namespaces.run("1", argv, timeout=60 * seconds + 60))
+    return (_received(line, "packets") - before) / took / 1e3
+
+
+def _received(line: Line, what: str) -> int:
+    return int(line.namespaces.run(str(_NODES), ["cat", f"/sys/class/net/left/statistics/rx_{what}"]))
 
 
 _SENDER = """
 import socket, sys, time
 base, flows, size, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+clock = getattr(time, sys.argv[5])
 udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-to = [(f"{base}{n:x}", 9, 0, 0) for n in range(1, flows + 1)]
+to = [(f"{base}{1 + n % flows:x}", 9, 0, 0) for n in range(1000)]
 payload = bytes(size)
-for address in to:
-    udp.sendto(payload, address)
-start = time.thread_time()
-while time.thread_time() < start + seconds:
-    for address in to:
-        udp.sendto(payload, address)
-print(time.thread_time() - start)
+def send(until):
+    while clock() < until:
+        for address in to:
+            udp.sendto(payload, address)
+send(clock() + 0.3)
+start = clock()
+send(start + seconds)
+print(clock() - start)
+"""
+_CONNECTIONS = """
+import selectors, socket, sys, time
+base, flows, port, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+ready = selectors.DefaultSelector()
+for n in range(1, flows + 1):
+    tcp = socket.create_connection((f"{base}{n:x}", port))
+    tcp.setblocking(False)
+    ready.register(tcp, selectors.EVENT_WRITE)
+payload = bytes(16384)
+start = time.monotonic()
+while time.monotonic() < start + seconds:
+    for key, _ in ready.select():
+        try:
+            key.fileobj.send(payload)
+        except BlockingIOError:
+            pass
+print(time.monotonic() - start)
+"""
+_SINK = """
+import resource, selectors, socket, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+udp.bind(("::", 9))
+listener = socket.create_server(("::", int(sys.argv[1])), family=socket.AF_INET6, backlog=4096)
+ready = selectors.DefaultSelector()
+ready.register(listener, selectors.EVENT_READ)
+print("ready", flush=True)
+buffer = bytearray(1 << 17)
+while True:
+    for key, _ in ready.select():
+        if key.fileobj is listener:
+            ready.register(listener.accept()[0], selectors.EVENT_READ)
+            continue
+        try:
+            ended = not key.fileobj.recv_into(buffer)
+        except OSError:
+            ended = True
+        if ended:
+            ready.unregister(key.fileobj)
+            key.fileobj.close()
 """
 
 
@@ -263,8 +327,13 @@ class _Spec:
     traffic: str
     unit: str
     family: int
-    measure: Callable[[Line, int, float], float]
+    measure: Callable[[Line, int, float, str], float]
     rate: str = ""
+
+    @property
+    def clock(self) -> str:
+        """Of `time`, for senders of datagrams: tunnels work in other threads than the sender, and shapers wait."""
+        return "monotonic" if self.rate or self.mode == "wireguard" else "thread_time"
 
     @property
     def anchor(self) -> str:
@@ -276,20 +345,21 @@ class _Spec:
         return f"{self.mode}, {self.traffic}, {'links of 1 Gbit/s' if self.rate else where}"
 
 
-_full_flows, _small_flows = partial(_flows_kpps, _FULL), partial(_flows_kpps, _SMALL)
-_TRAFFIC: list[tuple[str, str, int, Callable[[Line, int, float], float]]] = [
-    ("TCP IPv6, 1 flow", "Gbit/s", 6, _tcp_gbit),
-    ("TCP IPv4, 1 flow", "Gbit/s", 4, _tcp_gbit),
-    ("UDP IPv6, full packets, 1 flow", "kpackets/s", 6, partial(_udp_kpps, _FULL)),
-    ("UDP IPv6, 64 bytes, 1 flow", "kpackets/s", 6, partial(_udp_kpps, _SMALL)),
-    ("UDP IPv6, full packets, 1,000 flows", "kpackets/s", 6, _full_flows),
-    ("UDP IPv6, 64 bytes, 1,000 flows", "kpackets/s", 6, _small_flows),
+_TRAFFIC: list[tuple[str, str, int, Callable[[Line, int, float, str], float]]] = [
+    ("TCP IPv6, full packets, 1 flow", "Gbit/s", 6, partial(_tcp_gbit, [])),
+    ("TCP IPv4, full packets, 1 flow", "Gbit/s", 4, partial(_tcp_gbit, [])),
+    ("TCP IPv6, segments of 88 bytes, 1 flow", "Gbit/s", 6, partial(_tcp_gbit, ["-M", "88"])),
+    ("TCP IPv6, full packets, 1,000 flows", "Gbit/s", 6, _many_tcp_gbit),
+    ("UDP IPv6, full packets, 1 flow", "kpackets/s", 6, partial(_udp_kpps, (_FULL, 1))),
+    ("UDP IPv6, 64 bytes, 1 flow", "kpackets/s", 6, partial(_udp_kpps, (_SMALL, 1))),
+    ("UDP IPv6, full packets, 1,000 flows", "kpackets/s", 6, partial(_udp_kpps, (_FULL, _FLOWS))),
+    ("UDP IPv6, 64 bytes, 1,000 flows", "kpackets/s", 6, partial(_udp_kpps, (_SMALL, _FLOWS))),
 ]
 _SPECS = [
     _Spec(mode, *traffic, rate) for mode in ("metered", "enforced") for traffic in _TRAFFIC for rate in ("", "1gbit")
 ]
-# Not the thousand flows: tunnels work in other threads than the sender, by whose time these are measured.
-_SPECS += [_Spec("wireguard", *traffic) for traffic in _TRAFFIC if traffic[3] not in (_full_flows, _small_flows)]
+_SPECS += [_Spec("wireguard", *traffic) for traffic in _TRAFFIC]
+_SPECS += [_Spec("ends too", *traffic) for traffic in (_TRAFFIC[0], *_TRAFFIC[4:])]
 
 
 @contextmanager
@@ -312,16 +382,17 @@ def _compare(spec: _Spec, anchor: Line, ours: Line, repeats: int, seconds: float
         for repeat in range(repeats):
             turns = [("anchor", anchor), ("ours", ours)]
             for label, line in turns if repeat % 2 == 0 else reversed(turns):
-                samples[label].append(spec.measure(line, spec.family, seconds))
+                samples[label].append(spec.measure(line, spec.family, seconds, spec.clock))
                 print(f"{spec.name}: {label} {samples[label][-1]:.4g} {spec.unit}", file=sys.stderr)
     return Case(spec.name, spec.unit, samples["ours"], samples["anchor"])
 
 
 def _let_flows_end(line: Line) -> None:
-    """Datagrams to all addresses of the network are for the last node, where nobody takes them in."""
+    """What is sent to all addresses of the network is for the last node."""
     line.namespaces.run(str(_NODES), ["ip", "route", "add", "local", f"{_NETWORK}/64", "dev", "lo"])
-    sink = 'import socket, time; s = socket.socket(10, 2); s.setsockopt(1, 8, 2048); s.bind(("::", 9)); time.sleep(1e6)'
-    line.namespaces.popen(str(_NODES), [sys.executable, "-S", "-c", sink])
+    sink = line.namespaces.popen(str(_NODES), [sys.executable, "-S", "-c", _SINK, str(_TCP_PORT)])
+    if _line_of(sink) != "ready\n":
+        raise RuntimeError("nobody takes in what is sent")
 
 
 def run(repeats: int, seconds: float, names: Sequence[str]) -> list[Case]:
@@ -346,7 +417,7 @@ def run(repeats: int, seconds: float, names: Sequence[str]) -> list[Case]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="tools/bench/forwarding", description=__doc__.partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--repeats", type=int, default=21, help="measurements of each kind (default 21)")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each kind (default 5)")
     parser.add_argument("--seconds", type=int, default=1, help="of each measurement (default 1)")
     parser.add_argument("--quick", action="store_true", help="3 of a second: whether it works at all")
     what = "only those whose name has this in it; more than one if given more than once"

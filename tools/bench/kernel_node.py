@@ -42,7 +42,7 @@ async def _run(wanted: dict[str, Any]) -> None:
                     await trio.sleep(_READ_INTERVAL)
             await kernel.meter.read()
             carried = sum(size for (where, _, _), size in kernel.meter.totals.items() if where is Direction.FORWARD_IN)
-            print(carried, flush=True)
+            print(carried, kernel.lane.bytes, flush=True)
         nursery.cancel_scope.cancel()
 
 

@@ -10,7 +10,7 @@ from tools.lab.lab import ROOT, Lab
 _QUESTIONS = {
     "rules": "ip -4 rule; ip -6 rule",
     "routes": "ip -4 route show table all; ip -6 route show table all | grep -v ' proto ra '",
-    "nftables": "nft -s -t list ruleset",
+    "nftables": "nft -s -t list ruleset | sed -E 's/_[0-9]+\\b//g'",
     "addresses": "ip -o address | grep -v 'scope link.*tentative'",
     "links": "ip -d -o link",
     "sysctls": "cd /proc/sys/net; grep -r . ipv4/conf ipv6/conf 2>/dev/null; cat ipv4/ip_forward",
