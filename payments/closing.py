@@ -252,8 +252,21 @@ def handle_output_seen(core: Core, event: ChannelOutputSeen, *, now: float) -> N
         _handle_unspent(core, channel, status, now=now)
 
 
+_LIVE = frozenset({ChannelState.PENDING, ChannelState.OPEN, ChannelState.SPLICING, ChannelState.COOPERATING})
+
+
+def review_expiries(core: Core, *, now: float) -> None:
+    """By the height alone: a backend that is silent about an output, or denies it, must not make the payee miss the
+    end of a channel through which it was paid."""
+    for channel in core.channels.values():
+        is_soon = core.height >= channel.terms.expiry_height - core.config.expiry_margin
+        is_at_stake = channel.direction is Direction.IN and channel.cumulative_msat > 0
+        if is_soon and is_at_stake and channel.state in _LIVE:
+            begin_close(core, channel, Cause.EXPIRES_SOON, now=now)
+
+
 def _depth(core: Core, height: int | None) -> int:
-    return 0 if height is None else max(0, core.height - height + 1)
+    return 0 if height is None else max(0, core.tip_height - height + 1)
 
 
 def _handle_missing(core: Core, channel: Channel) -> None:
@@ -345,6 +358,8 @@ def _handle_spent_at_payee(
         cause = Cause.CLOSE_CONFIRMED
     else:
         cause = Cause.SPENT_OTHERWISE
+    # What is in a block counts, also where backends never agreed that the funding was.
+    channel.is_confirmed = channel.is_confirmed or cause is not Cause.SPENT_OTHERWISE
     close(core, channel, cause)
     if conflicting is not None:
         _claim_anew(core, conflicting, "another input of the claim was spent", now=now)

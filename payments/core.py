@@ -134,6 +134,7 @@ class Core:
         self.rng = rng
         self.signer = signer
         self.height = height
+        self.tip_height = height  # as last told: it goes back, and confirmations are counted from it
         self.is_tip_known = False  # by this process
         self.fee_rate: float | None = None
         self.script: bytes | None = None

@@ -201,12 +201,13 @@ class PaymentEngine:
 
     def _handle_tip(self, event: ev.ChainTipChanged, *, now: float) -> None:
         core = self._core
-        core.is_tip_known = True
+        core.is_tip_known, core.tip_height = True, event.height
         if event.fee_rate is not None:
             core.fee_rate = event.fee_rate
         if event.height > core.height:
             core.height_changed(event.height)
             opening.handle_block(core, now=now)
+            closing.review_expiries(core, now=now)
         closing.step_fees(core)
         closing.broadcast_again(core, now=now)
         self._touch_all()
