@@ -11,6 +11,7 @@ from payments.channel import PAYABLE, Channel, claimed_sat, closed_together_sat
 from payments.channel_tx import (
     CLAIM_LOCKTIME,
     MAX_BATCH,
+    ChannelTerms,
     Claim,
     UneconomicError,
     build_claim,
@@ -28,7 +29,7 @@ from payments.events import (
     TransactionKind,
     UnwatchOutput,
 )
-from payments.fees import fee_of, fee_rate_of, is_step_due, ladder_rate, replaces, virtual_bytes
+from payments.fees import MIN_RELAY_FEE_RATE, fee_of, fee_rate_of, is_step_due, ladder_rate, replaces, virtual_bytes
 from payments.life import Cause
 from payments.messages import CloseChannel, CloseReady
 from payments.opening import MAX_REFUSALS
@@ -84,24 +85,46 @@ def review_claims(core: Core, *, now: float) -> None:
         is_over = channel.paid_sat == 0 and channel.is_payer_done  # or it might go on paying through it
         if is_over and channel.splice is None:
             close(core, channel, Cause.NOTHING_TO_CLAIM)
-    marginal_fee_sat = claim_marginal_fee(core.fee_rate)
-    worth_it = [c for c in closing if c.claimable_sat > marginal_fee_sat and c.state is ChannelState.CLOSING]
+    _claim_worth(core, closing, fee_rate=core.fee_rate, destination=core.script)
+    # What can not wait for lower fees is claimed for what it can pay: something is better than nothing.
+    urgent = [c for c in closing if core.height >= c.terms.expiry_height - core.config.expiry_margin]
+    _claim_worth(core, urgent, fee_rate=min(MIN_RELAY_FEE_RATE, core.fee_rate), destination=core.script)
+
+
+def _claim_worth(core: Core, channels: list[Channel], *, fee_rate: float, destination: bytes) -> None:
+    marginal_fee_sat = claim_marginal_fee(fee_rate)
+    worth_it = [c for c in channels if c.state is ChannelState.CLOSING and c.claimable_sat > marginal_fee_sat]
     for first in range(0, len(worth_it), MAX_BATCH):
-        _claim(core, worth_it[first : first + MAX_BATCH], destination=core.script)
+        _claim(core, worth_it[first : first + MAX_BATCH], least_rate=fee_rate, destination=destination)
 
 
-def _claim(core: Core, channels: list[Channel], *, destination: bytes) -> None:
+def _claim(core: Core, channels: list[Channel], *, least_rate: float, destination: bytes) -> None:
     """What is not worth its fee stays CLOSING, and is looked at again at the next tip."""
     claims: list[Claim] = [channel.claim(core.key_of(channel.channel_id)) for channel in channels]
     try:
-        transaction = build_claim(claims, destination=destination, fee_rate=wanted_rate(core, channels))
+        transaction = build_claim(claims, destination=destination, fee_rate=least_rate)
+        rate = min(wanted_rate(core, channels), _most_rate(transaction.raw, claims, destination))
+        if rate > least_rate:
+            transaction = build_claim(claims, destination=destination, fee_rate=rate)
     except UneconomicError:
         return
     core.use_script()
     for channel in channels:
         _set_spend(channel, transaction)
         core.move(channel, Cause.CLAIM_SENT)
-    core.emit(BroadcastTransaction(transaction.raw, transaction.txid, TransactionKind.CLAIM, transaction.fee_sat))
+    _broadcast(core, transaction, TransactionKind.CLAIM, [(claim.terms, claim.outpoint) for claim in claims])
+
+
+def _most_rate(raw: bytes, claims: list[Claim], destination: bytes) -> float:
+    """What the claims can pay, sat/vB, if their transaction is as large as `raw` and their output is not to be dust."""
+    most_sat = sum(claim.paid_sat for claim in claims) - dust_limit(destination)
+    return most_sat / (virtual_bytes(raw) + len(claims) + 1)
+
+
+def _broadcast(
+    core: Core, transaction: SignedTransaction, kind: TransactionKind, spent: list[tuple[ChannelTerms, Outpoint]]
+) -> None:
+    core.broadcast(BroadcastTransaction(transaction.raw, transaction.txid, kind, transaction.fee_sat), spent)
 
 
 def wanted_rate(core: Core, channels: list[Channel]) -> float:
@@ -138,12 +161,12 @@ def _step_claim(core: Core, channels: list[Channel]) -> None:
     if spent != {claim.outpoint for claim in claims}:
         return  # part of it is decided already; the rest is claimed anew when that is final
     old_rate = fee_rate_of(raw, [claim.terms.capacity_sat for claim in claims])
-    most_sat = sum(claim.paid_sat for claim in claims) - dust_limit(old.vout[-1].script_pubkey.data)
-    rate = min(wanted_rate(core, channels), most_sat / (virtual_bytes(raw) + len(claims) + 1))
+    destination = old.vout[-1].script_pubkey.data
+    rate = min(wanted_rate(core, channels), _most_rate(raw, claims, destination))
     if not is_step_due(old_rate, rate):
         return
     try:
-        transaction = build_claim(claims, destination=old.vout[-1].script_pubkey.data, fee_rate=rate)
+        transaction = build_claim(claims, destination=destination, fee_rate=rate)
     except UneconomicError:
         return
     if not replaces(raw, fee_of(raw, [claim.terms.capacity_sat for claim in claims]), transaction.fee_sat):
@@ -151,7 +174,7 @@ def _step_claim(core: Core, channels: list[Channel]) -> None:
     for channel in channels:
         _set_spend(channel, transaction)
         core.channel_changed(channel)
-    core.emit(BroadcastTransaction(transaction.raw, transaction.txid, TransactionKind.CLAIM, transaction.fee_sat))
+    _broadcast(core, transaction, TransactionKind.CLAIM, [(claim.terms, claim.outpoint) for claim in claims])
 
 
 def _set_spend(channel: Channel, transaction: SignedTransaction) -> None:
@@ -204,7 +227,7 @@ def _refund(core: Core, channel: Channel) -> None:
         return
     _set_spend(channel, transaction)
     core.move(channel, Cause.EXPIRED)
-    core.emit(BroadcastTransaction(transaction.raw, transaction.txid, TransactionKind.REFUND, transaction.fee_sat))
+    _broadcast(core, transaction, TransactionKind.REFUND, [(channel.terms, channel.outpoint)])
 
 
 def _build_refund(core: Core, channel: Channel) -> SignedTransaction | None:
@@ -227,7 +250,7 @@ def _step_refund(core: Core, channel: Channel) -> None:
     if transaction is not None and replaces(channel.spend_raw, old_fee_sat, transaction.fee_sat):
         _set_spend(channel, transaction)
         core.channel_changed(channel)
-        core.emit(BroadcastTransaction(transaction.raw, transaction.txid, TransactionKind.REFUND, transaction.fee_sat))
+        _broadcast(core, transaction, TransactionKind.REFUND, [(channel.terms, channel.outpoint)])
 
 
 # --- what the chain says, at both ends ---

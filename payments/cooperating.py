@@ -77,7 +77,8 @@ def handle_close_signed(core: Core, peer: Peer, message: CloseSigned) -> None:
     channel.spend_txid, channel.spend_raw, channel.refusals = transaction.txid, raw, 0
     channel.acknowledged_msat = channel.cumulative_msat  # the payee has signed that it gets it
     core.channel_changed(channel)
-    core.emit(BroadcastTransaction(raw, transaction.txid, TransactionKind.CLOSE, transaction.fee_sat))
+    broadcast = BroadcastTransaction(raw, transaction.txid, TransactionKind.CLOSE, transaction.fee_sat)
+    core.broadcast(broadcast, [(terms, outpoint)])
 
 
 # --- the payee ---

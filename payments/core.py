@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from payments.agreement import CountBook, Standing
@@ -19,12 +19,23 @@ from payments.channel_tx import ChannelTerms
 from payments.config import PaymentConfig
 from payments.counts import Signer
 from payments.credit import CreditLine
-from payments.events import ChannelStateChanged, NeedScript, Output, Persist, Resume, SendMessage, Suspend
+from payments.events import (
+    BroadcastTransaction,
+    ChannelStateChanged,
+    NeedScript,
+    Output,
+    Persist,
+    Resume,
+    SendMessage,
+    Suspend,
+)
 from payments.ledger import Balance, Ledger
 from payments.life import Cause, InvariantError
 from payments.messages import Accounts, Message, encode
+from payments.ports import Outpoint
 from payments.records import Change, ChannelState, Direction, ForgottenChannel, HeightRecord, KeptRecord
 from payments.settlement_port import SettlementMethod
+from payments.spend_check import InvalidSpendError, Moment, check_spend
 from payments.window import Window
 
 
@@ -183,6 +194,17 @@ class Core:
         if self.script is not None:
             self.emit(NeedScript())
         return self.script
+
+    def broadcast(self, transaction: BroadcastTransaction, spent: Iterable[tuple[ChannelTerms, Outpoint]]) -> None:
+        """Of ours, completely signed, that spends these channels. Raises InvariantError if no block could have it: what
+        we know to be wrong is not tried."""
+        moment = Moment(self.height + 1, median_time=0, coin_height=0, coin_median_time=0)
+        for terms, outpoint in spent:
+            try:
+                check_spend(transaction.raw, terms, outpoint, moment)
+            except InvalidSpendError as error:
+                raise InvariantError(f"our {transaction.kind.value} cannot confirm: {error}") from error
+        self.emit(transaction)
 
     # --- outputs of the current call ---
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from payments.channel_tx import MAX_FEE_RATE, claim_fee, parse_transaction
 
 STEP = 1.25  # a replacement pays at least so much more per byte: steps are large, so that there are few
+MIN_RELAY_FEE_RATE = 1.0  # sat/vB: below it no node is sure to take a transaction
 INCREMENTAL_FEE_RATE = 1.0  # sat/vB that it pays more in all: Bitcoin Core's -incrementalrelayfee, doubled
 
 

@@ -213,7 +213,7 @@ def handle_splice_signed(core: Core, peer: Peer, message: SpliceSigned) -> None:
     raw = complete(splice.raw, terms, outpoint, payer_signature=ours, payee_signature=message.signature)
     channel.splice = replace(splice, raw=raw, is_signed=True)
     core.channel_changed(channel)
-    core.emit(BroadcastTransaction(raw, splice.funding.txid, TransactionKind.SPLICE))
+    core.broadcast(BroadcastTransaction(raw, splice.funding.txid, TransactionKind.SPLICE), [(terms, outpoint)])
 
 
 def handle_reject(core: Core, peer: Peer, message: RejectSplice, *, now: float) -> None:

@@ -1,7 +1,7 @@
 """The pool of the embedded chain: what waits for a block, and the policy that lets it in.
 
 A small part of Bitcoin Core's policy, with its own reject codes: enough that what this pool takes a real node relays,
-for the transactions that meshd makes. Scripts are judged by Bitcoin Core's code (`pbk`).
+for the transactions that meshd makes. Scripts are judged by Bitcoin Core's code (`script_judge`).
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-import pbk
 from embit.transaction import Transaction
-from pbk.script import PrecomputedTransactionData
 
 from payments.adapters.chain_index import ChainIndex, IndexedOutput, inputs_of
+from payments.adapters.script_judge import is_every_input_valid
 from payments.channel_tx import LOCKTIME_THRESHOLD, MAX_MONEY_SAT, dust_limit, parse_transaction
 from payments.ports import BroadcastResult, Outpoint
 
@@ -219,16 +218,5 @@ def _check_sequence_locks(transaction: Transaction, spent: list[IndexedOutput], 
 
 
 def _check_scripts(raw: bytes, spent: list[IndexedOutput]) -> None:
-    """Every input, by Bitcoin Core's interpreter."""
-    try:
-        transaction = pbk.Transaction(raw)
-        outputs = [pbk.TransactionOutput(pbk.ScriptPubkey(each.script_pubkey), each.value_sat) for each in spent]
-        precomputed = PrecomputedTransactionData(transaction, outputs)
-        verified = all(
-            output.script_pubkey.verify(output.amount, transaction, precomputed, i, pbk.ScriptVerificationFlags.ALL)
-            for i, output in enumerate(outputs)
-        )
-    except (RuntimeError, pbk.KernelException) as error:
-        raise RefusedError("mandatory-script-verify-flag-failed") from error
-    if not verified:
+    if not is_every_input_valid(raw, [(each.script_pubkey, each.value_sat) for each in spent]):
         raise RefusedError("mandatory-script-verify-flag-failed")

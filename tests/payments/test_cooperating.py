@@ -9,7 +9,7 @@ from payments import events as ev
 from payments import messages as msg
 from payments.channel import Channel
 from payments.fees import fee_rate_of, is_too_dear, ladder_rate, virtual_bytes
-from payments.life import Cause
+from payments.life import Cause, InvariantError
 from payments.records import ChannelState, Direction
 from tests.payments.test_engine import assert_settled
 from tests.payments.world import Crash, Node, World
@@ -225,7 +225,8 @@ def test_a_claim_that_does_not_confirm_is_replaced_by_dearer_ones() -> None:
     world.work(world.b)
     assert payee.state is ChannelState.CLOSED
     raw = world.chain.raw[payee.spend_txid or b""]
-    assert world.chain.received_sat(world.b.scripts) == 20_000 - 64 * virtual_bytes(raw) or len(rates) > 0
+    paid = (20_000 - world.chain.received_sat(world.b.scripts)) / virtual_bytes(raw)
+    assert 64 <= paid < 65
 
 
 def test_an_earlier_claim_may_confirm_instead_of_the_dearer_one() -> None:
@@ -258,6 +259,29 @@ def test_a_fee_never_eats_more_than_the_claim() -> None:
     claim = broadcasts(world.b, ev.TransactionKind.CLAIM)[-1]
     assert Transaction.parse(claim.raw).vout[-1].value >= 294
     assert claim.fee_sat is not None and claim.fee_sat > 1_500
+
+
+def test_what_expires_is_claimed_for_less_than_the_estimate_when_that_is_all_it_can_pay() -> None:
+    world = paid_world(800_000)
+    world.disconnect()
+    payee = channel_of(world.b)
+    world.chain.fee_rate = 20.0  # 3,400 sat: more than the claim brings
+    world.mine(payee.terms.expiry_height - world.chain.height - world.b.config.expiry_margin - 1)
+    assert not broadcasts(world.b, ev.TransactionKind.CLAIM)
+    world.mine()
+    world.advance(10.0)
+    (claim,) = broadcasts(world.b, ev.TransactionKind.CLAIM)
+    assert claim.fee_sat is not None and 400 < claim.fee_sat <= 800 - 294
+    world.mine()
+    assert payee.state is ChannelState.CLOSED
+
+
+def test_a_transaction_of_ours_that_no_block_could_have_stops_the_node() -> None:
+    world = paid_world(20_000_000)
+    payee = channel_of(world.b)
+    transaction = ev.BroadcastTransaction(b"\x00" * 80, b"t" * 32, ev.TransactionKind.CLAIM)
+    with pytest.raises(InvariantError, match="cannot confirm"):
+        world.b.engine._core.broadcast(transaction, [(payee.terms, payee.outpoint)])
 
 
 # --- the operator ---

@@ -31,6 +31,7 @@ class RealChain(FakeChain):
     def __init__(self, kernel: KernelChain) -> None:
         self.kernel = kernel
         self.raw = _Raw(kernel)
+        self.is_wallet_empty, self.fee_rate = False, 1.0
 
     @property
     def height(self) -> int:  # type: ignore[override]

@@ -96,6 +96,8 @@ class FakeChain:
         self.height_by_txid: dict[bytes, int | None] = {}
         self.spender: dict[Outpoint, bytes] = {}
         self.is_refusing = False
+        self.is_wallet_empty = False
+        self.fee_rate = 1.0
         self.value_by_wallet_input: dict[bytes, int] = {}
 
     def fund(self, script_pubkey: bytes, amount_sat: int) -> SignedTransaction:
@@ -259,7 +261,7 @@ class Node:
             signer=Signer(self.key, self.sign),
         )
         self.run(self.engine.start(now=self.now()))
-        self.todo.append(ev.ChainTipChanged(self.chain.height, 1.0))
+        self.todo.append(ev.ChainTipChanged(self.chain.height, self.chain.fee_rate))
         self.report_chain()
 
     def give(self, event: ev.Input) -> None:
@@ -298,6 +300,8 @@ class Node:
     def _ask(self, output: ev.Output) -> None:
         """Chain and wallet."""
         match output:
+            case ev.FundChannel() | ev.FundSplice() if self.chain.is_wallet_empty:
+                self.todo.append(ev.FundingFailed(output.channel_id, "no money"))
             case ev.FundChannel():
                 transaction = self.chain.fund(output.script_pubkey, output.amount_sat)
                 self.todo.append(ev.ChannelFunded(output.channel_id, transaction))
@@ -329,7 +333,7 @@ class Node:
             self.report(channel_id)
 
     def new_block(self) -> None:
-        self.todo.append(ev.ChainTipChanged(self.chain.height, 1.0))
+        self.todo.append(ev.ChainTipChanged(self.chain.height, self.chain.fee_rate))
         self.report_chain()
 
     def notices(self, kind: type) -> list[ev.Output]:
