@@ -48,9 +48,24 @@ class RouteTrace:
     def digest(self) -> str:
         """32 hexadecimal digits."""
         state = hashlib.blake2b(digest_size=16)
-        for destination, value in sorted(self._by_destination.items()):
-            state.update(struct.pack("<q", destination) + value.digest())
+        for destination, value in sorted(self.digests().items()):
+            state.update(struct.pack("<q", destination) + value)
         return state.hexdigest()
+
+    def digests(self) -> dict[int, bytes]:
+        """Of each destination: 16 octets."""
+        return {
+            destination: state if isinstance(state, bytes) else state.digest()
+            for destination, state in self._by_destination.items()
+        }
+
+    def __getstate__(self) -> tuple[dict[int, bytes], int]:
+        """On the way to another process nothing can be added any more."""
+        return self.digests(), self.count
+
+    def __setstate__(self, state: tuple[dict[int, bytes], int]) -> None:
+        self._by_destination = dict(state[0])
+        self.count = state[1]
 
 
 def routes_digest(routes: Iterable[tuple[int, int, int, int, int]]) -> str:

@@ -53,11 +53,13 @@ class Columns:
 
 @dataclass(slots=True)
 class BatchResult:
-    """`metric[i, n]` and `next_hop[i, n]` are of node n towards the i-th destination; no route is 65535 and -1."""
+    """`metric[i, n]` and `next_hop[i, n]` are of node n towards the i-th destination; no route is 65535 and -1. No
+    rows if they were not wanted."""
 
     destinations: list[int]
     metric: NDArray[np.uint16]
     next_hop: NDArray[np.int32]
+    routes: int = 0
     updates: int = 0
     requests: int = 0
     changes: int = 0
@@ -91,6 +93,22 @@ def columns(graph: nx.Graph, fee_by_node: Mapping[int, int]) -> Columns:
     return Columns(nodes, slots, slot_by_ends)
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A shard: some destinations of one network. It can be sent to another process, or to another machine."""
+
+    nodes: Int32
+    slots: Int32
+    steps: Int64
+    destinations: list[int]
+    weight: float = 256.0
+    is_immediate: bool = False
+    is_traced: bool = True
+    is_compiled: bool = True
+    keeps_routes: bool = True
+    traced_ticks: int = FOREVER
+
+
 def simulate(
     graph: nx.Graph,
     fee_by_node: Mapping[int, int],
@@ -106,50 +124,88 @@ def simulate(
     traced_ticks: int = FOREVER,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> BatchResult:
-    """All pairs, or those with these `destinations`. The result is the same for any number of shards and workers. The
-    trace has the changes before `traced_ticks`.
+    """All pairs, or those with these `destinations`. The result is the same for any number of shards and workers
+    (threads; `simulator.batch.shards` has processes). The trace has the changes before `traced_ticks`.
 
     `progress(done, all)` counts destinations; it may be called by any thread. Raises BatchError."""
+    parts = jobs(
+        graph,
+        fee_by_node,
+        steps,
+        price_weight=price_weight,
+        is_immediate=is_immediate,
+        shards=shards,
+        destinations=destinations,
+        is_traced=is_traced,
+        is_compiled=is_compiled,
+        traced_ticks=traced_ticks,
+    )
+    done, whole = [0], sum(len(part.destinations) for part in parts)
+
+    def tell() -> None:
+        done[0] += 1
+        progress(done[0], whole)
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        return merge(list(pool.map(lambda job: run_job(job, tell), parts)))
+
+
+def jobs(
+    graph: nx.Graph,
+    fee_by_node: Mapping[int, int],
+    steps: Sequence[Step] = COLD_START,
+    *,
+    price_weight: float = 256.0,
+    is_immediate: bool = False,
+    shards: int = 1,
+    destinations: Iterable[int] | None = None,
+    is_traced: bool = True,
+    is_compiled: bool = True,
+    keeps_routes: bool = True,
+    traced_ticks: int = FOREVER,
+) -> list[Job]:
+    """The shards of one run; see `simulate`. Raises BatchError."""
     made = columns(graph, fee_by_node)
-    wanted = sorted(set(graph if destinations is None else destinations))
     rows = _rows(made, steps)
-    kernel = _kernel(is_compiled)
-    parts = [wanted[number::shards] for number in range(max(1, shards))]
-    done = [0]
-
-    def run(part: list[int]) -> BatchResult:
-        def tell() -> None:
-            done[0] += 1
-            progress(done[0], len(wanted))
-
-        shard = _Shard(
-            made,
+    wanted = sorted(set(graph if destinations is None else destinations))
+    return [
+        Job(
+            made.nodes,
+            made.slots,
             rows,
+            part,
             weight=price_weight,
             is_immediate=is_immediate,
             is_traced=is_traced,
+            is_compiled=is_compiled,
+            keeps_routes=keeps_routes,
             traced_ticks=traced_ticks,
         )
-        return shard.run(part, kernel, tell)
+        for part in (wanted[number::shards] for number in range(max(1, min(shards, len(wanted)))))
+    ]
 
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        return merge(list(pool.map(run, parts)))
+
+def run_job(job: Job, tell: Callable[[], None] = lambda: None) -> BatchResult:
+    """Calls `tell` after each destination. Raises BatchError."""
+    return _Shard(job).run(tell)
 
 
 def merge(results: Sequence[BatchResult]) -> BatchResult:
     """Of shards with different destinations."""
     order = sorted((d, part, row) for part, result in enumerate(results) for row, d in enumerate(result.destinations))
-    count = results[0].metric.shape[1]
+    first = results[0]
+    rows = len(order) if len(first.metric) or not first.destinations else 0
     whole = BatchResult(
         [destination for destination, _, _ in order],
-        np.empty((len(order), count), np.uint16),
-        np.empty((len(order), count), np.int32),
+        np.empty((rows, first.metric.shape[1]), np.uint16),
+        np.empty((rows, first.metric.shape[1]), np.int32),
         step_ticks=[max(ticks) for ticks in zip(*(result.step_ticks for result in results), strict=True)],
     )
-    for index, (_, part, row) in enumerate(order):
+    for index, (_, part, row) in enumerate(order[:rows]):
         whole.metric[index] = results[part].metric[row]
         whole.next_hop[index] = results[part].next_hop[row]
     for result in results:
+        whole.routes += result.routes
         whole.updates += result.updates
         whole.requests += result.requests
         whole.changes += result.changes
@@ -183,81 +239,78 @@ def first_room(count: int) -> int:
     return count + 64
 
 
-def reset(tables: k.Tables, made: Columns) -> None:
-    """A network that knows nothing."""
-    tables.nodes[:] = made.nodes
-    tables.slots[:] = made.slots
-    tables.hops[:] = -1
-    tables.awake[:] = 0
-    tables.state[:] = 0
-    tables.messages[:, k.NEXT] = np.arange(1, len(tables.messages) + 1)
-    tables.messages[-1, k.NEXT] = -1
-
-
 class _Shard:
     """Some destinations, one after the other, in the same tables."""
 
-    def __init__(
-        self, made: Columns, steps: Int64, *, weight: float, is_immediate: bool, is_traced: bool, traced_ticks: int
-    ) -> None:
-        count, slot_count = len(made.nodes), len(made.slots)
-        self._made = made
-        self._steps = steps
-        self._is_traced = is_traced
-        self._traced_ticks = traced_ticks
-        self._ends = np.zeros(len(steps), np.int64)
+    def __init__(self, job: Job) -> None:
+        count, slot_count = len(job.nodes), len(job.slots)
+        self._job = job
+        self._ends = np.zeros(len(job.steps), np.int64)
         self._tables = k.Tables(
-            nodes=np.zeros_like(made.nodes),
-            slots=np.zeros_like(made.slots),
+            nodes=np.zeros_like(job.nodes),
+            slots=np.zeros_like(job.slots),
             messages=np.zeros((first_room(slot_count), k.MESSAGE_COLUMNS), np.int32),
-            changes=np.zeros((8 * first_room(count) if is_traced else 1, k.CHANGE_COLUMNS), np.int32),
+            changes=np.zeros((8 * first_room(count) if job.is_traced else 1, k.CHANGE_COLUMNS), np.int32),
             hops=np.zeros(count, np.int32),
             awake=np.zeros((2, count), np.int8),
             state=np.zeros(k.STATE_SIZE, np.int64),
-            weight=weight,
-            is_immediate=is_immediate,
+            weight=job.weight,
+            is_immediate=job.is_immediate,
         )
 
-    def run(self, destinations: list[int], kernel: Callable[..., None], tell: Callable[[], None]) -> BatchResult:
-        count = len(self._made.nodes)
+    def run(self, tell: Callable[[], None]) -> BatchResult:
+        job, kernel = self._job, _kernel(self._job.is_compiled)
+        count, rows = len(job.nodes), len(job.destinations) if job.keeps_routes else 0
         result = BatchResult(
-            destinations,
-            np.full((len(destinations), count), rules.METRIC_INFINITY, np.uint16),
-            np.full((len(destinations), count), -1, np.int32),
-            step_ticks=[0] * len(self._steps),
+            list(job.destinations),
+            np.full((rows, count), rules.METRIC_INFINITY, np.uint16),
+            np.full((rows, count), -1, np.int32),
+            step_ticks=[0] * len(job.steps),
         )
-        for row, destination in enumerate(destinations):
-            reset(self._tables, self._made)
-            kernel(self._tables, self._steps, self._ends, destination)
+        for row, destination in enumerate(job.destinations):
+            self._run_destination(kernel, destination)
             while self._tables.state[k.IS_FULL] == _FULL:
                 self._grow()
-                reset(self._tables, self._made)
-                kernel(self._tables, self._steps, self._ends, destination)
+                self._run_destination(kernel, destination)
             if self._tables.state[k.IS_FULL] == _ENDLESS:
                 raise BatchError(f"the routes to {destination} did not settle in {k.TICKS_MAX} ticks")
             self._collect(result, row)
             tell()
         return result
 
+    def _run_destination(self, kernel: Callable[..., None], destination: int) -> None:
+        """From a network that knows nothing."""
+        tables = self._tables
+        tables.nodes[:] = self._job.nodes
+        tables.slots[:] = self._job.slots
+        tables.hops[:] = -1
+        tables.awake[:] = 0
+        tables.state[:] = 0
+        tables.messages[:, k.NEXT] = np.arange(1, len(tables.messages) + 1)
+        tables.messages[-1, k.NEXT] = -1
+        kernel(tables, self._job.steps, self._ends, destination)
+
     def _grow(self) -> None:
         """Begun anew with more room, the outcome is the same."""
         messages = np.zeros((2 * len(self._tables.messages), k.MESSAGE_COLUMNS), np.int32)
-        changes = np.zeros((2 * len(self._tables.changes) if self._is_traced else 1, k.CHANGE_COLUMNS), np.int32)
+        changes = np.zeros((2 * len(self._tables.changes) if self._job.is_traced else 1, k.CHANGE_COLUMNS), np.int32)
         self._tables = self._tables._replace(messages=messages, changes=changes)
 
     def _collect(self, result: BatchResult, row: int) -> None:
         tables = self._tables
         selected = tables.nodes[:, k.SELECTED]
         routed = np.flatnonzero(selected >= 0)
-        result.metric[row, routed] = tables.slots[selected[routed], k.ROUTE_METRIC]
-        result.next_hop[row] = tables.hops
+        result.routes += len(routed)
+        if self._job.keeps_routes:
+            result.metric[row, routed] = tables.slots[selected[routed], k.ROUTE_METRIC]
+            result.next_hop[row] = tables.hops
         result.updates += int(tables.state[k.UPDATES])
         result.requests += int(tables.state[k.REQUESTS])
         result.changes += int(tables.state[k.CHANGE_COUNT])
         result.loops += int(tables.state[k.LOOPS])
         result.step_ticks = [max(a, int(b)) for a, b in zip(result.step_ticks, self._ends, strict=True)]
         changes = tables.changes[: tables.state[k.CHANGES_KEPT]]
-        changes = changes[changes[:, k.AT] < self._traced_ticks]
+        changes = changes[changes[:, k.AT] < self._job.traced_ticks]
         if len(changes):
             records = np.empty(len(changes), _RECORD)
             records["at"] = changes[:, k.AT] * TICK

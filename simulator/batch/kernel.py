@@ -559,6 +559,30 @@ def run_tick(t: Tables) -> None:
         flush(t, node)
 
 
+def repeat(t: Tables, node: int) -> None:
+    """The update that is due at regular times. Most neighbours have just that: it is counted, and not sent, as it would
+    change nothing there (`receive_update`); nothing else is under way to them."""
+    seqno = build(t, node)
+    price = t.nodes[node, PRICE]
+    epoch = t.nodes[node, EPOCH] if price != stored(0) else 0
+    for slot in range(t.nodes[node, FIRST_SLOT], t.nodes[node, END_SLOT]):
+        there = t.slots[slot, REVERSE]
+        if t.slots[slot, IS_UP] == 0 or slot == t.nodes[node, SELECTED]:
+            queue_one(t, node, slot)
+        elif t.nodes[t.slots[slot, NEIGHBOUR], IS_ORIGIN] == 1 or (
+            t.slots[there, HAS_ROUTE] == 1
+            and t.slots[there, ROUTE_SEQNO] == seqno
+            and t.slots[there, REFMETRIC] == t.nodes[node, METRIC]
+            and t.slots[there, ROUTE_PRICE] == price
+            and t.slots[there, ROUTE_EPOCH] == epoch
+        ):
+            t.slots[slot, ADVERTISED] = 1
+            t.state[UPDATES] += 1
+        else:
+            queue_one(t, node, slot)
+    flush(t, node)
+
+
 def begin_step(t: Tables, kind: int, subject: int, value: int, destination: int) -> None:
     if kind == ORIGINATE:
         t.nodes[destination, IS_ORIGIN] = 1
@@ -577,8 +601,7 @@ def begin_step(t: Tables, kind: int, subject: int, value: int, destination: int)
     elif kind == REFRESH:
         for node in range(t.nodes.shape[0]):
             if t.nodes[node, IS_ANNOUNCED] == 1:
-                queue_all(t, node)
-                flush(t, node)
+                repeat(t, node)
 
 
 def forget_requests(t: Tables) -> None:
