@@ -116,6 +116,7 @@ class Prices:
         self.relay_cost = np.full(count, float(rules.price_metric(round(start), weight)))
         self.asked = np.zeros(count, np.int64)  # for the whole way to a root
         self.patient_at = np.full(count, trees.NEVER)  # when a small gain has lasted for long enough
+        self.lots = np.zeros(count)  # how many margins a lower price must gain; 0: none drawn yet
 
 
 class Forest:
@@ -152,9 +153,26 @@ class Forest:
             self._place,
         )
 
-    def stick(self, prices: Prices, before: NDArray[np.int32], waits: Floats, *, now: float, fraction: float) -> int:
-        """After `grow`: hysteresis. `waits`: of each node, seconds that a gain which it sees now must last. Returns the
-        number of changed next hops."""
+    def stick(
+        self,
+        prices: Prices,
+        before: NDArray[np.int32],
+        draws: Floats,
+        *,
+        now: float,
+        fraction: float,
+        timeout: float = 0.0,
+    ) -> int:
+        """Who had next hops `before` moves to cheaper ones, or stays (`trees.stick`). Returns how many have moved.
+
+        `draws`: two random numbers of each node, from 0 to 1. `fraction` < 0: no hysteresis."""
+        if fraction < 0:
+            self.grow(prices.relay_cost)
+        else:
+            ways = (prices.relay_cost, self.parent, self.order, self.reached, self.distance)
+            self.kernel(trees.walk)(*self._graph, *ways)
+            known = self.order[: self.reached]
+            self.order[: self.reached] = known[np.argsort(self.distance[known], kind="stable")]
         return int(
             self.kernel(trees.stick)(
                 *self._graph,
@@ -162,7 +180,8 @@ class Forest:
                 prices.announced,
                 before,
                 prices.patient_at,
-                waits,
+                prices.lots,
+                draws,
                 self.distance,
                 self.parent,
                 self.order,
@@ -171,6 +190,7 @@ class Forest:
                 prices.asked,
                 now,
                 fraction,
+                timeout,
                 prices.weight,
             )
         )
@@ -277,7 +297,7 @@ def follow_rule(
     prices = Prices(count, start_price, price_weight)
     rng = np.random.default_rng(seed)
     forest.grow(prices.relay_cost)
-    forest.stick(prices, forest.parent.copy(), np.zeros(count), now=0.0, fraction=-1.0)
+    forest.stick(prices, forest.parent.copy(), np.zeros((2, count)), now=0.0, fraction=-1.0)
     demand = forest.served(demand)
     history: list[Round] = []
     load, _ = forest.load(buyers.wanted(demand, prices.asked[forest.parent]))
@@ -286,10 +306,8 @@ def follow_rule(
         limits = (floor, ceiling, price_weight)
         step(prices.fee, prices.announced, prices.average, load, capacity, *limits, prices.relay_cost)
         before = forest.parent.copy()
-        forest.grow(prices.relay_cost)
-        waits = sticky_timeout * rng.uniform(0.5, 1.5, count)
-        now = number * pricing.PRICE_INTERVAL
-        switched = forest.stick(prices, before, waits, now=now, fraction=sticky_fraction)
+        now, draws = number * pricing.PRICE_INTERVAL, rng.random((2, count))
+        switched = forest.stick(prices, before, draws, now=now, fraction=sticky_fraction, timeout=sticky_timeout)
         wanted = buyers.wanted(demand, prices.asked[forest.parent])
         load, _ = forest.load(wanted * rng.uniform(1 - noise, 1 + noise, count) if noise else wanted)
         history.append(_round(switched / count, load, capacity, prices.announced))

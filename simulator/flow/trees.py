@@ -10,6 +10,7 @@ from typing import Any
 
 from payments import pricing
 from routing import rules
+from routing.selection import PRICE_PATIENCE
 
 Array = Any
 UNREACHED = 1e300
@@ -145,7 +146,32 @@ def gather(  # noqa: PLR0917 - numba takes no keyword-only arguments
     return total
 
 
-def stick(  # noqa: PLR0912, PLR0917 - numba takes no keyword-only arguments, and calls are not free where it is not
+def walk(  # noqa: PLR0917 - numba takes no keyword-only arguments
+    offsets: Array,
+    neighbours: Array,
+    costs: Array,
+    relay_cost: Array,
+    parent: Array,
+    order: Array,
+    reached: int,
+    distance: Array,
+) -> None:
+    """What the ways cost that are there, at other prices. In `order` parents come before those behind them."""
+    for index in range(reached):
+        node = order[index]
+        up = parent[node]
+        if up < 0:
+            distance[node] = relay_cost[node]
+            continue
+        onward = distance[up] + (relay_cost[up] if parent[up] >= 0 else 0.0)
+        for slot in range(offsets[node], offsets[node + 1]):
+            if neighbours[slot] == up:
+                distance[node] = onward + costs[slot]
+                break
+
+
+# long: one choice, whose parts would be functions of ten arguments each
+def stick(  # noqa: PLR0912, PLR0917 - numba takes no keyword-only arguments
     offsets: Array,
     neighbours: Array,
     costs: Array,
@@ -153,7 +179,8 @@ def stick(  # noqa: PLR0912, PLR0917 - numba takes no keyword-only arguments, an
     announced: Array,
     before: Array,
     patient_at: Array,
-    waits: Array,
+    lots: Array,
+    draws: Array,
     distance: Array,
     parent: Array,
     order: Array,
@@ -162,14 +189,16 @@ def stick(  # noqa: PLR0912, PLR0917 - numba takes no keyword-only arguments, an
     asked: Array,
     now: float,
     fraction: float,
+    timeout: float,
     weight: float,
 ) -> int:
-    """Hysteresis (`Selection._is_switch_due` in `routing`): who had another next hop keeps it unless the gain exceeds
-    the margin, or has been there for the time in `waits`, drawn when it was first seen. `fraction` < 0: without it.
-    Returns how many have changed theirs.
+    """Hysteresis (`Selection._is_switch_due` in `routing`): who had another next hop keeps it until its lot is drawn, a
+    gain of quality exceeds the margin, or has lasted. `fraction` < 0: without it. Returns how many have changed theirs.
 
-    Only a hop that comes earlier in `order` is kept or taken, so that no loop can form. `asked` becomes the price of
-    the whole way that each node asks those that it carries for, `rank` the place in `order`."""
+    Only a hop that comes earlier in `order` is kept or taken, so that no loop can form: it must be the order of
+    distances by `walk` or `grow_tree`. `draws` has two random numbers of each node, from 0 to 1, for this interval.
+    `asked` becomes the price of the whole way that each node asks, `rank` its place in `order`.
+    """
     changed = 0
     for index in range(reached):
         rank[order[index]] = index
@@ -191,18 +220,30 @@ def stick(  # noqa: PLR0912, PLR0917 - numba takes no keyword-only arguments, an
                 kept, kept_length = hop, onward
             if onward < length or (onward == length and hop == old):
                 best, length = hop, onward
-        if kept < 0 or best == kept:
+        if kept < 0 or best == kept or fraction < 0.0:
             patient_at[node] = NEVER
         else:
-            is_patient = fraction < 0.0 or now >= patient_at[node]
             paid = rules.price_metric(asked[kept], weight)
-            margin = rules.sticky_margin(paid, max(0, int(kept_length) - paid), False, fraction)
-            if rules.is_route_better(int(length), int(kept_length), margin, is_patient):
+            gain = int(kept_length) - int(length)
+            wait = timeout
+            if rules.is_price_move(paid - rules.price_metric(asked[best], weight), gain):
+                wait = timeout * PRICE_PATIENCE
+                if lots[node] == 0.0:
+                    lots[node] = 1.0 + (rules.LOT_MAX - 1.0) * draws[0, node]
+                elif now >= patient_at[node]:
+                    lots[node], patient_at[node] = rules.LOT_MAX * draws[0, node], NEVER
+                is_due = rules.is_price_worth(paid, gain, fraction, lots[node])
+                if is_due:
+                    lots[node] = 0.0
+            else:
+                margin = rules.sticky_margin(paid, max(0, int(kept_length) - paid), False, fraction)
+                is_due = rules.is_route_better(int(length), int(kept_length), margin, now >= patient_at[node])
+            if is_due:
                 patient_at[node] = NEVER
             else:
                 best, length = kept, kept_length
                 if patient_at[node] >= NEVER:
-                    patient_at[node] = now + waits[node]
+                    patient_at[node] = now + wait * (0.5 + draws[1, node])
         parent[node] = best
         distance[node] = length
         asked[node] = rules.price_add(asked[best], announced[node])
