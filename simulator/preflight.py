@@ -38,12 +38,22 @@ class Estimate:
             )
 
 
-def batch(nodes: int, links: int, *, destinations: int | None = None, workers: int = 1) -> Estimate:
-    """Each destination costs some updates over each link, more in wide networks; each pair is kept twice."""
+def batch(
+    nodes: int,
+    links: int,
+    *,
+    destinations: int | None = None,
+    workers: int = 1,
+    rounds: int = 0,
+    keeps_routes: bool = False,
+) -> Estimate:
+    """Each destination costs some updates over each link, more in wide networks, and `rounds` repetitions of them a
+    little each. Each worker has the tables of one destination."""
     wanted = nodes if destinations is None else destinations
     updates = wanted * 2 * links * (1.2 + 0.01 * nodes**0.5)
-    memory = BASE_BYTES + 12.0 * wanted * nodes + workers * (500.0 * nodes + 500.0 * links)
-    return Estimate(updates * 0.6e-6 * _slowdown(), memory)
+    memory = BASE_BYTES + workers * (600.0 * nodes + 300.0 * links) + (12.0 * wanted * nodes if keeps_routes else 0.0)
+    seconds = updates * 0.2e-6 + rounds * wanted * (2 * links * 6e-9 + nodes * 4e-9)
+    return Estimate(seconds * _slowdown(), memory)
 
 
 def flow(nodes: int, links: int, *, rounds: int = 20) -> Estimate:

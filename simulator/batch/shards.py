@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,36 @@ Submit = Callable[[Callable[[Job], BatchResult], Sequence[Job]], Iterable[tuple[
 _COUNTS = ("routes", "updates", "requests", "changes", "loops")
 
 
+def in_threads(workers: int) -> Submit:
+    """They run at the same time where the kernel is compiled."""
+
+    def submit(run: Callable[[Job], BatchResult], jobs: Sequence[Job]) -> Iterator[tuple[int, BatchResult]]:
+        with ThreadPoolExecutor(workers) as pool:
+            yield from _as_ready(pool, run, jobs)
+
+    return submit
+
+
 def in_processes(workers: int) -> Submit:
     """`workers` new ones. Results come as they are ready, each with its job's number."""
 
     def submit(run: Callable[[Job], BatchResult], jobs: Sequence[Job]) -> Iterator[tuple[int, BatchResult]]:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            futures = {pool.submit(run, job): number for number, job in enumerate(jobs)}
-            for future in as_completed(futures):
-                yield futures.pop(future), future.result()
+            yield from _as_ready(pool, run, jobs)
 
     return submit
+
+
+def _as_ready(
+    pool: Executor, run: Callable[[Job], BatchResult], jobs: Sequence[Job]
+) -> Iterator[tuple[int, BatchResult]]:
+    futures = {pool.submit(run, job): number for number, job in enumerate(jobs)}
+    try:
+        for future in as_completed(futures):
+            yield futures.pop(future), future.result()
+    finally:
+        for future in futures:
+            future.cancel()
 
 
 def run(

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import re
 import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from routing import rules
 from simulator import jit, preflight, topology
-from simulator.batch import engine
+from simulator.batch import engine, shards
+from simulator.batch.engine import Step
 from simulator.flow import market, mesh
 from simulator.preflight import Estimate, PreflightError
 from simulator.run import random_fees
@@ -25,12 +28,15 @@ EXAMPLES = """
 examples:
   meshsim batch --topology map:freifunk-bremen
   meshsim batch --topology geometric:5000 --shards 8 --workers 2 --max-memory 4G
+  meshsim batch --topology geometric:10000 --shards 64 --processes --folder shards
+  meshsim batch --topology geometric:1000 --steady 3600
   meshsim flow --topology geometric:100000 --gateways 100
   meshsim flow --topology map:nycmesh --rule --rounds 200 --sticky 0
 
 Exit codes: 0 no loop formed, or the gap is reached; 1 not so; 2 it cannot be run, or needs too much memory.
 """
 MBIT = 1e6
+UPDATE_INTERVAL = 16.0  # seconds (routing.config)
 
 
 def add_parser(commands: Any) -> None:
@@ -46,7 +52,13 @@ def add_parser(commands: Any) -> None:
     )
     batch.add_argument("--topology", default="geometric:1000", help="(default: %(default)s)")
     batch.add_argument("--shards", type=int, default=8, help="the result does not depend on it (default: 8)")
-    batch.add_argument("--workers", type=int, default=2, help="threads (default: 2)")
+    batch.add_argument("--workers", type=int, default=2, help="threads, or processes (default: 2)")
+    batch.add_argument("--processes", action="store_true", help="run the shards in processes instead of threads")
+    batch.add_argument("--folder", type=Path, help="keep each shard's result there, and go on with what is missing")
+    batch.add_argument("--untraced", action="store_true", help="no digest of the history: a fifth less time")
+    batch.add_argument(
+        "--steady", type=float, default=0.0, metavar="SECONDS", help="then repeat all updates every 16 s for so long"
+    )
     flow.add_argument("--topology", default="geometric:100000", help="(default: %(default)s)")
     flow.add_argument("--gateways", type=int, help="at random places (default: one for each thousand nodes)")
     flow.add_argument("--demand", type=float, default=0.1, metavar="MBIT/S", help="of each node (default: 0.1)")
@@ -75,7 +87,9 @@ def _guard(run: Callable[[argparse.Namespace], int], options: argparse.Namespace
         return run(options)
     except (topology.TopologyError, engine.BatchError, PreflightError, ValueError) as error:
         print(f"meshsim: {error}", file=sys.stderr)
-        return 2
+    except OSError as error:
+        print(f"meshsim: {error.filename}: {error.strerror}", file=sys.stderr)
+    return 2
 
 
 class Progress:
@@ -106,16 +120,23 @@ def run_batch(options: argparse.Namespace) -> int:
     _announce(preflight.batch(_count(options.topology), 3 * _count(options.topology)), options)
     rng = random.Random(f"{options.seed}/graph")
     graph = topology.build(options.topology, rng, max_nodes=engine.MAX_NODES)
-    _announce(preflight.batch(len(graph), graph.number_of_edges(), workers=options.workers), options)
+    rounds = int(options.steady // UPDATE_INTERVAL)
+    workers = max(1, options.workers)
+    _announce(preflight.batch(len(graph), graph.number_of_edges(), workers=workers, rounds=rounds), options)
     fees = random_fees(graph, (0, 1_000_000), random.Random(f"{options.seed}/fees"))
-    progress = Progress()
-    started, cpu = time.monotonic(), time.process_time()
-    result = engine.simulate(
+    started, cpu = time.monotonic(), _cpu_seconds()
+    jobs = engine.jobs(
         graph,
         fees,
+        [*engine.COLD_START, *[Step("refresh")] * rounds],
         shards=max(1, options.shards),
-        workers=max(1, options.workers),
-        progress=lambda done, whole: progress.show(done / whole, f"{done} of {whole} destinations"),
+        is_traced=not options.untraced,
+        keeps_routes=False,
+    )
+    progress = Progress()
+    submit = shards.in_processes(workers) if options.processes else shards.in_threads(workers)
+    result = shards.run(
+        jobs, submit, options.folder, lambda done, whole: progress.show(done / whole, f"{done} of {whole} shards")
     )
     _print(
         options,
@@ -125,17 +146,25 @@ def run_batch(options: argparse.Namespace) -> int:
             "links": graph.number_of_edges(),
             "seed": options.seed,
             "updates": result.updates,
+            "requests": result.requests,
             "route_changes": result.changes,
             "ticks": result.step_ticks[0],
+            "rounds": rounds,
             "loops": result.loops,
-            "routes": int((result.metric < rules.METRIC_INFINITY).sum()),
-            "trace": result.trace.digest(),
+            "routes": result.routes,
+            "trace": None if options.untraced else result.trace.digest(),
             "numba": jit.version(),
-            "cpu_seconds": round(time.process_time() - cpu, 3),
+            "cpu_seconds": round(_cpu_seconds() - cpu, 3),
             "real_seconds": round(time.monotonic() - started, 3),
         },
     )
     return 0 if result.loops == 0 else 1
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those that it started and that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _count(text: str) -> int:
