@@ -21,8 +21,8 @@ for a, b, cost in graph.edges(data="cost"):
 print(json.dumps({"routes": sum(len(d) - 1 for _, d in nx.all_pairs_dijkstra_path_length(ways, weight="cost"))}))
 """
 NETWORKX_WORK = (
-    "networkx: shortest distances of all pairs, same graph and fees; no messages, tables or history, no search for loops. "
-    "batch: the protocol from a cold start, every update between neighbours, next hops, metrics, a digest of the history"
+    "networkx: shortest distances of all pairs, same graph and fees; no messages, no tables, no history. "
+    "batch: the protocol from a cold start, every update between neighbours, next hops, a digest of the history"
 )
 ALL_ENGINES = """
 import sys
