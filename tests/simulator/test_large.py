@@ -28,7 +28,7 @@ def test_flow_finds_an_equilibrium_and_follows_the_rule(capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["batch", "--topology", "geometric:10000", "--max-memory", "200M"],
+        ["batch", "--topology", "geometric:10000", "--max-memory", "100M"],
         ["flow", "--topology", "geometric:1000000", "--max-memory", "200M"],
         ["flow", "--topology", "grid:3x3", "--gateways", "10"],
         ["flow", "--topology", "grid:3x3", "--capacity", "0"],
