@@ -7,8 +7,9 @@ from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any
 
 from meshd import schemas
-from meshd.control import INVALID_PARAMS, NOT_FOUND, REFUSED, Method, Param, RpcError
+from meshd.control import INVALID_PARAMS, NOT_FOUND, REFUSED, Method, RpcError
 from meshd.identity import overlay_address
+from meshd.rpc_channels import channel_methods
 from meshd.rpc_credit import credit_methods
 from meshd.rpc_wallet import wallet_methods
 from payments import events as pay
@@ -143,21 +144,11 @@ def money_methods(node: MoneyMethods) -> dict[str, Method]:
     return (
         credit_methods(node)
         | wallet_methods(node)
+        | channel_methods(node)
         | {
             "channels": Method(node.channels, "Payment channels, in and out.", result=schemas.array(schemas.CHANNEL)),
             "ledger": Method(node.ledger, "Bills and payments, per peer.", result=schemas.array(schemas.LEDGER)),
             "pay.hold": Method(node.pay_hold, "Pay nobody until resumed.", result=schemas.PAYING, writes=True),
             "pay.resume": Method(node.pay_resume, "Pay again.", result=schemas.PAYING, writes=True),
-            "channel.close": Method(
-                node.channel_close,
-                "Claim on chain what was paid to us.",
-                {
-                    "peer": Param(
-                        "string", "public key, its beginning, or overlay address; all if left out", required=False
-                    )
-                },
-                result=schemas.CLOSED,
-                writes=True,
-            ),
         }
     )

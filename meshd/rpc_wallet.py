@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from meshd import schemas
-from meshd.control import REFUSED, TIMEOUT, Method, Param, RpcError
+from meshd.control import FUNDS, REFUSED, TIMEOUT, Method, Param, RpcError
 from payments.adapters.addresses import script_of
-from payments.ports import ChainError, SignedTransaction, WalletError, WalletPort
+from payments.ports import ChainError, InsufficientFundsError, SignedTransaction, WalletError, WalletPort
 from payments.records import ChannelState
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class WalletMethods:
         try:
             with trio.fail_after(WALLET_TIMEOUT):
                 return await question(await self._node.paymaster.wallet())
+        except InsufficientFundsError as error:
+            raise RpcError(FUNDS, str(error)) from error
         except (WalletError, ChainError) as error:
             raise RpcError(REFUSED, str(error)) from error
         except trio.TooSlowError as error:

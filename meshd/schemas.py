@@ -246,4 +246,15 @@ RELOADED = record(
     restart_needed=array(text(), "keys that have changed and are not in force before the next start"),
 )
 CLOSED = record(channels=array(HEX), txid=nullable(HEX))
+OPENED = record(peer=IDENTITY, peer_address=ADDRESS, capacity_sat=COUNT)
+RECEIPT = record(
+    "what a neighbour has signed for us last, of each kind",
+    peer=IDENTITY,
+    peer_address=ADDRESS,
+    kind=text("payment: through a channel; counts: its meter; credit: its promises", "payment", "counts", "credit"),
+    channel_id=nullable(HEX),
+    amount_msat=nullable(MSAT),
+    signed=text("hex; empty: what it is over follows from the channel or the sums"),
+    signature=HEX,
+)
 SCRIPT = record(script_pubkey=HEX)

@@ -122,10 +122,16 @@ class PaymentEngine:
         return [_channel_view(channel) for channel in (*self._core.channels.values(), *opening_now)]
 
     def records(self) -> EngineState:
-        """Ledgers, channels and height as they would be written now: for backups."""
+        """As they would be written now: for backups, and for who wants to see what was signed."""
         peers = [peer for peer in self._core.peers.values() if not peer.ledger.is_empty]
-        ledgers = tuple(peer.ledger.record() for peer in peers)
-        return EngineState(ledgers, tuple(c.record() for c in self._core.channels.values()), self._core.height)
+        counts = (peer.book.record(peer.key) for peer in peers)
+        return EngineState(
+            ledgers=tuple(peer.ledger.record() for peer in peers),
+            channels=tuple(channel.record() for channel in self._core.channels.values()),
+            height=self._core.height,
+            counts=tuple(record for record in counts if record is not None),
+            credits=tuple(peer.credit.record() for peer in peers if not peer.credit.is_empty),
+        )
 
     # --- inputs ---
 

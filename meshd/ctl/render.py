@@ -255,6 +255,26 @@ def paying(result: Record, style: Style) -> str:
     return "Paying." if result["paying"] else style.paint("Payments are on hold.", "yellow")
 
 
+def receipts(result: list[Record], style: Style) -> str:
+    if not result:
+        return "No receipts."
+    rows = [
+        (
+            _text(item["peer_address"]),
+            item["kind"],
+            _short(item["channel_id"]),
+            "-" if item["amount_msat"] is None else money(item["amount_msat"]),
+            _short(item["signature"]),
+        )
+        for item in result
+    ]
+    return table(("PEER", "OF", "CHANNEL", ">AMOUNT", "SIGNATURE"), rows, style)
+
+
+def opened(result: Record, style: Style) -> str:  # noqa: ARG001
+    return f"Opening a channel of {result['capacity_sat']:,} sat to {result['peer_address']}, when it agrees."
+
+
 def closed(result: Record, style: Style) -> str:  # noqa: ARG001
     ids = result["channels"]
     if not ids:

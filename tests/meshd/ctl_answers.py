@@ -112,6 +112,16 @@ FEE: dict[str, Any] = {
     "fee_msat_per_gb": 100_000, "price": "auto", "floor_msat_per_gb": 1_000, "ceiling_msat_per_gb": 2_000_000,
     "capacity_mbit": 20, "load_mbit": 3.5,
 }  # fmt: skip
+RECEIPTS = [
+    {
+        "peer": "ab" * 32, "peer_address": BOB, "kind": "payment", "channel_id": "0123456789abcdef" * 2,
+        "amount_msat": 12_345_678, "signed": "", "signature": "3045" * 18,
+    },
+    {
+        "peer": "ab" * 32, "peer_address": BOB, "kind": "counts", "channel_id": None, "amount_msat": None,
+        "signed": "00" * 40, "signature": "fe" * 64,
+    },
+]  # fmt: skip
 ANSWERS: dict[str, Any] = {
     "tunnels": TUNNELS,
     "status": STATUS, "neighbours": NEIGHBOURS, "routes": [OWN, CHEAP, DEAR, REFUSED], "path": PATH,
@@ -119,6 +129,16 @@ ANSWERS: dict[str, Any] = {
     "price.set": FEE | {"fee_msat_per_gb": 200_000, "price": "fixed"},
     "pay.hold": {"paying": False}, "pay.resume": {"paying": True},
     "channel.close": {"channels": ["01" * 32], "txid": "cd" * 32},
+    "channel.open": {"peer": "ab" * 32, "peer_address": BOB, "capacity_sat": 200_000},
+    "receipts": RECEIPTS,
+    "wallet.balance": {
+        "confirmed_sat": 1_234_567, "unconfirmed_sat": 0,
+        "locked_in_channels_sat": 100_000, "claimable_msat": 12_345_678,
+    },
+    "wallet.address": {"address": "bcrt1qw508d6qejxtdg4y5r3zarvary0c5xw7kygt080"},
+    "wallet.send": {"txid": "ef" * 32, "fee_sat": 282, "broadcast": True},
+    "wallet.sweep": {"txid": "ef" * 32, "fee_sat": 1_282, "broadcast": False},
+    "wallet.labels": [{"key": "ef" * 32, "text": "roof"}],
     "interface.cost": {"interface": "wlan0", "cost": 256},
     "reload": {"filters": 3, "redistributions": 1, "restart_needed": ["routing.port"]},
 }  # fmt: skip
@@ -176,5 +196,20 @@ fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f  suspended  warned: overstated, 2.0% los
     "reload": "In force: 3 filters, 1 rules of redistribution.\nOnly after a restart: routing.port.",
     "pay.hold": "Payments are on hold.",
     "pay.resume": "Paying.",
+    "channel.open": f"Opening a channel of 200,000 sat to {BOB}, when it agrees.",
+    "receipts": """\
+PEER                                     OF       CHANNEL               AMOUNT  SIGNATURE
+fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f  payment  0123456789ab  12,345.678 sat  304530453045
+fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f  counts   -                          -  fefefefefefe""",
+    "wallet.balance": """\
+WHERE                      AMOUNT
+confirmed           1,234,567 sat
+unconfirmed                 0 sat
+locked in channels    100,000 sat
+to be claimed          12,345 sat""",
+    "wallet.address": "bcrt1qw508d6qejxtdg4y5r3zarvary0c5xw7kygt080",
+    "wallet.send": f"{'ef' * 32}, fee 282 sat",
+    "wallet.sweep": f"{'ef' * 32}, fee 1,282 sat\nThe chain is away: it is sent when it is back.",
+    "wallet.labels": f"ADDRESS OR TRANSACTION{' ' * 44}LABEL\n{'ef' * 32}  roof",
     "channel.close": f"Closing 1 channel, transaction {'cd' * 32}:\n  {'01' * 32}",
 }

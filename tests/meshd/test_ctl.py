@@ -176,6 +176,22 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
         ("pay resume", "pay.resume", {}),
         ("channel close --all --yes", "channel.close", {"peer": None}),
         ("channel close --peer fd00::1 --yes", "channel.close", {"peer": "fd00::1"}),
+        ("channel close 0123 --yes", "channel.close", {"channel": "0123"}),
+        ("channel open ab --yes", "channel.open", {"peer": "ab"}),
+        ("channel open ab --capacity 200000 --yes", "channel.open", {"peer": "ab", "capacity_sat": 200_000}),
+        ("receipts", "receipts", {}),
+        ("wallet balance", "wallet.balance", {}),
+        ("wallet address", "wallet.address", {}),
+        ("wallet address --label roof", "wallet.address", {"label": "roof"}),
+        ("wallet send bcrt1q 500 --yes", "wallet.send", {"address": "bcrt1q", "amount_sat": 500}),
+        (
+            "wallet send bcrt1q 500 --fee 2.5 --label x --yes",
+            "wallet.send",
+            {"address": "bcrt1q", "amount_sat": 500, "fee_sat_per_vb": 2.5, "label": "x"},
+        ),
+        ("wallet sweep --yes", "wallet.sweep", {}),
+        ("wallet sweep --to bcrt1q --everything --yes", "wallet.sweep", {"address": "bcrt1q", "everything": True}),
+        ("wallet labels", "wallet.labels", {}),
     ],
 )
 def test_commands_call_methods(
@@ -235,6 +251,15 @@ def test_refusals_have_exit_codes(
         "interface cost wlan0 65535",
         "channel close",
         "channel close --all --peer x",
+        "channel close --all 0123 --yes",
+        "channel open ab",  # moves money: asks, and there is nobody to answer
+        "channel open ab --capacity 4999 --yes",
+        "wallet send bcrt1q 500",
+        "wallet send bcrt1q 0 --yes",
+        "wallet send bcrt1q -5 --yes",
+        "wallet send bcrt1q 500 --fee 0 --yes",
+        "wallet send bcrt1q 500 --fee nan --yes",
+        "wallet sweep --everything",
         "channel close --all",  # would ask, and there is nobody to answer
         "status --timeout 0",
         "status --timeout nan",

@@ -15,13 +15,14 @@ from meshd.accounting import Accounting
 from meshd.billing import Billing
 from meshd.budget import BudgetKeeper
 from meshd.config import Config, ConfigError, InterfaceConfig, parse
-from meshd.control import INVALID_PARAMS, NOT_FOUND, REFUSED, RpcError
+from meshd.control import INVALID_PARAMS, NOT_FOUND, POLICY, REFUSED, RpcError
 from meshd.daemon import Daemon
 from meshd.enforcement import Enforcement, HeldFile
 from meshd.identity import overlay_address
 from meshd.neighbours import Neighbours
 from meshd.radio import Sample, Source
 from meshd.rpc import Methods, methods
+from meshd.rpc_channels import ChannelMethods
 from meshd.rpc_credit import CreditMethods
 from meshd.rpc_money import MoneyMethods
 from meshd.rpc_prices import PriceMethods
@@ -30,7 +31,7 @@ from payments import events as pay
 from payments.agreement import CountsView, Finding, Standing
 from payments.counts import Traffic
 from payments.ports import WalletBalance
-from payments.records import ChannelState, Direction
+from payments.records import ChannelState, CountsRecord, CreditRecord, Direction, EngineState
 from routing.speaker import NeighbourView, RouteView
 from tests.meshd.fakes import FakeKernel, run
 from tests.meshd.schema import closed, validate
@@ -49,6 +50,12 @@ CHANNEL = pay.ChannelView(b"c" * 32, PEER, Direction.IN, ChannelState.OPEN, 1000
 def route(prefix: str, metric: int = 100, *, selected: bool = True, feasible: bool = True) -> RouteView:
     network = ip_network(prefix)
     return RouteView(network, "eth0", LINK[1], LINK[1], metric, metric, 5, 0, 1, bytes(8), feasible, selected)
+
+
+RECORDS = EngineState(
+    counts=(CountsRecord(PEER, b"body", b"sign", 0, 0, 0), CountsRecord(PEER_OTHER, b"", b"", 0, 0, 0)),
+    credits=(CreditRecord(PEER, 0, 0, 0, 0, b"", 1_000, 400, b"sign"),),
+)
 
 
 class Node:
@@ -71,6 +78,7 @@ class Node:
             channels=lambda: [CHANNEL],
             counts=lambda: [COUNTS],
             credits=lambda: [CREDIT],
+            records=lambda: RECORDS,
             needs_chain=True,
         )
         kernel = FakeKernel().as_kernel()
@@ -302,6 +310,47 @@ def test_channels_are_closed_with_the_peer_that_is_meant(text: str) -> None:
         closed = await node.money.channel_close({"peer": text})
         assert closed["channels"] == [CHANNEL.channel_id.hex()]
         assert node.asked == [pay.OperatorCloseChannels(PEER)]
+
+    run(scenario)
+
+
+def test_a_channel_is_opened_and_closed_alone() -> None:
+    async def scenario() -> None:
+        node = Node()
+        channels = ChannelMethods(node.money)
+        opened = await channels.open({"peer": "aaaa", "capacity_sat": 50_000})
+        assert (opened["peer"], opened["capacity_sat"]) == (PEER.hex(), 50_000)
+        assert (await channels.open({"peer": "aaaa"}))["capacity_sat"] == 100_000
+        for capacity_sat in (0, -1, 4_999, 10_000_001):
+            assert await code_of(channels.open, {"peer": "aaaa", "capacity_sat": capacity_sat}) == INVALID_PARAMS
+        closed = await channels.close({"channel": CHANNEL.channel_id.hex()[:5]})
+        assert closed["channels"] == [CHANNEL.channel_id.hex()]
+        for text in ("", "zz", CHANNEL.channel_id.hex() + "00"):
+            assert await code_of(channels.close, {"channel": text}) == NOT_FOUND
+        assert node.asked == [
+            pay.OperatorOpenChannel(PEER, 50_000),
+            pay.OperatorOpenChannel(PEER, None),
+            pay.OperatorCloseChannel(CHANNEL.channel_id),
+        ]
+
+    run(scenario)
+
+
+def test_no_channel_is_opened_where_debts_are_settled_otherwise() -> None:
+    async def scenario() -> None:
+        node = Node()
+        node.daemon.paymaster.engine.ledgers = lambda: [replace(LEDGER, settlement="credit")]
+        assert await code_of(ChannelMethods(node.money).open, {"peer": "aaaa"}) == POLICY
+        assert node.asked == []
+
+    run(scenario)
+
+
+def test_receipts_are_what_neighbours_have_signed() -> None:
+    async def scenario() -> None:
+        (counts, credit) = await ChannelMethods(Node().money).receipts({})
+        assert (counts["kind"], counts["signed"], counts["signature"]) == ("counts", b"body".hex(), b"sign".hex())
+        assert (credit["kind"], credit["amount_msat"]) == ("credit", 600)
 
     run(scenario)
 
