@@ -1,11 +1,11 @@
 """Is every byte counted once? Mixed traffic over two relays, the meters of each hop against counters of their own.
 
-Four namespaces in a line, the first sends. The judges are plain nftables counters in separate tables: what comes in
-at each interface, what each relay forwards, what is for the last node. Meanwhile the meters are read every 100 ms, one
-relay is stopped and started again, and the other killed (SIGKILL) and started again, both under traffic. While a relay
-has no routes it drops packets: those are in a hop's count of what was sent, and not in that of what was carried.
+Four namespaces in a line, the first sends. The judges are plain nftables counters on the wires between them, and of
+what is for the first and for the last node. Meanwhile the meters are read every 100 ms, one relay is stopped and
+started again, and the other killed (SIGKILL) and started again, both under traffic. While a relay has no routes it
+drops packets: those are in a hop's count of what was sent, and not in that of what was carried.
 
-With --loss, the link between the relays loses that share of its packets, and what it loses is counted.
+With --loss, the wire between the relays loses that share of its packets, and what it loses is counted.
 Ends with 1 if a meter is off by a byte.
 """
 
@@ -17,17 +17,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from tools.bench import forwarding_bench as lines
 from tools.bench.common import Case, report
-from tools.ns import exit_on_signals
+from tools.ns import Namespaces, exit_on_signals
 
 _FLOWS = 1000
 _NETWORKS = {6: "fd0a::/64", 4: "10.10.0.0/16"}
 _LAST = 4
+_LOSING_WIRE = 2
 _UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -70,6 +72,11 @@ class Node:
         self._process = self._start()
         self.wait_ready()
 
+    @property
+    def by_lane(self) -> int:
+        """Bytes that the fast lane has carried."""
+        return int(json.loads(self._state.read_text())["by_lane"])
+
     def metered(self, direction: str, interface: str) -> int:
         totals: dict[str, int] = json.loads(self._state.read_text())["totals"]
         return totals.get(f"{direction} {interface}", 0)
@@ -88,36 +95,74 @@ def _routes_to_networks(n: int) -> list[tuple[str, str, str]]:
     return [(network, *way) for network in _NETWORKS.values() for way in via]
 
 
+@contextmanager
+def _line() -> Iterator[lines.Line]:
+    """Four nodes; each wire between two of them runs through a namespace of its own, where the judge sits."""
+    with Namespaces("mk-count-") as namespaces:
+        for n in range(1, _LAST + 1):
+            namespaces.add(str(n))
+            namespaces.run(str(n), ["sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0"])
+        for n in range(1, _LAST):
+            wire = f"w{n}"
+            namespaces.add(wire)
+            namespaces.run(wire, ["sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1"])
+            for end, node, interface in (("near", n, "right"), ("far", n + 1, "left")):
+                macs = lines._mac(node, interface), f"02:00:00:ff:0{n}:0{node}"
+                namespaces.veth((str(node), interface), (wire, end), macs=macs)
+                namespaces.run(wire, ["ethtool", "-K", end, "gro", "off"])
+        yield lines.Line(namespaces)
+
+
 class Judges:
-    """Counters of bytes at layer 3, by node: came_left, came_right, forwarded_left (in), forwarded_right, here."""
+    """Counters of bytes at layer 3. Of the wire between n and n + 1: there, back (what was put on it); own_there,
+    own_back (of that, what the node itself has sent); lost. Of the first and last node: here (what was for it)."""
 
     def __init__(self, line: lines.Line, loss: float) -> None:
         self._line = line
-        for n in range(1, _LAST + 1):
-            line.namespaces.run(str(n), ["nft", "-f", "-"], stdin="\n".join(_judge_rules(n, loss)) + "\n")
+        for n in range(1, _LAST):
+            rules = "\n".join(_wire_rules(n, loss if n == _LOSING_WIRE else 0.0))
+            line.namespaces.run(f"w{n}", ["nft", "-f", "-"], stdin=rules + "\n")
+        for n in (1, _LAST):
+            line.namespaces.run(str(n), ["nft", "-f", "-"], stdin=_END_RULES)
 
-    def bytes(self, n: int, name: str) -> int:
-        family = "netdev" if name.startswith(("came", "lost")) else "inet"
-        said = self._line.namespaces.run(str(n), ["nft", "-j", "list", "counters", "table", family, "judge"])
+    def wire(self, n: int) -> dict[str, int]:
+        return self._counters(f"w{n}", "netdev")
+
+    def here(self, n: int) -> int:
+        return self._counters(str(n), "inet")["here"]
+
+    def _counters(self, namespace: str, family: str) -> dict[str, int]:
+        said = self._line.namespaces.run(namespace, ["nft", "-j", "list", "counters", "table", family, "judge"])
         found = [entry["counter"] for entry in json.loads(said)["nftables"] if "counter" in entry]
-        return sum(int(counter["bytes"]) for counter in found if counter["name"] == name)
+        return {counter["name"]: int(counter["bytes"]) for counter in found}
 
 
-def _judge_rules(n: int, loss: float) -> list[str]:
-    rules = ["table netdev judge {", "counter lost { }"]
-    rules += [f"counter came_{interface} {{ }}" for interface in lines._interfaces(n)]
-    for interface in lines._interfaces(n):
-        rules.append(f'chain {interface} {{ type filter hook ingress device "{interface}" priority 0;')
-        rules += ["ip6 saddr fe80::/10 accept", "meta protocol != { ip, ip6 } accept"]
-        if loss and n == 3 and interface == "left":
+_END_RULES = """
+table inet judge {
+ counter here { }
+ chain here {
+  type filter hook input priority filter + 20;
+  iifname "lo" accept
+  ip6 saddr fe80::/10 accept
+  counter name here
+ }
+}
+"""
+
+
+def _wire_rules(n: int, loss: float) -> list[str]:
+    names = ("there", "back", "own_there", "own_back", "lost")
+    rules = ["table netdev judge {", *(f"counter {name} {{ }}" for name in names)]
+    for end, other, name, sender in (("near", "far", "there", n), ("far", "near", "back", n + 1)):
+        rules.append(f'chain {name} {{ type filter hook ingress device "{end}" priority 0;')
+        rules.append(f'ip6 saddr fe80::/10 fwd to "{other}"')
+        rules.append(f'meta protocol != {{ ip, ip6 }} fwd to "{other}"')
+        rules.append(f"counter name {name}")
+        rules += [f"{v} saddr {lines._address(sender, f)} counter name own_{name}" for v, f in (("ip6", 6), ("ip", 4))]
+        if loss and name == "there":
             rules.append(f"numgen random mod 1000000 < {int(loss * 1e6)} counter name lost drop")
-        rules += [f"counter name came_{interface}", "}"]
-    rules += ["}", "table inet judge {", "counter here { }"]
-    rules += [f"counter forwarded_{interface} {{ }}" for interface in lines._interfaces(n)]
-    rules.append("chain forwarded { type filter hook forward priority filter + 20;")
-    rules += [f'iifname "{interface}" counter name forwarded_{interface}' for interface in lines._interfaces(n)]
-    rules += ["}", "chain here { type filter hook input priority filter + 20;"]
-    return [*rules, 'iifname "lo" accept', "ip6 saddr fe80::/10 accept", "counter name here", "}", "}"]
+        rules += [f'fwd to "{other}"', "}"]
+    return [*rules, "}"]
 
 
 def _traffic(line: lines.Line, size: int, restarts: list[tuple[Node, bool]], seconds: float) -> dict[str, int]:
@@ -159,7 +204,7 @@ def _traffic(line: lines.Line, size: int, restarts: list[tuple[Node, bool]], sec
 def run(size: int, *, loss: float = 0.0, restarts: bool = True, seconds: float = 2.0) -> list[Case]:
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mk-count-")))
-        line = stack.enter_context(lines._line("mk-count-"))
+        line = stack.enter_context(_line())
         nodes = {n: Node(line, n, directory) for n in range(1, _LAST + 1)}
         for node in nodes.values():
             node.wait_ready()
@@ -178,21 +223,24 @@ def _verdict(nodes: dict[int, Node], judges: Judges, payload: dict[str, int]) ->
     def case(name: str, ours: int, anchor: int, **notes: object) -> None:
         cases.append(Case(f"counting: {name}", "bytes", [ours], [anchor], notes=notes))
 
-    for hop, sender in enumerate((1, 2, 3), 1):
-        receiver = sender + 1
-        for a, out, b, came in ((sender, "right", receiver, "left"), (receiver, "left", sender, "right")):
-            lost = judges.bytes(b, "lost") if came == "left" else 0
-            arrived = judges.bytes(b, f"came_{came}") + lost
-            direction = "there" if came == "left" else "back"
-            case(f"hop {hop} {direction}, sent", nodes[a].metered("out", out), arrived, lost=lost)
-            if b in (2, 3):
-                forwarded = judges.bytes(b, f"forwarded_{came}")
-                dropped = arrived - lost - forwarded  # while it had no routes
-                case(
-                    f"hop {hop} {direction}, carried", nodes[b].metered("forward_in", came), forwarded, dropped=dropped
-                )
-            else:
-                case(f"hop {hop} {direction}, received", nodes[b].metered("in", came), judges.bytes(b, "here"))
+    wires = {n: judges.wire(n) for n in range(1, _LAST)}
+    for hop, wire in wires.items():
+        for direction, sender, out, receiver, came in (
+            ("there", hop, "right", hop + 1, "left"),
+            ("back", hop + 1, "left", hop, "right"),
+        ):
+            lost = wire["lost"] if direction == "there" else 0
+            case(f"hop {hop} {direction}, sent", nodes[sender].metered("out", out), wire[direction], lost=lost)
+            if receiver in (1, _LAST):
+                case(f"hop {hop} {direction}, received", nodes[receiver].metered("in", came), judges.here(receiver))
+                continue
+            onward = wires[receiver if direction == "there" else receiver - 1]
+            carried = onward[direction] - onward[f"own_{direction}"]
+            notes = {
+                "dropped": wire[direction] - lost - carried,  # while it had no routes
+                "by_fast_lane": nodes[receiver].by_lane,  # of both directions
+            }
+            case(f"hop {hop} {direction}, carried", nodes[receiver].metered("forward_in", came), carried, **notes)
     case("payload by TCP, received", payload["received_by_tcp"], payload["sent_by_tcp"], **payload)
     return cases
 

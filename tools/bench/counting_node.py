@@ -30,8 +30,10 @@ class Books:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        stored = json.loads(path.read_text()) if path.exists() else {"totals": {}, "readings": {}}
+        stored: dict[str, Any] = {"totals": {}, "readings": {}, "by_lane": 0}
+        stored |= json.loads(path.read_text()) if path.exists() else {}
         self.totals: dict[str, int] = stored["totals"]
+        self._by_lane_before: int = stored["by_lane"]
         self._readings: dict[str, int] = stored["readings"]
 
     def recover(self, leftover: Iterable[FlowCount]) -> None:
@@ -39,8 +41,8 @@ class Books:
         readings = {name.encode(): Reading(total, 0) for name, total in self._readings.items()}
         self.add([entry.flow for entry in unbilled(leftover, readings)], forget=True)
 
-    def add(self, flows: Iterable[FlowCount], *, forget: bool = False) -> None:
-        """`forget`: the counters begin anew."""
+    def add(self, flows: Iterable[FlowCount], *, by_lane: int = 0, forget: bool = False) -> None:
+        """`forget`: those counters are gone. `by_lane`: bytes that the fast lane has carried since this start."""
         if forget:
             self._readings.clear()
         for flow in flows:
@@ -49,7 +51,9 @@ class Books:
             if not forget:
                 self._readings[flow_name(flow).decode()] = flow.total_bytes
         new = self._path.with_suffix(".new")
-        new.write_text(json.dumps({"totals": self.totals, "readings": self._readings}))
+        new.write_text(
+            json.dumps({"totals": self.totals, "readings": self._readings, "by_lane": self._by_lane_before + by_lane})
+        )
         new.replace(self._path)
 
 
@@ -69,12 +73,12 @@ async def _run(wanted: dict[str, Any]) -> None:
         nursery.start_soon(_leave_at_end_of_input, nursery.cancel_scope)
         try:
             while True:  # as the daemon does
-                books.add(await kernel.meter.read())
+                books.add(await kernel.meter.read(), by_lane=kernel.lane.bytes)
                 await trio.sleep(_READ_INTERVAL)
         finally:
             with trio.CancelScope(shield=True):
                 await kernel.routes.cleanup()
-                books.add(await kernel.meter.read())
+                books.add(await kernel.meter.read(), by_lane=kernel.lane.bytes)
 
 
 async def _leave_at_end_of_input(scope: trio.CancelScope) -> None:
