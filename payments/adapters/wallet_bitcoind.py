@@ -301,5 +301,5 @@ def _assemble(text: str, foreign: int) -> bytes:
             spent.witness = signed.final_scriptwitness or spent.witness
             spent.script_sig = signed.final_scriptsig or spent.script_sig
         return bytes(transaction.serialize())
-    except (EmbitError, ValueError, IndexError, AttributeError) as error:
+    except (EmbitError, ValueError, IndexError, KeyError, AttributeError, TypeError, RuntimeError) as error:
         raise WalletError(f"nonsense from the node: {error}") from error
