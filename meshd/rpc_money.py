@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from meshd import schemas
 from meshd.control import INVALID_PARAMS, NOT_FOUND, REFUSED, Method, RpcError
 from meshd.identity import overlay_address
+from meshd.rpc_chain import chain_methods
 from meshd.rpc_channels import channel_methods
 from meshd.rpc_credit import credit_methods
 from meshd.rpc_wallet import wallet_methods
@@ -145,6 +146,7 @@ def money_methods(node: MoneyMethods) -> dict[str, Method]:
         credit_methods(node)
         | wallet_methods(node)
         | channel_methods(node)
+        | chain_methods(node)
         | {
             "channels": Method(node.channels, "Payment channels, in and out.", result=schemas.array(schemas.CHANNEL)),
             "ledger": Method(node.ledger, "Bills and payments, per peer.", result=schemas.array(schemas.LEDGER)),

@@ -237,6 +237,7 @@ CREDIT = record(
     redeemed_by_us_msat=integer("of their promises, given to us outside"),
     redeemed_by_them_msat=MSAT,
 )
+BACKEND = record(name=text(), height=nullable(integer("as it last told")), answering=boolean())
 REDEEMED = record(peer=IDENTITY, amount_msat=MSAT)
 PAYING = record(paying=boolean())
 COST = record(interface=text(), cost=integer())

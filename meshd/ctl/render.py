@@ -214,6 +214,28 @@ def ledger(result: list[Record], style: Style) -> str:
     return table(headers, rows, style)
 
 
+def credit(result: list[Record], style: Style) -> str:
+    if not result:
+        return "No debts are settled on credit."
+    amounts = ("limit", "balance", "promised_by_us", "promised_by_them", "redeemed_by_us", "redeemed_by_them")
+    headers = ("PEER", *(">" + name.replace("_", " ").upper() for name in amounts))
+    rows: list[Sequence[Cell]] = [
+        (item["peer_address"], *(money(item[f"{name}_msat"]) for name in amounts)) for item in result
+    ]
+    return table(headers, rows, style)
+
+
+def redeemed(result: Record, style: Style) -> str:  # noqa: ARG001
+    return f"{money(result['amount_msat'])} less are owed by {result['peer']}."
+
+
+def backends(result: list[Record], style: Style) -> str:
+    rows: list[Sequence[Cell]] = [
+        (item["name"], _text(item["height"]), "yes" if item["answering"] else ("no", "red")) for item in result
+    ]
+    return table(("BACKEND", ">HEIGHT", "ANSWERS"), rows, style)
+
+
 _STANDING_COLOURS = {"warned": "yellow", "limited": "red", "suspended": "red"}
 
 

@@ -122,6 +122,13 @@ RECEIPTS = [
         "signed": "00" * 40, "signature": "fe" * 64,
     },
 ]  # fmt: skip
+CREDIT = [
+    {
+        "peer": "ab" * 32, "peer_address": BOB, "limit_msat": 50_000, "balance_msat": -9_000,
+        "promised_by_us_msat": 12_000, "acknowledged_msat": 12_000, "promised_by_them_msat": 1_000,
+        "redeemed_by_us_msat": 0, "redeemed_by_them_msat": 2_000,
+    },
+]  # fmt: skip
 ANSWERS: dict[str, Any] = {
     "tunnels": TUNNELS,
     "status": STATUS, "neighbours": NEIGHBOURS, "routes": [OWN, CHEAP, DEAR, REFUSED], "path": PATH,
@@ -139,6 +146,11 @@ ANSWERS: dict[str, Any] = {
     "wallet.send": {"txid": "ef" * 32, "fee_sat": 282, "broadcast": True},
     "wallet.sweep": {"txid": "ef" * 32, "fee_sat": 1_282, "broadcast": False},
     "wallet.labels": [{"key": "ef" * 32, "text": "roof"}],
+    "credit": CREDIT, "credit.redeem": {"peer": "ab" * 32, "amount_msat": 250_000},
+    "chain.backends": [
+        {"name": "bitcoind 1", "height": 117, "answering": True},
+        {"name": "explorer 2", "height": None, "answering": False},
+    ],
     "interface.cost": {"interface": "wlan0", "cost": 256},
     "reload": {"filters": 3, "redistributions": 1, "restart_needed": ["routing.port"]},
 }  # fmt: skip
@@ -188,6 +200,14 @@ fedcba987654  fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f  in         closing   50,0
     "ledger": """\
 PEER                                     STATE      COUNTS                         WINDOW    BILLED  ACKNOWLEDGED  THEIR BILLED  ACCEPTED    SENT   RECEIVED      BALANCE
 fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f  suspended  warned: overstated, 2.0% lost  10 sat  20.5 sat        20 sat        0 msat    0 msat  0 msat  5.001 sat  -15.499 sat""",  # noqa: E501
+    "credit": """\
+PEER                                      LIMIT  BALANCE  PROMISED BY US  PROMISED BY THEM  REDEEMED BY US  REDEEMED BY THEM
+fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f  50 sat   -9 sat          12 sat             1 sat          0 msat             2 sat""",  # noqa: E501
+    "credit.redeem": f"250 sat less are owed by {'ab' * 32}.",
+    "chain.backends": """\
+BACKEND     HEIGHT  ANSWERS
+bitcoind 1     117  yes
+explorer 2       -  no""",
     "price.show": (
         "Fee: 0.1 sat/MB (100,000 msat/GB), between 0.001 sat/MB and 2 sat/MB with the load: 3.5 Mbit/s of 20 Mbit/s"
     ),

@@ -114,6 +114,7 @@ def test_colours_change_nothing_else(command: Command) -> None:
         (render.routes, "No routes."),
         (render.channels, "No channels."),
         (render.ledger, "No accounts."),
+        (render.credit, "No debts are settled on credit."),
     ],
 )
 def test_nothing_to_show_is_said(command: Renderer, text: str) -> None:
@@ -167,6 +168,9 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
         ("path ::1 --source ::2", "path", {"destination": "::1", "source": "::2"}),
         ("channels", "channels", {}),
         ("ledger", "ledger", {}),
+        ("credit list", "credit", {}),
+        ("credit redeem fd00::1 250000 --yes", "credit.redeem", {"peer": "fd00::1", "amount_msat": 250_000}),
+        ("chain backends", "chain.backends", {}),
         ("price show", "price.show", {}),
         ("price set 200000", "price.set", {"fee_msat_per_gb": 200_000}),
         ("price set not-for-sale", "price.set", {"fee_msat_per_gb": 2**32 - 1}),

@@ -22,15 +22,17 @@ from meshd.identity import overlay_address
 from meshd.neighbours import Neighbours
 from meshd.radio import Sample, Source
 from meshd.rpc import Methods, methods
+from meshd.rpc_chain import ChainMethods
 from meshd.rpc_channels import ChannelMethods
 from meshd.rpc_credit import CreditMethods
 from meshd.rpc_money import MoneyMethods
 from meshd.rpc_prices import PriceMethods
 from meshd.rpc_wallet import WalletMethods
 from payments import events as pay
+from payments.adapters.combined_chain import CombinedChain
 from payments.agreement import CountsView, Finding, Standing
 from payments.counts import Traffic
-from payments.ports import WalletBalance
+from payments.ports import ChainPort, ChainTip, WalletBalance
 from payments.records import ChannelState, CountsRecord, CreditRecord, Direction, EngineState
 from routing.speaker import NeighbourView, RouteView
 from tests.meshd.fakes import FakeKernel, run
@@ -84,6 +86,7 @@ class Node:
         kernel = FakeKernel().as_kernel()
         enforcement = Enforcement(kernel, Neighbours(), file=HeldFile(None), held={}, free_rate=64_000)
         self.daemon = SimpleNamespace(
+            chain=None,
             config=Config(interfaces=(InterfaceConfig(name="eth0"),)),
             identity=SimpleNamespace(public_key=KEY, address=overlay_address(KEY)),
             started_at=0.0,
@@ -431,5 +434,20 @@ def test_the_ledger_shows_the_counts_of_both_ends() -> None:
         assert counts["theirs"]["received"] == 6
         assert (counts["their_earned_msat"], counts["their_owed_msat"]) == (7, 0)
         assert (counts["overstated_bytes"], counts["denied_bytes"]) == (9, 10)
+
+    run(scenario)
+
+
+def test_each_backend_of_the_chain_is_shown_with_what_it_last_told() -> None:
+    async def scenario() -> None:
+        node = Node()
+        backends = ChainMethods(node.money).backends
+        assert await backends({}) == [{"name": "kernel", "height": 7, "answering": True}]
+        combined = node.daemon.chain = CombinedChain([(name, cast("ChainPort", None)) for name in ("a", "b")])
+        combined.backends[0].tip, combined.backends[0].is_answering = ChainTip(9, bytes(32)), True
+        assert await backends({}) == [
+            {"name": "a", "height": 9, "answering": True},
+            {"name": "b", "height": None, "answering": False},
+        ]
 
     run(scenario)
