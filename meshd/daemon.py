@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ from meshd.budget import BudgetKeeper
 from meshd.chains import open_chain, open_wallet
 from meshd.config import Config, InterfaceConfig, load
 from meshd.config_edit import differences
+from meshd.config_price import PriceConfig
 from meshd.control import Access, ControlServer
 from meshd.enforcement import Enforcement, HeldFile
 from meshd.identity import Identity
@@ -38,6 +40,7 @@ from meshd.kernel.nl80211 import Nl80211
 from meshd.logs import Logger
 from meshd.neighbours import Neighbours
 from meshd.paymaster import Paymaster
+from meshd.peer_rules import PeerRules
 from meshd.policy import policy_of
 from meshd.pricing import PriceFollower
 from meshd.radio import QualityReader
@@ -115,6 +118,7 @@ class Daemon:
             kernel, Neighbours(), file=held_file, held=held_file.load(), free_rate=config.payments.free_rate
         )
         is_free = config.payments.settlement == "null"  # nobody is held to what nobody pays
+        self.peer_rules = self._make_peer_rules()
         self.accounting = Accounting(
             kernel,
             self.billing,
@@ -130,7 +134,7 @@ class Daemon:
             self._open_wallet,
             deliver=self.sessions.send,
             drop=partial(self.sessions.disconnect, reason="payment protocol"),
-            set_carrying=self.enforcement.set_carrying,
+            set_carrying=self.peer_rules.set_carrying,
             set_trusted=self._set_trusted,
         )
         self._make_money_keepers()
@@ -146,6 +150,13 @@ class Daemon:
             neighbours=self.router.speaker.neighbours,
             below=self._below,
             tell=self.router.put,
+        )
+
+    def _make_peer_rules(self) -> PeerRules:
+        return PeerRules(
+            self.config.node.state_dir / "peers.json",
+            hold=self.enforcement.set_carrying,
+            on_change=lambda: self.router.put(SetPolicy(self._policy())),
         )
 
     def _make_money_keepers(self) -> None:
@@ -215,19 +226,22 @@ class Daemon:
 
     async def _tunnel_up(self, tunnel: Tunnel) -> None:
         is_named = any(rule.interface == tunnel.under.name for rule in self.config.filters)
-        if is_named or tunnel.peer in self._distrusted:
+        if is_named or tunnel.peer in self._refused_peers():
             await self.router.put(SetPolicy(self._policy()))  # before anything is heard there
         await self.router.add_interface(replace(tunnel.under, name=tunnel.name), tunnel.far_end)
 
     def _policy(self) -> Policy:
-        distrusted = [
-            link for link, peer in self.accounting.neighbours.peer_by_link.items() if peer in self._distrusted
-        ]
+        refused = self._refused_peers()
+        distrusted = [link for link, peer in self.accounting.neighbours.peer_by_link.items() if peer in refused]
         # In a tunnel it is known by its key alone: it need not have a session.
         tunnels = [] if self.tunnels is None else self.tunnels.all()
-        distrusted += [(tunnel.name, tunnel.far_end) for tunnel in tunnels if tunnel.peer in self._distrusted]
+        distrusted += [(tunnel.name, tunnel.far_end) for tunnel in tunnels if tunnel.peer in refused]
         names = None if self.tunnels is None else self.tunnels.names()
         return policy_of(self.config, names, dict.fromkeys(distrusted), is_buying=self.budget.is_buying)
+
+    def _refused_peers(self) -> AbstractSet[bytes]:
+        """Whose routes are not taken: their counts contradict ours, or the operator does not want them."""
+        return self._distrusted | self.peer_rules.blocked
 
     async def _set_trusted(self, peer: bytes, is_trusted: bool) -> None:
         (self._distrusted.discard if is_trusted else self._distrusted.add)(peer)
@@ -306,8 +320,9 @@ class Daemon:
             for prefix, source_prefix in self.config.routing.announce_from:
                 await self.router.originate(prefix, source_prefix)
             nursery.start_soon(self.redistribution.run)
-            if self.payments_enabled and self.config.price.price == "auto":
+            if self.payments_enabled:
                 nursery.start_soon(self.price_follower.run)
+            await self.peer_rules.start()
             nursery.start_soon(self.quality.run)
             await nursery.start(self._control_server().run)
             if self.config.node.metrics_port:
@@ -324,16 +339,23 @@ class Daemon:
         path = self.config.node.state_dir / CHANNEL_FILE
         return ChannelFile(path, self.identity, self.config.chain.network, self.paymaster.engine.records)
 
-    def _metrics_server(self) -> MetricsServer:
-        from meshd.metrics import MetricsServer, Snapshot  # noqa: PLC0415  only for who asked for it
+    async def exposition(self) -> bytes:
+        """What Prometheus reads."""
+        from meshd.metrics import Snapshot, exposition  # noqa: PLC0415  only for who asked for it
 
         table = methods(self)
+        names = ("status", "neighbours", "ledger", "channels")
+        return exposition(Snapshot(*[await table[name].handler({}) for name in names]))
 
-        async def read() -> Snapshot:
-            names = ("status", "neighbours", "ledger", "channels")
-            return Snapshot(*[await table[name].handler({}) for name in names])
+    def _metrics_server(self) -> MetricsServer:
+        from meshd.metrics import MetricsServer  # noqa: PLC0415  only for who asked for it
 
-        return MetricsServer(self.config.node.metrics_port, read)
+        return MetricsServer(self.config.node.metrics_port, self.exposition)
+
+    def set_price_rule(self, rule: PriceConfig) -> None:
+        """Fixed or by the load, until the next start."""
+        self.config = replace(self.config, price=rule)
+        self.price_follower.set_rule(rule)
 
     async def set_fee(self, fee_msat_per_gb: int) -> None:
         """Until the next start. Neighbours hear of it at once, and a rise is billed after `price_notice`."""
@@ -418,7 +440,7 @@ class Daemon:
             await trio.sleep(RANK_INTERVAL)
 
     async def _metered(self, traffic: pay.MeteredTraffic, readings: Mapping[bytes, Reading]) -> None:
-        await self.paymaster.put_metered(traffic, readings)
+        await self.paymaster.put_metered(self.peer_rules.billed(traffic), readings)
 
     async def _follow_sessions(self) -> None:
         while True:
@@ -430,7 +452,7 @@ class Daemon:
             case sessions.PeerConnected():
                 log.info("session up", peer=event.peer, interface=event.interface, address=event.link_local)
                 await self.accounting.peer_connected(event.peer, (event.interface, event.link_local))
-                if event.peer in self._distrusted:
+                if event.peer in self._refused_peers():
                     await self.router.put(SetPolicy(self._policy()))  # of this link too
                 if event.first:
                     await self.paymaster.put(pay.PeerConnected(event.peer))

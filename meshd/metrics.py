@@ -216,7 +216,7 @@ def _exposure(row: Row) -> float:
 class MetricsServer:
     """Answers GET /metrics, one request a connection. Clients are few, and have little time."""
 
-    def __init__(self, port: int, read: Callable[[], Awaitable[Snapshot]]) -> None:
+    def __init__(self, port: int, read: Callable[[], Awaitable[bytes]]) -> None:
         self._port = port
         self._read = read
         self._limit = trio.Semaphore(MAX_CLIENTS)
@@ -253,7 +253,7 @@ class MetricsServer:
             return _response("405 Method Not Allowed", b"GET only\n", extra="Allow: GET, HEAD\r\n")
         if path != b"/metrics":
             return _response("404 Not Found", b"there is /metrics\n")
-        body = exposition(await self._read())
+        body = await self._read()
         return _response("200 OK", body, content_type=CONTENT_TYPE, with_body=method == b"GET")
 
 

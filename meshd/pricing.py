@@ -35,13 +35,19 @@ class PriceFollower:
         self._price = float(self._announced)
         self._average = -1.0
 
+    def set_rule(self, config: PriceConfig) -> None:
+        """Go on by this from now on; it does nothing where the price is fixed."""
+        self._config = config
+        self._announced, self._average = self._fee(), -1.0
+        self._price = float(self._announced)
+
     async def run(self) -> None:
         """Until cancelled."""
         before, began = self._carried(), trio.current_time()
         while True:
             await trio.sleep(self._config.interval)
             carried, now = self._carried(), trio.current_time()
-            wanted = self.step(8 * (carried - before) / (now - began))
+            wanted = self.step(8 * (carried - before) / (now - began)) if self._config.price == "auto" else None
             before, began = carried, now
             if wanted is not None:
                 log.debug("fee follows the load", fee_msat_per_gb=wanted)

@@ -14,6 +14,7 @@ from meshd.control import INVALID_PARAMS, NOT_FOUND, REFUSED, Method, Param, Rpc
 from meshd.enforcement import State
 from meshd.identity import overlay_address
 from meshd.rpc_money import MoneyMethods, money_methods
+from meshd.rpc_operator import OperatorMethods, operator_methods
 from meshd.rpc_prices import PriceMethods, price_methods
 from meshd.tunnel import Tunnel
 from routing.events import Prefix
@@ -345,4 +346,5 @@ def methods(daemon: Daemon) -> dict[str, Method]:
             writes=True,
         ),
         **money_methods(money),
+        **operator_methods(OperatorMethods(daemon, money)),
     }

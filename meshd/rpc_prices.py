@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from meshd import schemas
-from meshd.control import INVALID_PARAMS, Method, Param, RpcError
+from meshd.control import INVALID_PARAMS, POLICY, Method, Param, RpcError
 from meshd.rpc_money import MoneyMethods
 from payments.budget import LENGTH_BY_PERIOD
 from routing.rules import PRICE_NOT_FOR_SALE
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 PARAM_BY_PERIOD = {period: f"per_{period}_msat" for period in LENGTH_BY_PERIOD}
 MAX_BUDGET_MSAT = 10**15
+MAX_CAPACITY_MBIT = 1_000_000
 
 
 class PriceMethods:
@@ -48,6 +50,22 @@ class PriceMethods:
         await self._node.set_fee(fee)
         return await self.price_show({})
 
+    async def price_auto(self, params: dict[str, Any]) -> Any:
+        """Until the next start; the configuration file is the operator's."""
+        self._money.require_payments()
+        capacity = params.get("capacity_mbit")
+        wanted = replace(self._node.config.price, price="auto" if params["on"] else "fixed")
+        if capacity is not None:
+            if not 1 <= capacity <= MAX_CAPACITY_MBIT:
+                raise RpcError(INVALID_PARAMS, f"capacity_mbit = {capacity}: expected 1 to {MAX_CAPACITY_MBIT}")
+            wanted = replace(wanted, capacity_mbit=capacity)
+        fee = min(max(self._node.fee_msat_per_gb, wanted.floor_msat_per_gb), wanted.ceiling_msat_per_gb)
+        problem = replace(wanted, fee_msat_per_gb=fee).problem()
+        if problem:
+            raise RpcError(POLICY, f"[price]: {problem}")
+        self._node.set_price_rule(wanted)
+        return await self.price_show({})
+
     async def budget_show(self, _: dict[str, Any]) -> Any:
         self._money.require_payments()
         return self._node.budget.view() | {"max_price_msat_per_gb": self._node.config.routing.max_price_msat_per_gb}
@@ -77,6 +95,16 @@ def price_methods(node: PriceMethods) -> dict[str, Method]:
             node.price_set,
             "Ask another fee from now on; a rise is billed after the notice.",
             {"fee_msat_per_gb": Param("integer", "msat per GB; 4294967295: not for sale")},
+            result=schemas.FEE,
+            writes=True,
+        ),
+        "price.auto": Method(
+            node.price_auto,
+            "Let the fee follow the load, or stay with what is asked now; until the next start.",
+            {
+                "on": Param("boolean", "false: fixed"),
+                "capacity_mbit": Param("integer", "what the node can carry; as configured if left out", required=False),
+            },
             result=schemas.FEE,
             writes=True,
         ),

@@ -259,3 +259,5 @@ RECEIPT = record(
     signature=HEX,
 )
 SCRIPT = record(script_pubkey=HEX)
+METRICS = record(content_type=text(), text=text("in the text format 0.0.4 of Prometheus"))
+PEER_RULE = record(peer=IDENTITY, peer_address=ADDRESS, rule=text("", "normal", "blocked", "free"))

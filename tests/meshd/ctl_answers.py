@@ -129,11 +129,19 @@ CREDIT = [
         "redeemed_by_us_msat": 0, "redeemed_by_them_msat": 2_000,
     },
 ]  # fmt: skip
+RULE = {"peer": "ab" * 32, "peer_address": BOB, "rule": "blocked"}
+BUDGET = {
+    "is_buying": False, "max_price_msat_per_gb": 100_000_000,
+    "periods": [
+        {"period": "hour", "limit_msat": None, "spent_msat": 5, "ends_at": 0.0},
+        {"period": "day", "limit_msat": 9_000, "spent_msat": 9_001, "ends_at": 0.0},
+    ],
+}  # fmt: skip
 ANSWERS: dict[str, Any] = {
     "tunnels": TUNNELS,
     "status": STATUS, "neighbours": NEIGHBOURS, "routes": [OWN, CHEAP, DEAR, REFUSED], "path": PATH,
     "channels": CHANNELS, "ledger": LEDGER, "price.show": FEE,
-    "price.set": FEE | {"fee_msat_per_gb": 200_000, "price": "fixed"},
+    "price.set": FEE | {"fee_msat_per_gb": 200_000, "price": "fixed"}, "price.auto": FEE,
     "pay.hold": {"paying": False}, "pay.resume": {"paying": True},
     "channel.close": {"channels": ["01" * 32], "txid": "cd" * 32},
     "channel.open": {"peer": "ab" * 32, "peer_address": BOB, "capacity_sat": 200_000},
@@ -152,6 +160,8 @@ ANSWERS: dict[str, Any] = {
         {"name": "explorer 2", "height": None, "answering": False},
     ],
     "interface.cost": {"interface": "wlan0", "cost": 256},
+    "peer.list": [RULE], "peer.set": RULE, "budget.show": BUDGET, "budget.set": BUDGET,
+    "metrics": {"content_type": "text/plain", "text": "# HELP a b\na 1\n"},
     "reload": {"filters": 3, "redistributions": 1, "restart_needed": ["routing.port"]},
 }  # fmt: skip
 
@@ -211,8 +221,26 @@ explorer 2       -  no""",
     "price.show": (
         "Fee: 0.1 sat/MB (100,000 msat/GB), between 0.001 sat/MB and 2 sat/MB with the load: 3.5 Mbit/s of 20 Mbit/s"
     ),
+    "price.auto": (
+        "Fee: 0.1 sat/MB (100,000 msat/GB), between 0.001 sat/MB and 2 sat/MB with the load: 3.5 Mbit/s of 20 Mbit/s"
+    ),
     "price.set": "Fee: 0.2 sat/MB (200,000 msat/GB)",
     "interface.cost": "Cost of wlan0: 256",
+    "peer.list": f"PEER                                     RULE\n{BOB}  blocked",
+    "peer.set": f"PEER                                     RULE\n{BOB}  blocked",
+    "budget.show": """\
+a budget is used up: nothing that costs is bought; at most 100 sat/MB
+
+PERIOD      SPENT  LIMIT  ENDS IN
+hour       5 msat   none       0s
+day     9.001 sat  9 sat       0s""",
+    "metrics": "# HELP a b\na 1",
+    "budget.set": """\
+a budget is used up: nothing that costs is bought; at most 100 sat/MB
+
+PERIOD      SPENT  LIMIT  ENDS IN
+hour       5 msat   none       0s
+day     9.001 sat  9 sat       0s""",
     "reload": "In force: 3 filters, 1 rules of redistribution.\nOnly after a restart: routing.port.",
     "pay.hold": "Payments are on hold.",
     "pay.resume": "Paying.",

@@ -125,6 +125,8 @@ class Secured:
         self.budget = SimpleNamespace(is_buying=True, set_limits=self._set_limits)
         self.accounting = SimpleNamespace(neighbours=Neighbours())
         self._policy = lambda: Daemon._policy(cast("Daemon", self))
+        self.peer_rules = SimpleNamespace(blocked=frozenset[bytes]())
+        self._refused_peers = lambda: Daemon._refused_peers(cast("Daemon", self))
 
     async def set_cost(self, name: str, cost: int) -> None:
         await Daemon.set_cost(cast("Daemon", self), name, cost)

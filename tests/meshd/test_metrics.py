@@ -129,13 +129,13 @@ def test_alerts_and_dashboard_name_metrics_that_there_are(name: str) -> None:
 
 
 async def _get(request: bytes, scenario: Callable[[int], Awaitable[None]] | None = None) -> bytes:
-    async def snapshot() -> Snapshot:
+    async def shown() -> bytes:
         await trio.lowlevel.checkpoint()
-        return SNAPSHOT
+        return exposition(SNAPSHOT)
 
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host=metrics.HOST)
-        server = MetricsServer(0, snapshot)
+        server = MetricsServer(0, shown)
         port = listeners[0].socket.getsockname()[1]
         nursery.start_soon(trio.serve_listeners, server._serve, listeners)
         if scenario is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import trio
 import trio.testing
@@ -72,3 +73,19 @@ def test_it_goes_on_from_what_the_operator_sets_and_leaves_not_for_sale_alone() 
     assert 150_000 < wanted < 160_000  # the average is still high
     node.fee = 10  # below the floor: the rule keeps to its bounds
     assert node.follower.step(0.0) == 50_000
+
+
+def test_the_rule_can_be_switched_off_and_on() -> None:
+    async def scenario() -> None:
+        node = Node(carry=lambda now: int(now * 10**7))  # 80 Mbit/s on 10
+        async with trio.open_nursery() as nursery:
+            node.follower.set_rule(replace(CONFIG, price="fixed"))
+            nursery.start_soon(node.follower.run)
+            await trio.sleep(60)
+            assert node.told == []
+            node.follower.set_rule(CONFIG)
+            await trio.sleep(60)
+            assert node.fee > CONFIG.fee_msat_per_gb
+            nursery.cancel_scope.cancel()
+
+    trio.run(scenario, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -14,12 +14,13 @@ import pytest
 from meshd.accounting import Accounting
 from meshd.billing import Billing
 from meshd.budget import BudgetKeeper
-from meshd.config import Config, ConfigError, InterfaceConfig, parse
+from meshd.config import Config, ConfigError, InterfaceConfig, PriceConfig, parse
 from meshd.control import INVALID_PARAMS, NOT_FOUND, POLICY, REFUSED, RpcError
 from meshd.daemon import Daemon
 from meshd.enforcement import Enforcement, HeldFile
 from meshd.identity import overlay_address
 from meshd.neighbours import Neighbours
+from meshd.peer_rules import PeerRules
 from meshd.radio import Sample, Source
 from meshd.rpc import Methods, methods
 from meshd.rpc_chain import ChainMethods
@@ -104,6 +105,9 @@ class Node:
             sessions=SimpleNamespace(counters={}, peer_on=lambda *_: None),
             tunnels=None,
             price_follower=SimpleNamespace(load=1.5e6),
+            peer_rules=PeerRules(None, hold=self._hold, on_change=self._changed),
+            exposition=self._exposition,
+            set_price_rule=self._set_price_rule,
             budget=BudgetKeeper({"day": 9}, ledgers=lambda: [LEDGER], set_buying=self._put, file=None, clock=lambda: 7),
             quality=SimpleNamespace(counters={}, known=lambda *link: self.qualities.get(link)),
             paymaster=SimpleNamespace(
@@ -120,6 +124,18 @@ class Node:
         self.money = MoneyMethods(cast("Daemon", self.daemon))
         self.methods = Methods(cast("Daemon", self.daemon), self.money)
         self.prices = PriceMethods(cast("Daemon", self.daemon), self.money)
+
+    async def _hold(self, peer: bytes, carrying: bool) -> None:
+        self.asked.append((peer, carrying))
+
+    async def _changed(self) -> None:
+        self.asked.append("policy")
+
+    async def _exposition(self) -> bytes:
+        return b"a 1\n"
+
+    def _set_price_rule(self, rule: PriceConfig) -> None:
+        self.daemon.config = replace(self.daemon.config, price=rule)
 
     async def _put(self, what: object) -> None:
         self.asked.append(what)
@@ -449,5 +465,34 @@ def test_each_backend_of_the_chain_is_shown_with_what_it_last_told() -> None:
             {"name": "a", "height": 9, "answering": True},
             {"name": "b", "height": None, "answering": False},
         ]
+
+    run(scenario)
+
+
+def test_rules_for_peers_known_and_unknown() -> None:
+    async def scenario() -> None:
+        node = Node()
+        table = methods(cast("Daemon", node.daemon))
+        told = await table["peer.set"].handler({"peer": "aaaa", "rule": "blocked"})
+        assert told == {"peer": PEER.hex(), "peer_address": str(overlay_address(PEER)), "rule": "blocked"}
+        assert node.asked == [(PEER, False), "policy"]
+        await table["peer.set"].handler({"peer": "cd" * 32, "rule": "free"})
+        assert [row["rule"] for row in await table["peer.list"].handler({})] == ["blocked", "free"]
+        assert await code_of(table["peer.set"].handler, {"peer": "ee", "rule": "free"}) == NOT_FOUND
+        assert await code_of(table["peer.set"].handler, {"peer": "zz" * 32, "rule": "free"}) == INVALID_PARAMS
+        assert await code_of(table["peer.set"].handler, {"peer": "aaaa", "rule": "hated"}) == INVALID_PARAMS
+
+    run(scenario)
+
+
+def test_a_price_that_follows_the_load_needs_a_capacity() -> None:
+    async def scenario() -> None:
+        node = Node()
+        auto = methods(cast("Daemon", node.daemon))["price.auto"].handler
+        assert await code_of(auto, {"on": True}) == POLICY
+        assert await code_of(auto, {"on": True, "capacity_mbit": 0}) == INVALID_PARAMS
+        shown = await auto({"on": True, "capacity_mbit": 20})
+        assert (shown["price"], shown["capacity_mbit"]) == ("auto", 20)
+        assert (await auto({"on": False}))["price"] == "fixed"
 
     run(scenario)

@@ -8,8 +8,8 @@ the rest (help, --json, --watch, --yes, completion, reference, published schema)
 from __future__ import annotations
 
 from meshd.ctl.command import Command
-from meshd.ctl.commands import backup, config, credit, doctor, local, money, node, wallet
+from meshd.ctl.commands import backup, config, credit, doctor, local, money, network, node, operator, service, wallet
 
-_MODULES = (node, money, credit, wallet, backup, config, doctor, local)
+_MODULES = (service, node, network, money, credit, wallet, backup, operator, config, doctor, local)
 COMMANDS: tuple[Command, ...] = tuple(command for module in _MODULES for command in module.COMMANDS)
 GROUPS: dict[str, str] = {name: text for module in _MODULES for name, text in module.GROUPS.items()}
