@@ -112,6 +112,8 @@ class Channel:
     is_close_wanted: bool = False  # payer: by the operator, once the splice is over
     close_fee_sat: int = 0  # payer: as last proposed
     is_splice_refused: bool = False  # payer: by the payee, in this run
+    depth: int = 0  # of the present funding output, when we last looked
+    closed_at: int | None = None  # the height at which it was closed, or we started with it closed
     waiting_since: int | None = None  # payer: the height from which on it has waited for the payee's claim
 
     @classmethod

@@ -37,6 +37,7 @@ from payments.ports import Outpoint, OutputStatus, SignedTransaction
 from payments.records import ChannelState, Direction
 from payments.units import msat_to_units
 
+FINAL_DEPTH = 7  # blocks: one more than reorganisations that are to be expected
 _REFUNDABLE = (ChannelState.OPEN, ChannelState.SPLICING, ChannelState.COOPERATING, ChannelState.CLOSING)
 
 # --- the payee ---
@@ -294,17 +295,22 @@ def _depth(core: Core, height: int | None) -> int:
 
 def _handle_missing(core: Core, channel: Channel) -> None:
     """Not there yet, or reorganised away. Our own funding transaction may confirm at any time: it stays watched."""
-    channel.is_splice_seen = False
+    channel.is_splice_seen, channel.depth = False, 0
+    is_over = core.height >= channel.terms.expiry_height
+    if channel.direction is Direction.IN and is_over and channel.state is not ChannelState.OPEN:
+        close(core, channel, Cause.NEVER_FUNDED)
+        return
     if channel.state is ChannelState.OPEN:
         core.move(channel, Cause.FUNDING_LOST)
-        for transaction in _unconfirmed(channel):
-            core.emit(transaction)
-    elif channel.direction is Direction.IN and core.height >= channel.terms.expiry_height:
-        close(core, channel, Cause.NEVER_FUNDED)
+    if channel.funding_raw is not None:
+        core.emit(BroadcastTransaction(channel.funding_raw, channel.outpoint.txid, TransactionKind.FUNDING))
+    for transaction in _unconfirmed(channel):
+        core.emit(transaction)
 
 
 def _handle_unspent(core: Core, channel: Channel, status: OutputStatus, *, now: float) -> None:
-    is_deep = _depth(core, status.height) >= core.config.min_confirmations
+    channel.depth = _depth(core, status.height)
+    is_deep = channel.depth >= core.config.min_confirmations
     channel.is_splice_seen = channel.is_output_lost = False
     if channel.state is ChannelState.PENDING and is_deep:
         _handle_confirmed(core, channel)
@@ -375,6 +381,7 @@ def _handle_spent_at_payee(
 ) -> None:
     is_ours = status.spent_by == channel.spend_txid and channel.spend_raw is not None
     conflicting = None if is_ours else channel.spend_txid
+    channel.spend_txid = status.spent_by
     if is_ours or (spending_raw is not None and claimed_sat(channel, spending_raw) is not None):
         cause = Cause.CLAIM_CONFIRMED  # perhaps one that we had replaced
     elif spending_raw is not None and closed_together_sat(channel, spending_raw) is not None:
@@ -383,7 +390,7 @@ def _handle_spent_at_payee(
         cause = Cause.SPENT_OTHERWISE
     # What is in a block counts, also where backends never agreed that the funding was.
     channel.is_confirmed = channel.is_confirmed or cause is not Cause.SPENT_OTHERWISE
-    close(core, channel, cause)
+    close(core, channel, cause, spending_raw)
     if conflicting is not None:
         _claim_anew(core, conflicting, "another input of the claim was spent", now=now)
 
@@ -394,19 +401,21 @@ def _handle_spent_at_payer(
     if status.spent_by == channel.spend_txid and channel.spend_raw is not None:
         if is_final:
             is_together = channel.state is ChannelState.COOPERATING
-            close(core, channel, Cause.CLOSE_CONFIRMED if is_together else Cause.REFUND_CONFIRMED)
+            close(core, channel, Cause.CLOSE_CONFIRMED if is_together else Cause.REFUND_CONFIRMED, spending_raw)
         return
     together_sat = None if spending_raw is None else closed_together_sat(channel, spending_raw)
     if together_sat is not None:
         if is_final:  # with another fee than the last one, or before an old backup of ours
+            channel.spend_txid = status.spent_by
             _settle(core, channel, together_sat)
-            close(core, channel, Cause.CLOSE_CONFIRMED)
+            close(core, channel, Cause.CLOSE_CONFIRMED, spending_raw)
         return
     taken_sat = None if spending_raw is None else claimed_sat(channel, spending_raw)
     is_refund = spending_raw is not None and parse_transaction(spending_raw).locktime != CLAIM_LOCKTIME
     if is_refund and channel.state is ChannelState.REFUNDING:
         if is_final:  # one that we had replaced
-            close(core, channel, Cause.REFUND_CONFIRMED)
+            channel.spend_txid = status.spent_by
+            close(core, channel, Cause.REFUND_CONFIRMED, spending_raw)
         return
     if spending_raw is not None and taken_sat is None and not is_refund:
         _handle_unknown_splice(core, channel, is_final=is_final, now=now)
@@ -419,7 +428,7 @@ def _handle_spent_at_payer(
     if is_final:
         if taken_sat is not None:
             _settle(core, channel, taken_sat)
-        close(core, channel, Cause.CLAIM_CONFIRMED)
+        close(core, channel, Cause.CLAIM_CONFIRMED, spending_raw)
 
 
 def _settle(core: Core, channel: Channel, taken_sat: int) -> None:
@@ -444,8 +453,12 @@ def _handle_unknown_splice(core: Core, channel: Channel, *, is_final: bool, now:
         channel.is_output_lost = True
 
 
-def close(core: Core, channel: Channel, cause: Cause) -> None:
-    channel.funding_raw = channel.spend_raw = None  # nothing to broadcast any more
+def close(core: Core, channel: Channel, cause: Cause, spending_raw: bytes | None = None) -> None:
+    """What the chain has of it is kept for a while, and sent again: a reorganisation may leave it out."""
+    channel.spend_raw = spending_raw
+    if spending_raw is None:
+        channel.funding_raw = None
+    channel.closed_at = core.height
     splicing.forget(core, channel)
     core.move(channel, cause)
     core.emit(UnwatchOutput(channel.channel_id))
@@ -458,7 +471,7 @@ def broadcast_again(core: Core, *, now: float) -> None:
     """At start and at each tip: whatever of ours is not confirmed. The port accepts what is already known."""
     sent: set[bytes] = set()
     for channel in core.channels.values():
-        for transaction in _unconfirmed(channel):
+        for transaction in (*_unconfirmed(channel), *_shallow(core, channel)):
             if transaction.txid not in sent:
                 sent.add(transaction.txid)
                 core.emit(transaction)
@@ -477,6 +490,23 @@ def _unconfirmed(channel: Channel) -> list[BroadcastTransaction]:
     kind = _SPEND_KINDS.get((channel.direction, channel.state))
     if kind is not None and channel.spend_raw is not None and channel.spend_txid is not None:
         found.append(BroadcastTransaction(channel.spend_raw, channel.spend_txid, kind))
+    return found
+
+
+def _shallow(core: Core, channel: Channel) -> list[BroadcastTransaction]:
+    """Of a channel that is closed, until no reorganisation to be expected undoes it."""
+    if channel.state is not ChannelState.CLOSED or channel.spend_raw is None or channel.spend_txid is None:
+        return []
+    if channel.closed_at is None:
+        channel.closed_at = core.height
+    if core.height >= channel.closed_at + FINAL_DEPTH:
+        channel.funding_raw = channel.spend_raw = None
+        core.channel_changed(channel, hard=False)
+        return []
+    found = [BroadcastTransaction(channel.spend_raw, channel.spend_txid, TransactionKind.CLOSE)]
+    if channel.funding_raw is not None:
+        funding = BroadcastTransaction(channel.funding_raw, channel.outpoint.txid, TransactionKind.FUNDING)
+        found.insert(0, funding)
     return found
 
 

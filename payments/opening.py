@@ -67,15 +67,17 @@ def review(core: Core, peer: Peer, *, now: float) -> None:
         return
     peer.is_dear_noted = False
     channel = None if peer.wanted_capacity_sat else splicing.candidate(core, peer)
-    if channel is not None:
-        splicing.begin(core, peer, channel)
-    else:
+    if channel is None:
         _ask(core, peer, capacity_sat, now=now)
+    elif splicing.is_ripe(channel):
+        splicing.begin(core, peer, channel)
+    elif channel.remaining_msat < _owed_msat(peer):
+        _ask(core, peer, capacity_sat, now=now)  # rather than to wait, and to be suspended
 
 
 def _needs_channel(core: Core, peer: Peer) -> bool:
     """Also when 80 % of what we have is used up, or it expires soon: the next one needs time to confirm."""
-    owed_msat = max(peer.ledger.payable_msat, peer.ledger.expected_debt_msat)
+    owed_msat = _owed_msat(peer)
     coming = peer.channels_of(Direction.OUT, ChannelState.PENDING, ChannelState.SPLICING)
     if owed_msat < core.config.open_debt_msat or any(_may_still_confirm(core, c) for c in coming):
         return False
@@ -85,6 +87,10 @@ def _needs_channel(core: Core, peer: Peer) -> bool:
     usable = [c for c in payable if settlement.can_pay_through(core, c)]
     remaining_msat = sum(c.remaining_msat for c in usable if not splicing.is_ending(core, c))
     return remaining_msat < max(owed_msat, core.config.capacity_sat * MSAT_PER_SAT // 5)
+
+
+def _owed_msat(peer: Peer) -> int:
+    return max(peer.ledger.payable_msat, peer.ledger.expected_debt_msat)
 
 
 def _may_still_confirm(core: Core, channel: Channel) -> bool:

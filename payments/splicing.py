@@ -59,6 +59,7 @@ from payments.ports import Outpoint, SignedTransaction
 from payments.records import ChannelState, Direction, Splice
 from payments.units import MSAT_PER_SAT
 
+RIPE_DEPTH = 6
 MARGINS_AHEAD = 3  # a payer splices so many margins before the expiry; it stops paying two before, the payee claims one
 
 
@@ -71,12 +72,17 @@ def is_ending(core: Core, channel: Channel) -> bool:
 
 
 def candidate(core: Core, peer: Peer) -> Channel | None:
-    """What to splice instead of opening another channel."""
+    """What to splice instead of opening another channel. A young output is let ripen first, so that no reorganisation
+    to be expected undoes two splices."""
     for channel in peer.channels_of(Direction.OUT, ChannelState.OPEN):
         is_known = bool(channel.payout_script) and channel.splice is None and not channel.is_splice_refused
         if is_known and channel.is_confirmed and settlement.can_pay_through(core, channel):
             return channel
     return None
+
+
+def is_ripe(channel: Channel) -> bool:
+    return channel.depth >= RIPE_DEPTH
 
 
 def begin(core: Core, peer: Peer, channel: Channel) -> None:

@@ -15,8 +15,9 @@ from payments.adapters.kernel_chain import KernelChain
 from payments.adapters.p2wpkh import OwnedOutput, p2wpkh_script, sign_p2wpkh
 from payments.channel import Channel
 from payments.channel_tx import Claim, build_claim, build_refund, public_key
-from payments.ports import BroadcastResult, Outpoint, OutputStatus, SignedTransaction
+from payments.ports import BroadcastResult, ForeignInput, Outpoint, OutputStatus, SignedTransaction
 from payments.records import ChannelState, Direction
+from payments.splicing import RIPE_DEPTH
 from tests.payments.chain_support import PAYEE_SCRIPT, balance, key
 from tests.payments.world import CONFIG, FakeChain, Node, World
 
@@ -38,7 +39,17 @@ class RealChain(FakeChain):
         return self.kernel.tip().height
 
     def fund(self, script_pubkey: bytes, amount_sat: int) -> SignedTransaction:
-        value_sat = amount_sat + FUNDING_FEE
+        return sign_p2wpkh([self._coin(amount_sat + FUNDING_FEE)], [(script_pubkey, amount_sat)])
+
+    def fund_splice(self, foreign: ForeignInput, outputs: tuple[tuple[bytes, int], ...]) -> SignedTransaction:
+        missing_sat = sum(value for _, value in outputs) - foreign.value_sat
+        return sign_p2wpkh([self._coin(missing_sat + 2 * FUNDING_FEE)], outputs, foreign)
+
+    def scripts(self, outpoints: tuple[Outpoint, ...]) -> tuple[bytes | None, ...]:
+        found = [self.kernel.output(outpoint) for outpoint in outpoints]
+        return tuple(None if status is None else status.script_pubkey for status in found)
+
+    def _coin(self, value_sat: int) -> OwnedOutput:
         txid = self.kernel.faucet(WALLET_SCRIPT, value_sat)
         status = self.kernel.transaction(txid)
         assert status is not None
@@ -47,7 +58,7 @@ class RealChain(FakeChain):
             for index in range(2)
             if (found := self.kernel.output(Outpoint(txid, index))) and found.script_pubkey == WALLET_SCRIPT
         )
-        return sign_p2wpkh([OwnedOutput(outpoint, value_sat, WALLET_KEY)], [(script_pubkey, amount_sat)])
+        return OwnedOutput(outpoint, value_sat, WALLET_KEY)
 
     def broadcast(self, raw: bytes) -> BroadcastResult:
         return self.kernel.submit(raw)
@@ -230,3 +241,34 @@ def test_stale_and_altered_payments_are_refused_by_the_chain(world: World, monke
     assert not claim(3_000, channel.signature[:-2] + bytes((channel.signature[-2] ^ 1, channel.signature[-1])))
     assert claim(3_000, channel.signature)
     assert balance(kernel, PAYEE_SCRIPT) > 0
+
+
+def test_a_splice_between_two_engines_confirms_and_goes_on(world: World) -> None:
+    world.mine(RIPE_DEPTH)
+    pay(world, 82_000)
+    for node in world.nodes:
+        assert channel_of(node).state is ChannelState.SPLICING
+    pay(world, 1_000)
+    world.mine()
+    pay(world, 5_000)
+    assert not world.a.notices(ev.BroadcastRefused)
+    payee = channel_of(world.b)
+    assert (payee.state, payee.number, payee.cumulative_msat) == (ChannelState.OPEN, 1, 88_000_001)
+    assert received(world, world.b) == payee.base_msat // 1000
+    world.b.give(ev.OperatorCloseChannels())
+    world.advance(CONFIG.closing_timeout)
+    world.mine(2)
+    (claim,) = {o.fee_sat for o in broadcasts(world.b, ev.TransactionKind.CLAIM) if o.fee_sat is not None}
+    assert received(world, world.b) == 88_000 - claim
+    assert [c.state for node in world.nodes for c in node.channels()] == [ChannelState.CLOSED] * 2
+
+
+def test_two_engines_close_together_on_chain(world: World) -> None:
+    pay(world, 3_000)
+    world.a.give(ev.OperatorCloseChannel(channel_of(world.a).channel_id))
+    world.pump()
+    world.mine(2)
+    (close,) = {o.fee_sat for o in broadcasts(world.a, ev.TransactionKind.CLOSE) if o.fee_sat is not None}
+    assert received(world, world.b) == 3_000
+    assert received(world, world.a) == CONFIG.capacity_sat - 3_000 - close
+    assert [c.state for node in world.nodes for c in node.channels()] == [ChannelState.CLOSED] * 2

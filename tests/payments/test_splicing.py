@@ -12,6 +12,7 @@ from payments import events as ev
 from payments import messages as msg
 from payments.channel import Channel
 from payments.records import ChannelState, Direction
+from payments.splicing import RIPE_DEPTH
 from tests.payments.test_engine import assert_settled
 from tests.payments.world import Crash, Node, World
 
@@ -19,7 +20,9 @@ STEP_MSAT = 5_000
 
 
 def small(**changes: object) -> World:
-    return World(**{"capacity_sat": 2_000, "max_window_msat": 20_000, **changes}).with_channel()
+    world = World(**{"capacity_sat": 2_000, "max_window_msat": 20_000, **changes}).with_channel()
+    world.mine(RIPE_DEPTH)
+    return world
 
 
 def channel_of(node: Node) -> Channel:
