@@ -45,6 +45,7 @@ class Methods:
             "identity": node.identity.public_key.hex(),
             "address": str(node.identity.address),
             "uptime_seconds": trio.current_time() - node.started_at,
+            "tasks": trio.lowlevel.current_statistics().tasks_living,
             "interfaces": [self._interface(interface) for interface in node.config.interfaces],
             "neighbours": len(node.router.speaker.neighbours()),
             "routes": sum(route.is_selected for route in node.router.speaker.routes()),

@@ -71,6 +71,7 @@ STATUS = record(
     identity=IDENTITY,
     address=text("in the overlay"),
     uptime_seconds=number(),
+    tasks=integer(),
     interfaces=array(_INTERFACE),
     neighbours=COUNT,
     routes={**COUNT, "description": "in use"},

@@ -13,6 +13,7 @@ STATUS = {
     "identity": "03a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8",
     "address": ALICE,
     "uptime_seconds": 93784.5,
+    "tasks": 31,
     "interfaces": [
         {"name": "eth0", "address": "fe80::1", "kind": "wired", "security": "none", "up": True},
         {"name": "wlan0", "address": None, "kind": "wireless", "security": "wireguard", "up": False},

@@ -1,0 +1,41 @@
+"""What tools/soak calls growth, and which books it calls different. A run of it is in tests/lab/test_soak.py."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tools.soaker.vitals import Vitals, differing_pairs, look, slope
+
+NAMES = {"aa": "a", "bb": "b"}
+
+
+def looks(*memory: int) -> list[Vitals]:
+    return [Vitals(60.0 * number, size, size, 10, 10) for number, size in enumerate(memory)]
+
+
+def test_memory_that_grows_is_told_by_the_hour() -> None:
+    assert slope(looks(100, 101, 102, 103)) == pytest.approx(60)
+
+
+def test_a_few_high_moments_are_no_growth() -> None:
+    assert slope(looks(100, 100, 900, 100, 100, 100)) == 0
+    assert slope(looks(100)) == 0
+
+
+def test_what_one_says_it_paid_is_what_the_other_got() -> None:
+    a, b = {"peer": "bb", "sent_msat": 7, "received_msat": 3}, {"peer": "aa", "sent_msat": 3, "received_msat": 7}
+    assert differing_pairs({"a": [a], "b": [b]}, NAMES) == []
+    assert differing_pairs({"a": [a], "b": [b | {"received_msat": 6}]}, NAMES) == ["a says 7 msat to b, which says 6"]
+    assert differing_pairs({"a": [a], "b": []}, NAMES) == [
+        "a says 7 msat to b, which says 0",
+        "b says 0 msat to a, which says 3",
+    ]
+
+
+def test_a_process_is_looked_at() -> None:
+    held = look(os.getpid(), 5, at=2.0)
+    assert (held.at, held.tasks) == (2.0, 5)
+    assert held.resident >= held.memory > 0
+    assert held.descriptors > 2
