@@ -188,7 +188,7 @@ class BitcoindChain:
             if unspent.confirmations:
                 best_height = await self._height_of(unspent.bestblock)
                 height = None if best_height is None else best_height - unspent.confirmations + 1
-            return OutputStatus(_sat_of(unspent.value), bytes.fromhex(unspent.script.hex), height)
+            return OutputStatus(sat_of(unspent.value), bytes.fromhex(unspent.script.hex), height)
         created = await self.transaction(outpoint.txid)
         if created is None:
             return None
@@ -219,7 +219,7 @@ class BitcoindChain:
         found = [
             Utxo(
                 Outpoint(bytes.fromhex(each.txid)[::-1], each.vout),
-                _sat_of(each.amount),
+                sat_of(each.amount),
                 bytes.fromhex(each.script),
                 each.height,
                 each.coinbase,
@@ -312,7 +312,7 @@ def _hex_of(txid: bytes) -> str:
     return txid[::-1].hex()
 
 
-def _sat_of(amount: Decimal) -> int:
+def sat_of(amount: Decimal) -> int:
     """Raises ChainError unless it is a whole number of sat."""
     sat = amount * SAT_PER_BITCOIN
     if not sat.is_finite() or sat != sat.to_integral_value() or not 0 <= sat <= MAX_MONEY_SAT:

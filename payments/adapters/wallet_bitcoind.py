@@ -21,12 +21,12 @@ from embit.base import EmbitError
 from embit.psbt import PSBT
 
 from payments.adapters.addresses import address_of, script_of
+from payments.adapters.bitcoind import sat_of
 from payments.adapters.bitcoind_rpc import Rpc, RpcConfig, RpcError
 from payments.adapters.chain_index import inputs_of
 from payments.adapters.wallet_notes import WalletNotes, read_fundings, write_fundings
 from payments.channel_tx import MAX_FEE_RATE, MAX_MONEY_SAT, dust_limit, parse_transaction
 from payments.ports import (
-    ChainError,
     ChainPort,
     ForeignInput,
     InsufficientFundsError,
@@ -38,7 +38,6 @@ from payments.ports import (
 # Bitcoin Core, src/rpc/protocol.h.
 RPC_WALLET_ERROR = -4  # what newer versions say where others say -6
 RPC_WALLET_INSUFFICIENT_FUNDS = -6
-SAT_PER_BITCOIN = 10**8
 MAX_INPUTS = 400
 
 _Amount = Decimal
@@ -113,7 +112,7 @@ class BitcoindWallet:
 
     async def balance(self) -> WalletBalance:
         mine = (await self._ask(_Balances, "getbalances")).mine
-        return WalletBalance(_sat(mine.trusted), _sat(mine.untrusted_pending))
+        return WalletBalance(sat_of(mine.trusted), sat_of(mine.untrusted_pending))
 
     async def new_script_pubkey(self) -> bytes:
         return script_of(await self.address(), self._network)
@@ -178,7 +177,7 @@ class BitcoindWallet:
             if not swept:
                 raise InsufficientFundsError("no outputs to sweep")
             inputs = [{"txid": each.txid, "vout": each.vout} for each in swept]
-            total_sat = sum(_sat(each.amount) for each in swept)
+            total_sat = sum(sat_of(each.amount) for each in swept)
             output = {address_of(script_pubkey, self._network): _bitcoins(total_sat)}
             whole = {"add_inputs": False, "subtractFeeFromOutputs": [0]}
             signed = await self._sign(inputs, [output], whole, fee_rate=fee_rate)
@@ -240,7 +239,7 @@ class BitcoindWallet:
             raise WalletError(f"walletcreatefundedpsbt: {error}") from error
         processed: _Processed = await self._ask(_Processed, "walletprocesspsbt", created.psbt)
         raw = _assemble(processed.psbt, foreign)
-        return SignedTransaction(raw, parse_transaction(raw).hash(), _sat(created.fee))
+        return SignedTransaction(raw, parse_transaction(raw).hash(), sat_of(created.fee))
 
     async def _keep(self, signed: SignedTransaction) -> None:
         """On the disk before anybody has it; and locked in the node beyond its restart."""
@@ -272,14 +271,6 @@ class BitcoindWallet:
     async def _save(self, fundings: dict[bytes, SignedTransaction]) -> None:
         await trio.to_thread.run_sync(write_fundings, self._fundings_path, fundings)
         self._fundings = fundings
-
-
-def _sat(amount: Decimal) -> int:
-    """Raises ChainError unless it is a whole number of sat."""
-    sat = amount * SAT_PER_BITCOIN
-    if not sat.is_finite() or sat != sat.to_integral_value() or not 0 <= sat <= MAX_MONEY_SAT:
-        raise ChainError(f"an amount of {amount}")
-    return int(sat)
 
 
 def _bitcoins(sat: int) -> str:
