@@ -45,7 +45,7 @@ class Bitcoind:
         self._miner = threading.Thread(target=self._mine)
 
     def ask(self, method: str, *params: Any) -> Any:
-        return trio.run(Rpc(RpcConfig(HOST_PORT, cookie=self.cookie)).call, Any, method, *params)
+        return trio.run(Rpc(RpcConfig(HOST_PORT, cookie=self.cookie, timeout=300.0)).call, Any, method, *params)
 
     def start(self) -> None:
         self._process = subprocess.Popen(self._argv, stdout=subprocess.DEVNULL)
@@ -83,7 +83,7 @@ class Bitcoind:
         self._wallet("home", "sendtoaddress", address, FUNDS)
 
     def _wallet(self, name: str, method: str, *params: Any) -> Any:
-        config = RpcConfig(HOST_PORT, cookie=self.cookie, path=f"/wallet/{name}")
+        config = RpcConfig(HOST_PORT, cookie=self.cookie, path=f"/wallet/{name}", timeout=300.0)
         return trio.run(Rpc(config).call, Any, method, *params)
 
     def close(self) -> None:

@@ -64,3 +64,12 @@ def test_what_would_risk_money_by_mistake_is_refused(text: str, message: str) ->
 def test_real_money_takes_two_words() -> None:
     config = parse('[chain]\nbackend = "bitcoind"\nnetwork = "main"\nreal_money = true\n')
     assert isinstance(open_chain(config), CombinedChain)
+
+
+def test_the_examples_of_the_operators_page_are_configurations() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "money.md").read_text("utf-8")
+    examples = [block.split("```")[0] for block in page.split("```toml\n")[1:]]
+    assert len(examples) == 2
+    credit, chain = (parse(example) for example in examples)
+    assert credit.neighbours[0].settlement == "credit"
+    assert [backend.backend for backend in chain.backends] == ["explorer"]
