@@ -38,6 +38,7 @@ from payments.ports import (
 # Bitcoin Core, src/rpc/protocol.h.
 RPC_WALLET_ERROR = -4  # what newer versions say where others say -6
 RPC_WALLET_INSUFFICIENT_FUNDS = -6
+RPC_WALLET_NOT_FOUND = -18
 MAX_INPUTS = 400
 
 _Amount = Decimal
@@ -75,8 +76,10 @@ class _Unspent(msgspec.Struct):
 class BitcoindWallet:
     """Use `open`. One call runs at a time."""
 
-    def __init__(self, rpc: Rpc, chain: ChainPort, directory: Path, network: str) -> None:
-        self._rpc = rpc
+    def __init__(self, config: RpcConfig, name: str, chain: ChainPort, directory: Path, network: str) -> None:
+        self._node = Rpc(config)
+        self._rpc = Rpc(replace(config, path=f"/wallet/{quote(name)}"))
+        self._name = name
         self._chain = chain
         self._network = network
         self._lock = trio.Lock()
@@ -90,11 +93,10 @@ class BitcoindWallet:
     ) -> BitcoindWallet:
         """The wallet of that name, which must exist; it is loaded if it is not. Raises WalletError and ChainError."""
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        wallet = cls(Rpc(replace(config, path=f"/wallet/{quote(name)}")), chain, directory, network)
-        node = Rpc(config)
+        wallet = cls(config, name, chain, directory, network)
         try:
-            if name not in await node.call(list[str], "listwallets"):
-                await node.call(Any, "loadwallet", name)
+            if name not in await wallet._node.call(list[str], "listwallets"):
+                await wallet._node.call(Any, "loadwallet", name)
             info: _Info = await wallet._rpc.call(_Info, "getwalletinfo")
         except RpcError as error:
             raise WalletError(f"wallet {name!r} of the node: {error}") from error
@@ -214,9 +216,19 @@ class BitcoindWallet:
     async def _ask(self, kind: Any, method: str, *params: Any) -> Any:
         """Raises WalletError for a refusal, ChainError when the node cannot be asked."""
         try:
-            return await self._rpc.call(kind, method, *params)
+            return await self._call(kind, method, *params)
         except RpcError as error:
             raise WalletError(f"{method}: {error}") from error
+
+    async def _call(self, kind: Any, method: str, *params: Any) -> Any:
+        """Raises RpcError and ChainError. A node that was restarted has not loaded the wallet."""
+        try:
+            return await self._rpc.call(kind, method, *params)
+        except RpcError as error:
+            if error.code != RPC_WALLET_NOT_FOUND:
+                raise
+        await self._node.call(Any, "loadwallet", self._name)
+        return await self._rpc.call(kind, method, *params)
 
     async def _sign(
         self,
@@ -232,7 +244,7 @@ class BitcoindWallet:
             raise WalletError(f"a fee rate of {fee_rate} sat/vB")
         common = {"fee_rate": round(fee_rate, 3), "lockUnspents": True, "change_type": "bech32", "replaceable": True}
         try:
-            created = await self._rpc.call(_Created, "walletcreatefundedpsbt", inputs, outputs, 0, common | options)
+            created = await self._call(_Created, "walletcreatefundedpsbt", inputs, outputs, 0, common | options)
         except RpcError as error:
             if error.code in (RPC_WALLET_ERROR, RPC_WALLET_INSUFFICIENT_FUNDS):
                 raise InsufficientFundsError(f"the wallet of the node does not fund it: {error}") from error
@@ -257,7 +269,7 @@ class BitcoindWallet:
         for output in outputs:
             # Refused where it is so already, or where the output is spent or not the wallet's.
             with suppress(RpcError):
-                await self._rpc.call(bool, "lockunspent", not is_wanted, [output], *([True] if is_wanted else []))
+                await self._call(bool, "lockunspent", not is_wanted, [output], *([True] if is_wanted else []))
 
     async def _forget_confirmed(self) -> None:
         waiting = {txid: each for txid, each in self._fundings.items() if not await self._is_confirmed(txid)}

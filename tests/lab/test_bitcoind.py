@@ -23,6 +23,7 @@ from payments.adapters.bitcoind_rpc import Rpc, RpcConfig, RpcError
 from payments.ports import ChainError
 from tests.lab.mesh import CONFIG, MB, RATE, SAT_PER_MB, Mesh, await_routes, lab_name, post_witnesses, until
 from tools.lab.lab import Lab
+from tools.lab.network import inside
 from tools.lab.topology import Link, Node, Topology
 
 pytestmark = pytest.mark.lab
@@ -98,7 +99,7 @@ def running(program: str, directory: Path) -> Iterator[tuple[Mesh, Bitcoind]]:
     node = Bitcoind(program, directory)
     node.start()
     bridge = directory / "rpc"
-    outer = subprocess.Popen([sys.executable, FORWARD, f"unix:{bridge}", f"tcp:{HOST_PORT}"])
+    bridges = [subprocess.Popen([sys.executable, FORWARD, f"unix:{bridge}", f"tcp:{HOST_PORT}"])]
     try:
         node.prepare()
         chain = {"backend": "bitcoind", "rpc_port": RPC_PORT, "rpc_cookie": str(node.cookie)}
@@ -109,7 +110,8 @@ def running(program: str, directory: Path) -> Iterator[tuple[Mesh, Bitcoind]]:
         def look(step: str) -> None:
             if step.startswith("starting 3 daemons"):
                 for name in NODES:
-                    found[0].popen(name, [sys.executable, FORWARD, f"tcp:{RPC_PORT}", f"unix:{bridge}"])
+                    argv = [sys.executable, FORWARD, f"tcp:{RPC_PORT}", f"unix:{bridge}"]
+                    bridges.append(subprocess.Popen(inside(found[0].namespace(name), argv)))
 
         graph = Topology(nodes, (Link(BUYER, RELAY, RATE), Link(RELAY, SHOP, RATE)), "none")
         found.append(Lab(graph, name=lab_name("btc"), record=True, has_chain=False, progress=look))
@@ -118,8 +120,9 @@ def running(program: str, directory: Path) -> Iterator[tuple[Mesh, Bitcoind]]:
             await_routes(lab)
             yield Mesh(lab), node
     finally:
-        outer.terminate()
-        outer.wait()
+        for each in bridges:  # those of the nodes have ended with the lab
+            each.terminate()
+            each.wait()
         node.close()
 
 

@@ -182,6 +182,34 @@ def test_nonsense_of_the_node_is_an_error_of_the_wallet(
     assert caught.group_contains(error)
 
 
+def test_a_node_that_was_restarted_is_told_to_load_the_wallet_again(tmp_path: Path) -> None:
+    asked: list[str] = []
+    loaded = {NAME}
+
+    async def answer(path: str, body: bytes) -> bytes:
+        method, params = (json.loads(body)[name] for name in ("method", "params"))
+        asked.append(method)
+        error, result = None, None
+        if method == "loadwallet":
+            loaded.update(params)
+        elif method == "listwallets":
+            result = sorted(loaded)
+        elif not loaded:
+            error = {"code": -18, "message": "Requested wallet does not exist or is not loaded"}
+        else:
+            result = {"mine": {"trusted": 1, "untrusted_pending": 0}} if method == "getbalances" else {}
+        return json.dumps({"result": result, "error": error, "id": "meshd"}).encode()
+
+    async def main() -> None:
+        async with serving(answer) as port:
+            wallet = await opened(RpcConfig(port, user="u", password="p"), tmp_path, Blocks())  # noqa: S106
+            loaded.clear()
+            assert await wallet.balance() == WalletBalance(10**8, 0)
+
+    trio.run(main)
+    assert asked == ["listwallets", "getwalletinfo", "getbalances", "loadwallet", "getbalances"]
+
+
 async def record(program: str, place: Path) -> list[dict[str, Any]]:
     """Of a node on a chain of its own."""
     conversation: list[dict[str, Any]] = []
