@@ -113,6 +113,8 @@ def compare_with_fair(world: World, fair: World) -> dict[str, Any]:
         "cheats": cheats,
         "gain_of_cheats": gain(cheats),
         "gain_of_others": gain(others),
+        "gain_by_kind": {kind: gain(node for node in cheats if world.cheats[node] == kind) for kind in kinds},
+        "unpaid_by_cheats_msat": None if world.bank is None else world.bank.unpaid_by(cheats),
         "loops": len(world.network.loops),
         "packets": world.network.traffic.packets - fair.network.traffic.packets,
         "route_changes": world.network.routes.count - fair.network.routes.count,

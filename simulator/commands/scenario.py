@@ -27,8 +27,13 @@ def add_arguments(run: argparse.ArgumentParser) -> None:
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("report", help="show a result folder of `meshsim run --output`")
-    parser.add_argument("folder", type=Path)
+    parser = commands.add_parser(
+        "report",
+        help="show a result folder of `meshsim run --output`",
+        epilog="examples:\n  meshsim run city.toml --output results\n  meshsim report results --plots",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help="what --output named")
     parser.add_argument("--json", action="store_true", help="as it was written")
     parser.add_argument("--plots", action="store_true", help="draw PNG files into the folder (needs matplotlib)")
     parser.set_defaults(handler=report)
@@ -151,17 +156,17 @@ def show(summary: dict[str, Any], real_seconds: float | None = None) -> None:
             (f"node {earner['name']}", f"{_sat(earner['balance_msat'])} for {earner['carried_bytes'] / 1e6:.1f} MB")
         )
     if cheat := summary.get("against_fair"):
-        for who in ("cheats", "others"):
-            gain = cheat[f"gain_of_{who}"]
-            rows.append(
-                (
-                    f"{who}, against fair",
-                    f"{_sat(gain['balance_msat'])}, {gain['delivered_bytes'] / 1e6:+.1f} MB delivered",
-                )
-            )
+        gains = {"cheats": cheat["gain_of_cheats"], "others": cheat["gain_of_others"]}
+        if len(cheat["kinds"]) > 1:
+            gains = {kind.replace("_", " "): gain for kind, gain in cheat["gain_by_kind"].items()} | gains
+        for who, gain in gains.items():
+            text = f"{_sat(gain['balance_msat'])}, {gain['delivered_bytes'] / 1e6:+.1f} MB delivered"
+            rows.append((f"{who}, against fair", text))
+        if cheat["unpaid_by_cheats_msat"] is not None:
+            rows.append(("unpaid by the cheats", _sat(cheat["unpaid_by_cheats_msat"])))
     rows.append(("trace", summary["trace"]))
     for name, value in rows:
-        print(f"{name:<24}{value}")
+        print(f"{name:<23} {value}")
     for difference in summary["differences"]:
         print(f"  {difference}")
 

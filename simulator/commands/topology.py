@@ -31,15 +31,26 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="topology_verb", metavar="VERB", required=True)
-    import_ = verbs.add_parser("import", help="read a file, say what is in it, and write it in another format")
-    import_.add_argument("file", type=Path)
+
+    def add_verb(name: str, text: str) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = verbs.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=_examples_of(name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        return made
+
+    import_ = add_verb("import", "read a file, say what is in it, and write it in another format")
+    import_.add_argument("file", type=Path, help="GraphML, NetJSON NetworkGraph, meshviewer's JSON, or a list of edges")
     import_.add_argument("--from", dest="kind", choices=sorted(topology_files.READERS), help="default: by the content")
     import_.add_argument(
         "--component", choices=("largest", "all"), default="largest", help="of an unconnected graph (default: largest)"
     )
-    export = verbs.add_parser("export", help="write a topology that `run --topology` knows")
+    export = add_verb("export", "write a topology that `run --topology` knows")
     export.add_argument("name", help=f"known: {topology.NAMES}")
-    generate = verbs.add_parser("generate", help="make a graph and write it")
+    generate = add_verb("generate", "make a graph and write it")
     generate.add_argument("name", help="such as grid:10x10 or geometric:200:6")
     for verb in (export, generate):
         verb.add_argument("--seed", type=int, default=0, help="of random graphs and costs (default: 0)")
@@ -47,8 +58,13 @@ def add_parser(commands: Any) -> None:
     for verb in (import_, export, generate):
         verb.add_argument("--to", choices=sorted(topology_files.WRITERS), default="netjson", help="(default: netjson)")
         verb.add_argument("--output", type=Path, metavar="FILE", help="default: the screen; import: nothing is written")
-    verbs.add_parser("list", help="the maps that come with meshsim")
+    add_verb("list", "the maps that come with meshsim")
     parser.set_defaults(handler=run)
+
+
+def _examples_of(verb: str) -> str:
+    lines = [line for line in EXAMPLES.splitlines() if f"topology {verb}" in line]
+    return "\n".join(["examples:", *lines])
 
 
 def run(options: argparse.Namespace) -> int:

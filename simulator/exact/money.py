@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -311,6 +312,16 @@ class Bank:
         _, surplus = self.difference()
         if surplus and self.violation is None:
             self.violation = f"at {self._network.now:.3f} s {surplus} msat were received that nobody had sent"
+
+    def unpaid_by(self, nodes: Collection[int]) -> int:
+        """msat that the others carried for them, by their own bills, and have not been paid."""
+        return sum(
+            max(0, view.unpaid_msat)
+            for node, till in self._tills.items()
+            if node not in nodes
+            for view in till.engine.ledgers()
+            if self._node_by_key[view.peer] in nodes
+        )
 
     def difference(self) -> tuple[int, int]:
         """(msat that payers sent and payees do not have, msat that payees have and nobody sent). After `drain`, the

@@ -150,7 +150,7 @@ class World:
 
     def _schedule(self) -> None:
         for fault in self.scenario.faults:
-            self._plan(fault, self.select(fault.nodes))
+            self._plan(fault, self.select(fault.nodes), "[[fault]]: ")
         for churn in self.scenario.churns:
             if churn.trace:
                 self._follow_trace(churn.trace)
@@ -187,15 +187,19 @@ class World:
                     raise ValueError("no such time or node")
             except ValueError as error:
                 raise ScenarioError(f"{name}, line {number}: {error}") from error
-            self._plan(fault, [] if is_link else numbers)
+            try:
+                self._plan(fault, [] if is_link else numbers)
+            except ScenarioError as error:
+                raise ScenarioError(f"{name}, line {number}: {error}") from error
 
-    def _plan(self, fault: FaultConfig, nodes: list[int]) -> None:
+    def _plan(self, fault: FaultConfig, nodes: list[int], where: str = "") -> None:
+        """`where` begins the message of the ScenarioError that it may raise."""
         links = fault.links
         if not fault.kind.startswith("node"):
             links = links or tuple(sorted((min(edge), max(edge)) for edge in self.graph.edges))
             for a, b in links:
                 if not self.graph.has_edge(a, b):
-                    raise ScenarioError(f"[[fault]]: there is no link between {a} and {b}")
+                    raise ScenarioError(f"{where}there is no link between {a} and {b}")
         self.network.call_at(fault.at, lambda: self._break(fault, nodes, links))
 
     def _break(self, fault: FaultConfig, nodes: list[int], links: tuple[tuple[int, int], ...]) -> None:

@@ -204,6 +204,22 @@ def test_a_buyer_keeps_to_its_price_and_budget() -> None:
     )
 
 
+# What its kind of cheating brings in a grid, where others can carry, too: 1 gains, -1 loses.
+PAYS = {"bait_and_switch": -1, "black_hole": 1, "under_reporter": 1, "false_retraction": -1, "sybil_chain": -1}
+
+
+def test_each_kind_of_cheat_has_its_own_gain() -> None:
+    text = LINE.replace("line:3", "ring:6") + PAID
+    both = (
+        '[[adversary]]\nkind = "free_rider"\nnodes = 0\n[[adversary]]\nkind = "colluders"\nnodes = [4, 5]\nfactor = 2'
+    )
+    against = compare_with_fair(run(text + both), run(text))
+    assert set(against["gain_by_kind"]) == {"free_rider", "colluders"}
+    parts = [gain["balance_msat"] for gain in against["gain_by_kind"].values()]
+    assert sum(parts) == against["gain_of_cheats"]["balance_msat"]
+    assert against["unpaid_by_cheats_msat"] > 0
+
+
 @pytest.mark.parametrize(
     "kind",
     [
@@ -242,6 +258,10 @@ def test_cheats_leave_money_conserved_and_show_in_the_comparison(kind: str) -> N
     assert cheat.network.trace != fair.network.trace
     against = compare_with_fair(cheat, fair)
     assert (against["kinds"], against["cheats"]) == ([kind], [4])
+    assert against["gain_by_kind"] == {kind: against["gain_of_cheats"]}
+    money = [against[f"gain_of_{who}"]["balance_msat"] for who in ("cheats", "others")]
+    assert sum(money) == 0
+    assert PAYS.get(kind, 0) * money[0] >= 0, money
     if kind == "black_hole":
         assert against["gain_of_others"]["delivered_bytes"] < 0
     if kind == "flooder":

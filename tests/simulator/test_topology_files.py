@@ -165,3 +165,11 @@ def test_files_go_through_the_command_line(tmp_path: Path, capsys: pytest.Captur
     assert main.main(["topology", "import", str(tmp_path / "none")]) == 2
     assert main.main(["topology", "export", "map:atlantis"]) == 2
     assert main.main(["topology", "generate", "grid:2x2", "--cost-range", "9:1"]) == 2
+
+
+@pytest.mark.parametrize("verb", ["import", "export", "generate", "list"])
+def test_each_verb_has_an_example_of_its_own(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main.main(["topology", verb, "--help"])
+    shown = capsys.readouterr().out
+    assert f"meshsim topology {verb}" in shown.partition("examples:")[2]
