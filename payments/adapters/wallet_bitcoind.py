@@ -39,6 +39,7 @@ from payments.ports import (
 RPC_WALLET_ERROR = -4  # what newer versions say where others say -6
 RPC_WALLET_INSUFFICIENT_FUNDS = -6
 RPC_WALLET_NOT_FOUND = -18
+RPC_WALLET_ALREADY_LOADED = -35
 MAX_INPUTS = 400
 
 _Amount = Decimal
@@ -227,7 +228,11 @@ class BitcoindWallet:
         except RpcError as error:
             if error.code != RPC_WALLET_NOT_FOUND:
                 raise
-        await self._node.call(Any, "loadwallet", self._name)
+        try:
+            await self._node.call(Any, "loadwallet", self._name)
+        except RpcError as error:
+            if error.code != RPC_WALLET_ALREADY_LOADED:  # by another call of ours, meanwhile
+                raise
         return await self._rpc.call(kind, method, *params)
 
     async def _sign(

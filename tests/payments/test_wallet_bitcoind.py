@@ -182,7 +182,9 @@ def test_nonsense_of_the_node_is_an_error_of_the_wallet(
     assert caught.group_contains(error)
 
 
-def test_a_node_that_was_restarted_is_told_to_load_the_wallet_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("refusal", [None, {"code": -35, "message": "already loaded"}])
+def test_a_node_that_was_restarted_is_told_to_load_the_wallet_again(tmp_path: Path, refusal: Any) -> None:
+    """Also if another call of ours does so at the same time."""
     asked: list[str] = []
     loaded = {NAME}
 
@@ -192,6 +194,7 @@ def test_a_node_that_was_restarted_is_told_to_load_the_wallet_again(tmp_path: Pa
         error, result = None, None
         if method == "loadwallet":
             loaded.update(params)
+            error = refusal
         elif method == "listwallets":
             result = sorted(loaded)
         elif not loaded:
