@@ -356,6 +356,12 @@ class Config:
     chain: ChainConfig = ChainConfig()  # noqa: RUF009
     backends: tuple[BackendConfig, ...] = ()
 
+    @property
+    def needs_chain(self) -> bool:
+        """Some debts are settled on it; channels of before need it all the same."""
+        words = {self.payments.settlement, *(neighbour.settlement for neighbour in self.neighbours)}
+        return self.payments.enabled and "cltv" in words
+
 
 TABLES: dict[str, type[Any]] = {
     "node": NodeConfig,

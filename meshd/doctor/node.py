@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from meshd.config_chain import ChainConfig
+from meshd.config_chain import BackendConfig
 from meshd.ctl.client import CallError
 from meshd.doctor.finding import Finding, World, error, ok, skipped, warning
 from routing.authentication import Drop
@@ -92,7 +92,11 @@ def chain(world: World) -> Iterator[Finding]:
     if not config.payments.enabled:
         yield ok("chain", "payments are off")
         return
-    reason = _unreachable(config.chain)
+    if not config.needs_chain:
+        yield ok("chain", "no debt is settled on it")
+        return
+    found = [_unreachable(backend) for backend in (config.chain, *config.backends)]
+    reason = None if None in found else found[0]
     if reason is not None:
         what = "is meshd-chain running?" if config.chain.backend == "kernel" else "is bitcoind running, and its RPC on?"
         yield error(
@@ -110,7 +114,7 @@ def chain(world: World) -> Iterator[Finding]:
         )
 
 
-def _unreachable(config: ChainConfig) -> str | None:
+def _unreachable(config: BackendConfig) -> str | None:
     """Why nobody listens where the configuration says; None: somebody does, or it is not said where."""
     try:
         if config.backend == "kernel":
@@ -129,6 +133,9 @@ def wallet(world: World) -> Iterator[Finding]:
     status = world.status
     if not world.config.payments.enabled:
         yield ok("wallet", "payments are off")
+        return
+    if not world.config.needs_chain:
+        yield ok("wallet", "no debt is settled on a chain")
         return
     if isinstance(status, CallError):
         yield skipped("wallet", "the daemon does not say")

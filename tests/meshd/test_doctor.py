@@ -352,6 +352,21 @@ def test_chain_that_is_away(tmp_path: Path) -> None:
         assert level is Level.ERROR and "does not answer the daemon" in message
 
 
+def test_neither_chain_nor_wallet_is_missed_where_no_debt_is_settled_on_a_chain(tmp_path: Path) -> None:
+    about = world(tmp_path, text='[payments]\nsettlement = "credit"\n')
+    with daemon(tmp_path, status={"wallet": {"balance_sat": None}}):
+        assert found("chain", about)[:2] == (Level.OK, "no debt is settled on it")
+        assert found("wallet", about)[0] is Level.OK
+
+
+def test_one_backend_in_reach_is_enough(tmp_path: Path) -> None:
+    text = f'[chain]\nsocket = "{tmp_path}/away"\n[[backend]]\nsocket = "{tmp_path}/chain"\n'
+    with socket.socket(socket.AF_UNIX) as chain, daemon(tmp_path):
+        chain.bind(str(tmp_path / "chain"))
+        chain.listen()
+        assert list(CHECKS["chain"](world(tmp_path, text=text))) == []
+
+
 def test_empty_wallet_and_payments_on_hold(tmp_path: Path) -> None:
     with daemon(tmp_path, status={"wallet": {"balance_sat": 0}, "paying": False}):
         findings = list(CHECKS["wallet"](world(tmp_path)))
