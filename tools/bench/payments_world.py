@@ -111,6 +111,9 @@ class _Wallet:
     async def pending(self) -> list[object]:
         return []
 
+    async def sent(self) -> list[object]:
+        return []
+
     async def new_script_pubkey(self) -> bytes:
         return b"\x00\x14" + bytes(20)
 
