@@ -101,6 +101,8 @@ class Peer:
     payment_at: float = -math.inf
     is_settlement_wanted: bool = False  # it asked for payment
     is_reply_due: bool = False  # it asked, and does not know our side yet
+    acks: dict[bytes, Channel] = field(default_factory=dict)  # to be sent before this call ends
+    is_asking: bool = False  # the first of them is a statement, too
 
     @property
     def key(self) -> bytes:
@@ -119,7 +121,8 @@ class Peer:
         self.left = -1
         self.stated = None
         self.statement_at = self.payment_at = -math.inf
-        self.is_settlement_wanted = self.is_reply_due = False
+        self.is_settlement_wanted = self.is_reply_due = self.is_asking = False
+        self.acks.clear()
         self.credit.is_synced, self.credit.limit_msat = False, 0
 
     def channels_of(self, direction: Direction, *states: ChannelState) -> Iterator[Channel]:

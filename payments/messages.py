@@ -14,7 +14,7 @@ from payments.channel_tx import LOCKTIME_THRESHOLD, MAX_MONEY_SAT
 from payments.counts import BODY_BYTES, SIGNATURE_BYTES
 from payments.units import MAX_MSAT, MAX_UNITS
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 MAX_MESSAGE = 16 * 1024
 CHANNEL_ID_BYTES = 16
 MAX_KEPT_BYTES = 8 * 1024
@@ -140,11 +140,12 @@ class Payment(_Message, frozen=True, tag=7):
 
 
 class PaymentAck(_Message, frozen=True, tag=8):
-    """The payee has stored, and credited, this much in all."""
+    """The payee has stored, and credited, this much in all. `is_statement`: and asks for more, as a Statement does."""
 
     channel_id: ChannelId
     cumulative_msat: Msat
     accounts: Accounts
+    is_statement: bool = False
 
 
 class CloseChannel(_Message, frozen=True, tag=9):

@@ -23,6 +23,7 @@ def review(core: Core, peer: Peer, *, now: float) -> None:
     _enforce(core, peer, now=now)
     pay(core, peer, now=now)
     _state(core, peer, now=now)
+    _send_acks(core, peer)
 
 
 def can_pay_through(core: Core, channel: Channel) -> bool:
@@ -89,8 +90,18 @@ def take_early(core: Core, channel: Channel) -> None:
 
 
 def acknowledge(core: Core, peer: Peer, channel: Channel) -> None:
+    """At the end of this call, when it is known whether there is more to say."""
     if peer.is_ready:
-        core.send(peer, PaymentAck(channel.channel_id, channel.cumulative_msat, core.accounts_to_send(peer)))
+        peer.acks[channel.channel_id] = channel
+        core.touch(peer)
+
+
+def _send_acks(core: Core, peer: Peer) -> None:
+    for channel in peer.acks.values():
+        accounts = core.accounts_to_send(peer)
+        core.send(peer, PaymentAck(channel.channel_id, channel.cumulative_msat, accounts, peer.is_asking))
+        peer.is_asking = False
+    peer.acks.clear()
 
 
 def credit(core: Core, peer: Peer, channel: Channel, amount_msat: int) -> None:
@@ -115,6 +126,8 @@ def handle_payment_ack(core: Core, peer: Peer, message: PaymentAck) -> None:
         core.channel_changed(channel, hard=False)
     peer.ledger.hear(message.accounts)
     core.ledger_changed(peer)
+    if message.is_statement:
+        peer.is_settlement_wanted = peer.is_reply_due = True
 
 
 # --- what follows from the ledger ---
@@ -261,4 +274,7 @@ def _send_statement(core: Core, peer: Peer, *, now: float) -> bool:
 def state_now(core: Core, peer: Peer, *, now: float) -> None:
     peer.stated = peer.ledger.balance()
     peer.statement_at = now
-    core.send(peer, Statement(core.accounts_to_send(peer)))
+    if peer.acks:
+        peer.is_asking = True
+    else:
+        core.send(peer, Statement(core.accounts_to_send(peer)))

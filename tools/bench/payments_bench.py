@@ -20,6 +20,7 @@ import trio
 from payments.adapters.store import Store
 from payments.records import Direction
 from tools.bench.common import Case, report
+from tools.bench.payments_tick import tick_case
 from tools.bench.payments_world import PAYMENT_MSAT, Pair, bench_config, build_end, payer_manager, seller_manager
 
 _TARGET_PER_CPU_SECOND = 4_000
@@ -44,28 +45,27 @@ def raw_us() -> tuple[float, float]:
 
 
 async def _updates_cpu(directory: Path, pairs: Sequence[Pair], readings: int) -> float:
-    """CPU seconds, in this process, of a payment of each pair after each of so many readings of the meter. The next is
-    taken as the payments arrive: the traffic does not wait for them."""
+    """CPU seconds, in this process, of so many payments of each pair. The meter is read again as a payment arrives: the
+    traffic does not wait for it."""
     config = bench_config(tick_interval=3600.0, min_interval=1e-6)
     managers = [await seller_manager(pair) for pair in pairs]
     sellers = build_end(Direction.IN, pairs, [manager for manager, _ in managers], directory / "sellers.sqlite", config)
     dialling = [payer_manager(pair, port) for pair, (_, port) in zip(pairs, managers, strict=True)]
     payers = build_end(Direction.OUT, pairs, dialling, directory / "payers.sqlite", config)
+    pair_of = {sellers.neighbour(pair): pair for pair in pairs}
     paid = acknowledged = 0
     is_done = trio.Event()
 
-    async def read_meters() -> None:
-        for pair in pairs:
-            await payers.meter(pair)
-        for pair in pairs:
-            await sellers.meter(pair)
+    async def read_meter(pair: Pair) -> None:
+        await payers.meter(pair)
+        await sellers.meter(pair)
 
-    async def at_the_seller(_peer: bytes, data: bytes) -> None:
+    async def at_the_seller(peer: bytes, data: bytes) -> None:
         nonlocal paid
         if data[1] == _PAYMENT:
             paid += 1
-            if paid % len(pairs) == 0 and paid < readings * len(pairs):
-                await read_meters()
+            if paid <= (readings - 1) * len(pairs):
+                await read_meter(pair_of[peer])
 
     async def at_the_payer(_peer: bytes, data: bytes) -> None:
         nonlocal acknowledged
@@ -82,7 +82,8 @@ async def _updates_cpu(directory: Path, pairs: Sequence[Pair], readings: int) ->
         gc.collect()
         started = time.process_time()
         with trio.fail_after(_PATIENCE):
-            await read_meters()
+            for pair in pairs:
+                await read_meter(pair)
             await is_done.wait()
         spent = time.process_time() - started
         nursery.cancel_scope.cancel()
@@ -126,10 +127,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each kind (default 5)")
     parser.add_argument("--neighbours", type=int, default=50, help="of each end (default 50)")
     parser.add_argument("--readings", type=int, default=200, help="payments of each neighbour (default 200)")
+    parser.add_argument("--ticks", type=int, default=6, help="of the daemon with neighbours that pay (default 6)")
     parser.add_argument("--directory", type=Path, help="where the databases are made: on a disk that syncs")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="mp-bench-", dir=options.directory) as directory:
         cases = throughput_cases(options.repeats, options.neighbours, options.readings, Path(directory))
+        cases.append(tick_case(options.neighbours, options.ticks, Path(directory)))
     print(report(cases, as_json=options.json))
     return 0
 
