@@ -103,6 +103,9 @@ class NodeConfig:
     control_others: str = key(
         choice("read", "nothing"), "What all other users of this machine may do through the control socket.", "nothing"
     )
+    tell_paths: bool = key(
+        boolean(), "Tell whoever asks by `meshctl path` which way packets go from here (UDP port 6699, overlay).", True
+    )
     log_level: str = key(
         choice("debug", "info", "warning", "error"), "The least severe messages that are shown.", "info"
     )

@@ -48,10 +48,11 @@ from meshd.recorder import Recorder
 from meshd.recovery import unbilled
 from meshd.redistribution import Redistribution
 from meshd.router import Router
-from meshd.rpc import methods
+from meshd.rpc import methods, path_of
 from meshd.tcp import LinkLocalTcp
 from meshd.tunnel import Tunnel
 from meshd.tunnels import SILENCE, Tunnels, next_incarnation
+from meshd.waypoints import Waypoint, Waypoints
 from payments import events as pay
 from payments.adapters.store import Store
 from payments.config import SettlementTerms
@@ -137,6 +138,7 @@ class Daemon:
             set_carrying=self.peer_rules.set_carrying,
             set_trusted=self._set_trusted,
         )
+        self.waypoints = Waypoints(identity, self._waypoint)
         self._make_money_keepers()
         self._kernel = kernel
         self.lane = kernel.lane
@@ -151,6 +153,9 @@ class Daemon:
             below=self._below,
             tell=self.router.put,
         )
+
+    async def _waypoint(self, destination: str) -> Waypoint:
+        return await path_of(self).look(destination)
 
     def _make_peer_rules(self) -> PeerRules:
         return PeerRules(
@@ -324,6 +329,8 @@ class Daemon:
                 nursery.start_soon(self.price_follower.run)
             await self.peer_rules.start()
             nursery.start_soon(self.quality.run)
+            if self.config.node.tell_paths:
+                nursery.start_soon(self.waypoints.run)
             await nursery.start(self._control_server().run)
             if self.config.node.metrics_port:
                 await nursery.start(self._metrics_server().run)

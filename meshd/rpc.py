@@ -15,6 +15,7 @@ from meshd.enforcement import State
 from meshd.identity import overlay_address
 from meshd.rpc_money import MoneyMethods, money_methods
 from meshd.rpc_operator import OperatorMethods, operator_methods
+from meshd.rpc_path import PathMethods, path_methods
 from meshd.rpc_prices import PriceMethods, price_methods
 from meshd.tunnel import Tunnel
 from routing.events import Prefix
@@ -332,6 +333,7 @@ def methods(daemon: Daemon) -> dict[str, Method]:
             },
             result=schemas.PATH,
         ),
+        **path_methods(PathMethods(daemon, node)),
         **price_methods(PriceMethods(daemon, money)),
         "interface.cost": Method(
             node.interface_cost,
@@ -349,3 +351,8 @@ def methods(daemon: Daemon) -> dict[str, Method]:
         **money_methods(money),
         **operator_methods(OperatorMethods(daemon, money)),
     }
+
+
+def path_of(daemon: Daemon) -> PathMethods:
+    """What the daemon tells others of its ways."""
+    return PathMethods(daemon, Methods(daemon, MoneyMethods(daemon)))

@@ -262,3 +262,18 @@ RECEIPT = record(
 SCRIPT = record(script_pubkey=HEX)
 METRICS = record(content_type=text(), text=text("in the text format 0.0.4 of Prometheus"))
 PEER_RULE = record(peer=IDENTITY, peer_address=ADDRESS, rule=text("", "normal", "blocked", "free"))
+PATH_HOP = record(
+    hop=COUNT,
+    node=ADDRESS,
+    answered=boolean("false: what follows is null"),
+    arrived=boolean("the destination is its own"),
+    prefix=nullable(text("its route")),
+    next=nullable(text("overlay address; null: there is none, or it is not known")),
+    metric=nullable(integer("of the whole way from there")),
+    price_msat_per_gb=nullable(integer("what it pays its next hop")),
+    fee_msat_per_gb=nullable(integer("what it asks itself, on top")),
+    link_cost=nullable(integer("to its next hop")),
+    quality=nullable(number("of that link, of the best that it can be; null: Hellos alone tell")),
+    why=text("that this way was chosen"),
+)
+PATH_HOPS = record(destination=ADDRESS, reached=boolean(), hops=array(PATH_HOP))

@@ -168,6 +168,8 @@ def path(result: Record, style: Style) -> str:
         f"{destination} matches {prefix}: via {chosen['next_hop']} on {_interface(chosen)}, "
         f"metric {chosen['metric']}, price {price(chosen['price_msat_per_gb'])}"
     ]
+    if result["hops"]:
+        lines += ["", _hops(result["hops"], style)]
     if result["alternatives"]:
         headers = ("", "PREFIX", "VIA", "INTERFACE", ">METRIC", ">PRICE", ">ANNOUNCED", "WHY NOT")
         lines += ["", table(headers, [_route_row(item) for item in result["alternatives"]], style)]
@@ -303,3 +305,21 @@ def closed(result: Record, style: Style) -> str:  # noqa: ARG001
         return "No channel to close."
     txid = f", transaction {result['txid']}" if result["txid"] else ""
     return f"Closing {len(ids)} channel{'s' if len(ids) > 1 else ''}{txid}:\n" + "\n".join(f"  {name}" for name in ids)
+
+
+def _hops(rows: list[Record], style: Style) -> str:
+    headers = (">HOP", "NODE", ">METRIC", ">PRICE", ">FEE", ">LINK COST", ">QUALITY", "WHY")
+    cells = [
+        (
+            str(row["hop"]),
+            row["node"],
+            _text(row["metric"]),
+            "-" if row["arrived"] else price(row["price_msat_per_gb"]),
+            price(row["fee_msat_per_gb"]),
+            _text(row["link_cost"]),
+            "-" if row["quality"] is None else f"{row['quality'] * 100:.0f} %",
+            (row["why"], "dim"),
+        )
+        for row in rows
+    ]
+    return table(headers, cells, style)

@@ -93,6 +93,11 @@ def test_path_to_oneself_and_by_which_way_to_others(mesh: Mesh) -> None:
     far = ask_json(mesh, BUYER, "path", mesh.lab.address(SHOP))
     assert far["chosen"]["interface"] == f"to-{RELAY}"
     assert far["chosen"]["price_msat_per_gb"] == FEE
+    assert [hop["node"] for hop in far["hops"]] == [
+        ask_json(mesh, n, "status")["address"] for n in (BUYER, RELAY, SHOP)
+    ]
+    assert [hop["arrived"] for hop in far["hops"]] == [False, False, True]
+    assert far["hops"][0]["price_msat_per_gb"] == far["hops"][1]["fee_msat_per_gb"] == FEE
     overlay = ask_json(mesh, SHOP, "status")["address"]
     assert ask_json(mesh, BUYER, "path", overlay)["prefix"] == f"{overlay}/128"
 

@@ -138,7 +138,23 @@ BUDGET = {
         {"period": "day", "limit_msat": 9_000, "spent_msat": 9_001, "ends_at": 0.0},
     ],
 }  # fmt: skip
+HOPS = {
+    "destination": "10.1.0.7", "reached": True,
+    "hops": [
+        {
+            "hop": 0, "node": ALICE, "answered": True, "arrived": False, "prefix": "10.1.0.0/24", "next": BOB,
+            "metric": 217, "price_msat_per_gb": 1_250_000, "fee_msat_per_gb": 100_000, "link_cost": 96,
+            "quality": 0.984, "why": "the only route",
+        },
+        {
+            "hop": 1, "node": BOB, "answered": True, "arrived": True, "prefix": "10.1.0.0/24", "next": None,
+            "metric": 0, "price_msat_per_gb": 0, "fee_msat_per_gb": 1_250_000, "link_cost": None, "quality": None,
+            "why": "its own",
+        },
+    ],
+}  # fmt: skip
 ANSWERS: dict[str, Any] = {
+    "path.hops": HOPS,
     "tunnels": TUNNELS,
     "status": STATUS, "neighbours": NEIGHBOURS, "routes": [OWN, CHEAP, DEAR, REFUSED], "path": PATH,
     "channels": CHANNELS, "ledger": LEDGER, "price.show": FEE,
@@ -199,11 +215,6 @@ wlan0      fe80::3     -                                        65535        -  
 INTERFACE       OVER     ADDRESS                                  ENDPOINT          PORT   MTU  STATE      HEARD  RECEIVED
 mw0123456789ab  gateway  fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f  192.0.2.1:51820  40001  1420  up       2 s ago   12.3 kB
 mwba9876543210  pi       fd00::1                                  -                51820  1420  waiting        -       0 B""",  # noqa: E501
-    "path": """\
-10.1.0.7 matches 10.1.0.0/24: via fe80::2 on eth0, metric 217, price 1.25 sat/MB
-
-  PREFIX       VIA      INTERFACE  METRIC         PRICE  ANNOUNCED  WHY NOT
-  10.1.0.0/24  fe80::3  wlan0       65535  not for sale          -  unreachable""",
     "channels": """\
 CHANNEL       PEER                                     DIRECTION  STATE       CAPACITY            PAID  EXPIRES AT  FUNDING       CLOSING
 0123456789ab  fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f  out        open     100,000 sat  12,345.678 sat        2133  efefefefefef  -
@@ -262,3 +273,12 @@ to be claimed          12,345 sat""",
     "wallet.labels": f"ADDRESS OR TRANSACTION{' ' * 44}LABEL\n{'ef' * 32}  roof",
     "channel.close": f"Closing 1 channel, transaction {'cd' * 32}:\n  {'01' * 32}",
 }
+GOLDEN_PATH = """\
+10.1.0.7 matches 10.1.0.0/24: via fe80::2 on eth0, metric 217, price 1.25 sat/MB
+
+HOP  NODE                                     METRIC        PRICE          FEE  LINK COST  QUALITY  WHY
+  0  fd3c:8aa9:32ea:37ba:4f1a:bd0c:2ad6:a6f1     217  1.25 sat/MB   0.1 sat/MB         96     98 %  the only route
+  1  fd91:32ab:9e1f:8e3c:cbd1:ae87:5b1d:c09f       0            -  1.25 sat/MB          -        -  its own
+
+  PREFIX       VIA      INTERFACE  METRIC         PRICE  ANNOUNCED  WHY NOT
+  10.1.0.0/24  fe80::3  wlan0       65535  not for sale          -  unreachable"""

@@ -7,20 +7,32 @@ from typing import Any
 
 from meshd import schemas
 from meshd.ctl import render
-from meshd.ctl.command import Command, choice_error, whole
+from meshd.ctl.command import Command, Context, choice_error, whole
 from meshd.ctl.text import NOT_FOR_SALE
 
 GROUPS = {"price": "Show or change the fee.", "interface": "Change an interface."}
 
 
+_PATH = schemas.record(
+    **schemas.PATH["properties"],
+    hops=schemas.nullable(schemas.array(schemas.PATH_HOP, "null: no other node was asked")),
+)
+
+
 def _path_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("destination", metavar="DEST", help="an IPv4 or IPv6 address")
     parser.add_argument("--source", metavar="ADDR", help="where the packets come from, for source-specific routes")
+    parser.add_argument("--local", action="store_true", help="what this node knows; no other is asked")
 
 
-def _path_params(options: argparse.Namespace) -> dict[str, Any]:
+def _path(context: Context) -> Any:
+    options = context.options
     source = {} if options.source is None else {"source": options.source}
-    return {"destination": options.destination, **source}
+    result = context.call("path", destination=options.destination, **source)
+    # The others are asked for the way from them, which a source of ours says nothing of.
+    is_asked = not options.local and not source and result["chosen"] is not None
+    hops = context.call("path.hops", destination=options.destination)["hops"] if is_asked else None
+    return {**result, "hops": hops}
 
 
 def _path_exit(result: Any) -> str:
@@ -87,13 +99,12 @@ COMMANDS = (
     ),
     Command(
         words="path",
-        help="Which way packets to an address go, and why not another.",
+        help="Which way packets to an address go, hop by hop: price, quality, and why not another.",
         example="meshctl path fd00::1",
-        method="path",
-        result=schemas.PATH,
+        result=_PATH,
         render=render.path,
+        run=_path,
         arguments=_path_arguments,
-        params=_path_params,
         watch=True,
         exit_word=_path_exit,
     ),
