@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from meshd.config_kinds import boolean, choice, identity, integer, key, seconds
+from meshd.config_kinds import boolean, choice, identity, integer, key, seconds, text
 from payments.config import MAX_CREDIT_MSAT, SETTLEMENTS
 
 _MAX_SAT = 21_000_000 * 100_000_000
@@ -65,9 +65,14 @@ class PaymentsConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeighbourConfig:
-    """How debts with one neighbour are settled. One table for each that differs."""
+    """What one neighbour is called here, and how debts with it are settled. One table for each that differs."""
 
     identity: bytes = key(identity(), "Its public key: `meshctl status` shows it there.", example=_EXAMPLE_IDENTITY)
+    name: str = key(
+        text("a nickname of 1 to 63 letters, digits, dots, hyphens or underscores, or empty", r"[A-Za-z0-9._-]{0,63}"),
+        "A nickname, which meshctl takes in the place of its address.",
+        "",
+    )
     settlement: str | None = key(_SETTLEMENT, "As in [payments], for it alone.", None, "credit")
     credit_limit_msat: int | None = key(
         integer(0, MAX_CREDIT_MSAT), "As in [payments], for it alone.", None, 10_000_000

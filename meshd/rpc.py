@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from meshd import __version__, schemas
-from meshd.config import ConfigError, InterfaceConfig
+from meshd.config import Config, ConfigError, InterfaceConfig
 from meshd.control import INVALID_PARAMS, NOT_FOUND, REFUSED, Method, Param, RpcError
 from meshd.enforcement import State
 from meshd.identity import overlay_address
+from meshd.names import address_of
 from meshd.rpc_money import MoneyMethods, money_methods
 from meshd.rpc_operator import OperatorMethods, operator_methods
 from meshd.rpc_path import PathMethods, path_methods
@@ -222,8 +223,9 @@ class Methods:
         }
 
     async def path(self, params: dict[str, Any]) -> Any:
-        destination = _address(params["destination"])
-        source = None if params.get("source") is None else _address(params["source"])
+        config = self._node.config
+        destination = read_address(config, params["destination"])
+        source = None if params.get("source") is None else read_address(config, params["source"])
         rows = [row for row in await self.routes({}) if _matches(row, destination, source)]
         if not rows:
             raise RpcError(NOT_FOUND, f"no route to {destination}" + ("" if source is None else f" from {source}"))
@@ -267,11 +269,13 @@ class Methods:
         }
 
 
-def _address(text: str) -> IPv4Address | IPv6Address:
+def read_address(config: Config, text: str) -> IPv4Address | IPv6Address:
+    """Raises RpcError."""
     try:
-        return ip_address(text)
+        return address_of(config, text)
     except ValueError:
-        raise RpcError(INVALID_PARAMS, f"{text!r} is not an IP address; expected 10.0.0.1 or fd12::1") from None
+        message = f"{text!r} is no address, and nobody is called so; expected 10.0.0.1, fd12::1, or a name"
+        raise RpcError(INVALID_PARAMS, message) from None
 
 
 def _matches(
@@ -328,7 +332,7 @@ def methods(daemon: Daemon) -> dict[str, Method]:
             node.path,
             "Which way packets for an address take from here, and why not another.",
             {
-                "destination": Param("string", "IPv4 or IPv6 address"),
+                "destination": Param("string", "IPv4 or IPv6 address, or a name"),
                 "source": Param("string", "Where they come from; for source-specific routes", required=False),
             },
             result=schemas.PATH,

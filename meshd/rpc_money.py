@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from meshd import schemas
 from meshd.control import INVALID_PARAMS, NOT_FOUND, REFUSED, Method, RpcError
 from meshd.identity import overlay_address
+from meshd.names import identity_of
 from meshd.rpc_chain import chain_methods
 from meshd.rpc_channels import channel_methods
 from meshd.rpc_credit import credit_methods
@@ -104,7 +105,10 @@ class MoneyMethods:
         return {"channels": closing, "txid": None}
 
     def find_peer(self, text: str) -> bytes:
-        """Raises RpcError. By public key (hex), by the beginning of one, or by overlay address."""
+        """Raises RpcError. By name, by public key (hex), by the beginning of one, or by overlay address."""
+        named = identity_of(self.node.config, text)
+        if named is not None:
+            return named
         peers = [ledger.peer for ledger in self.node.paymaster.engine.ledgers()]
         if not text:
             raise RpcError(INVALID_PARAMS, "peer is empty: expected a public key, its beginning, or an overlay address")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from meshd import schemas
-from meshd.control import INVALID_PARAMS, Method, Param, RpcError
+from meshd.control import INVALID_PARAMS, NOT_FOUND, Method, Param, RpcError
+from meshd.identity import overlay_address
+from meshd.names import address_of, identity_of
 from meshd.waypoints import MAX_TEXT, Waypoint
 
 if TYPE_CHECKING:
@@ -67,11 +68,19 @@ class PathMethods:
                 return neighbour.cost, None if known is None else round(known[0], 4)
         return None, None
 
+    async def address(self, params: dict[str, Any]) -> Any:
+        identity = identity_of(self._daemon.config, params["name"])
+        if identity is None:
+            raise RpcError(NOT_FOUND, f"nobody is called {params['name']!r}")
+        return {"address": str(overlay_address(identity))}
+
     async def hops(self, params: dict[str, Any]) -> Any:
         try:
-            destination = ip_address(params["destination"])
+            destination = address_of(self._daemon.config, params["destination"])
         except ValueError:
-            raise RpcError(INVALID_PARAMS, f"{params['destination']!r} is not an IP address") from None
+            raise RpcError(
+                INVALID_PARAMS, f"{params['destination']!r} is no address, and nobody is called so"
+            ) from None
         found = await self._daemon.waypoints.trace(destination)
         last = found[-1][1]
         return {
@@ -115,5 +124,11 @@ def path_methods(node: PathMethods) -> dict[str, Method]:
             "The nodes on the way to an address: each is asked for its next hop, what that costs, and why.",
             {"destination": Param("string", "IPv4 or IPv6 address")},
             result=schemas.PATH_HOPS,
-        )
+        ),
+        "address": Method(
+            node.address,
+            "The address of a node that has a name here.",
+            {"name": Param("string", "of a [[peer]], or a nickname in [[neighbour]]")},
+            result=schemas.record(address=schemas.ADDRESS),
+        ),
     }

@@ -251,26 +251,6 @@ def test_ping_reads_what_ping_says(
     assert main(["ping", "fd00::1"]) == 1
 
 
-def test_every_command_that_runs_by_itself_is_tried_here_or_beside() -> None:
-    """Those with a method are in test_ctl.py."""
-    tried = {
-        "top",
-        "graph",
-        "earnings",
-        "up",
-        "down",
-        "logs",
-        "bugreport",
-        "trace",
-        "ping",
-        "doctor",
-        "completion",
-        "schema",
-    }
-    alone = {command.words for command in COMMANDS if command.method is None}
-    assert {words for words in alone if words.split()[0] not in ("config", "backup", "receipts", "wallet")} <= tried
-
-
 def test_refusals_of_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess([], 1, "", "Access denied")

@@ -60,6 +60,9 @@ RECORDS = EngineState(
     credits=(CreditRecord(PEER, 0, 0, 0, 0, b"", 1_000, 400, b"sign"),),
 )
 
+KEY_OF_A_PEER = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
+KEY_OF_ANOTHER = "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c"
+
 
 class Node:
     """The daemon as far as the methods look into it."""
@@ -494,5 +497,23 @@ def test_a_price_that_follows_the_load_needs_a_capacity() -> None:
         shown = await auto({"on": True, "capacity_mbit": 20})
         assert (shown["price"], shown["capacity_mbit"]) == ("auto", 20)
         assert (await auto({"on": False}))["price"] == "fixed"
+
+    run(scenario)
+
+
+def test_names_stand_for_addresses_and_peers() -> None:
+    async def scenario() -> None:
+        node = Node()
+        named = f'[[neighbour]]\nidentity = "{KEY_OF_A_PEER}"\nname = "roof"\n'
+        named += f'[[peer]]\nname = "gw"\nidentity = "{KEY_OF_ANOTHER}"\nlisten_port = 1\n'
+        node.daemon.config = parse(named)
+        table = methods(cast("Daemon", node.daemon))
+        address = overlay_address(bytes.fromhex(KEY_OF_A_PEER))
+        assert await table["address"].handler({"name": "roof"}) == {"address": str(address)}
+        assert await code_of(table["address"].handler, {"name": "cellar"}) == NOT_FOUND
+        assert node.money.find_peer("gw") == bytes.fromhex(KEY_OF_ANOTHER)
+        node.routes = [route(f"{address}/128")]
+        assert (await node.methods.path({"destination": "roof"}))["destination"] == str(address)
+        assert await code_of(node.methods.path, {"destination": "cellar"}) == INVALID_PARAMS
 
     run(scenario)

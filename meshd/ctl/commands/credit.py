@@ -18,7 +18,7 @@ def _amount(text: str) -> int:
 
 
 def _redeem_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("peer", metavar="PEER", help="its identity, the beginning of it, or its overlay address")
+    parser.add_argument("peer", metavar="PEER", help="its nickname, identity, beginning of that, or overlay address")
     parser.add_argument("amount", metavar="MSAT", type=_amount, help="1 to what it owes")
 
 

@@ -12,7 +12,7 @@ GROUPS = {"pay": "Stop or resume payments.", "channel": "Look at, open and close
 
 
 def _open_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("peer", metavar="PEER", help="its identity, the beginning of it, or its overlay address")
+    parser.add_argument("peer", metavar="PEER", help="its nickname, identity, beginning of that, or overlay address")
     parser.add_argument(
         "--capacity", metavar="SAT", type=whole(5_000, 10_000_000, " sat"), help="as configured, if left out"
     )
@@ -37,7 +37,9 @@ def _close_arguments(parser: argparse.ArgumentParser) -> None:
     )
     which.add_argument("--all", action="store_true", help="the channels with every peer")
     which.add_argument(
-        "--peer", metavar="PEER", help="those with this peer: its identity, the beginning of it, or its overlay address"
+        "--peer",
+        metavar="PEER",
+        help="those with it: nickname, identity, beginning of that, or overlay address",
     )
 
 

@@ -193,16 +193,28 @@ def _graph_text(result: Record, style: Style) -> str:  # noqa: ARG001
 # --- ping and trace
 
 
+def _address(context: Context) -> str:
+    """Of an address, a name that the daemon knows, or one that the machine does. Raises CallError."""
+    from meshd.ctl.probe import resolve  # noqa: PLC0415
+
+    text = context.options.destination
+    if ":" not in text and not text.replace(".", "").isdigit():
+        try:
+            return str(context.call("address", name=text)["address"])
+        except CallError as error:
+            if error.word == "denied":
+                raise
+    return resolve(text)
+
+
 def _ping_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("destination", metavar="DEST", help="an address, or the name of one")
+    parser.add_argument("destination", metavar="DEST", help="an address, a nickname, or a host name")
     parser.add_argument("--packets", metavar="N", type=whole(1, 1000), default=5, help="so many (5)")
 
 
 def _ping(context: Context) -> Record:
-    from meshd.ctl.probe import resolve  # noqa: PLC0415  sockets, which other commands do not open
-
     options = context.options
-    address = resolve(options.destination)
+    address = _address(context)
     argv = ["ping", "-n", "-q", "-c", str(options.packets), "-i", "0.2", "-W", "2", address]
     try:
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=options.timeout)
@@ -227,14 +239,14 @@ def _ping_text(result: Record, style: Style) -> str:  # noqa: ARG001
 
 
 def _trace_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("destination", metavar="DEST", help="an address, or the name of one")
+    parser.add_argument("destination", metavar="DEST", help="an address, a nickname, or a host name")
     parser.add_argument("--hops", metavar="N", type=whole(1, 255), default=30, help="at most (30)")
 
 
 def _trace(context: Context) -> Record:
-    from meshd.ctl.probe import resolve, trace  # noqa: PLC0415
+    from meshd.ctl.probe import trace  # noqa: PLC0415  sockets, which other commands do not open
 
-    address = resolve(context.options.destination)
+    address = _address(context)
     hops = trace(address, max_hops=context.options.hops)
     return {"destination": address, "reached": bool(hops) and hops[-1]["arrived"], "hops": hops}
 

@@ -20,7 +20,7 @@ _PATH = schemas.record(
 
 
 def _path_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("destination", metavar="DEST", help="an IPv4 or IPv6 address")
+    parser.add_argument("destination", metavar="DEST", help="an IPv4 or IPv6 address, or a nickname")
     parser.add_argument("--source", metavar="ADDR", help="where the packets come from, for source-specific routes")
     parser.add_argument("--local", action="store_true", help="what this node knows; no other is asked")
 

@@ -21,7 +21,7 @@ _RULE_COLOURS = {"blocked": "red", "free": "green"}
 
 
 def _peer_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("peer", metavar="PEER", help="its identity, the beginning of it, or its overlay address")
+    parser.add_argument("peer", metavar="PEER", help="its nickname, identity, beginning of that, or overlay address")
 
 
 def _rule(word: str, verb: str, text: str, question: str | None = None) -> Command:
