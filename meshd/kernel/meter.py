@@ -37,6 +37,7 @@ _MANY_ELEMENTS = SET_SIZE * 3 // 4  # in one set: the next flows may find it ful
 _FEW_ELEMENTS = 1024  # not worth switching generations for
 _ROTATION_INTERVAL = 10.0  # at most so often: it takes two runs of nft, and live flows begin anew
 _KEEP_PERIOD = 20.0  # of old sets: several ticks, until the books have what was read of them
+_FLOWS_AT_ONCE = 256  # new ones in the lane; each takes some ten microseconds
 _ESTABLISHED = 8  # packets: such a flow is worth a place in the fast lane
 _IDLE_TIMEOUT = 60.0
 _MAX_TOTALS = 4096
@@ -176,10 +177,15 @@ class Meter:
         went, self._went = self._went, {}
         if self._lane is None:
             return
-        for carried in await self._lane.read():
-            for direction, port in ((Direction.FORWARD_IN, carried.came), (Direction.OUT, carried.goes)):
-                self._report(_lane_count(carried, direction, port))
-        for (source, destination), counter in came.items():
+        await self._lane.make_way()
+        for part in self._lane.parts():
+            for carried in part:
+                for direction, port in ((Direction.FORWARD_IN, carried.came), (Direction.OUT, carried.goes)):
+                    self._report(_lane_count(carried, direction, port))
+            await trio.lowlevel.checkpoint()  # what is set apart is reported, by the next reading if not by this one
+        for number, ((source, destination), counter) in enumerate(came.items(), 1):
+            if number % _FLOWS_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
             ways = went.get((source, destination), [])
             if len(ways) == 1 and ways[0].is_billed:  # else it has just changed its way
                 goes = ways[0].index, ways[0].mac
@@ -263,7 +269,7 @@ class Meter:
 
     def _note(self, counter: _Counter) -> None:
         """For the fast lane: what is carried, and where to."""
-        if self._lane is None or counter.source is None or counter.destination is None:
+        if self._lane is None or self._lane.problem or counter.source is None or counter.destination is None:
             return
         pair = counter.source, counter.destination
         if counter.direction is Direction.OUT:
