@@ -250,15 +250,19 @@ class Lane:
     async def leftover(self, links: Links) -> list[tuple[Flow, int, int]]:
         """Takes what a killed daemon left out of the kernel. Its flows, their serial numbers, and the bytes of each."""
         programs: dict[int, int] = {}
+        indices: list[int] = []
         try:
             for link in (await links.all()).values():
                 filters = await self._control.filters(link.index)
                 ours = {found.program for found in filters if found.program is not None}
                 programs |= {number: syscalls.program_by_id(number) for number in ours - programs.keys()}
                 if ours:
-                    await self._control.detach(link.index)
+                    await self._control.disarm(link.index)
+                    indices.append(link.index)
             if programs:
                 await trio.sleep(_DRAIN_PERIOD)
+            for index in indices:  # not before: what still went out there would be lost, and is counted already
+                await self._control.detach(index)
             return [flow for table in _tables(programs.values()) for flow in table]
         except OSError as error:
             raise NetlinkError(error.errno or 0, f"what a daemon before us has carried: {error.strerror}") from error

@@ -22,7 +22,7 @@ from meshd.kernel.netlink import (
 )
 
 _RTM_NEWQDISC, _RTM_DELQDISC = 36, 37
-_RTM_NEWTFILTER, _RTM_GETTFILTER = 44, 46
+_RTM_NEWTFILTER, _RTM_DELTFILTER, _RTM_GETTFILTER = 44, 45, 46
 _TCMSG = struct.Struct("=BxxxiIII")  # family, interface, handle, parent, info
 _CLSACT_HANDLE, _CLSACT_PARENT = 0xFFFF0000, 0xFFFFFFF1
 _INGRESS, _EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
@@ -57,8 +57,7 @@ class TrafficControl:
             raise
         options = attribute(_TCA_BPF_FD, struct.pack("=I", program_fd)) + attribute(_TCA_BPF_NAME, NAME + b"\0")
         options += attribute(_TCA_BPF_FLAGS, struct.pack("=I", _DIRECT_ACTION))
-        header = _TCMSG.pack(0, index, 0, _INGRESS, _PRIORITY << 16 | _ALL_PROTOCOLS)
-        payload = header + attribute(_TCA_KIND, b"bpf\0") + attribute(_TCA_OPTIONS, options)
+        payload = _our_filter(index) + attribute(_TCA_OPTIONS, options)
         try:
             await self._netlink.request(Request(_RTM_NEWTFILTER, payload, NLM_F_CREATE | NLM_F_EXCL))
         except BaseException:
@@ -66,10 +65,20 @@ class TrafficControl:
             raise
         return True
 
+    async def disarm(self, index: int) -> None:
+        """Take the program away and leave the qdisc. No error if the interface is gone."""
+        await self._delete(Request(_RTM_DELTFILTER, _our_filter(index)))
+
     async def detach(self, index: int) -> None:
-        """What `attach` has put there, with its qdisc. No error if the interface is gone."""
+        """What `attach` has put there, with its qdisc. No error if the interface is gone.
+
+        For some milliseconds the kernel then drops whatever goes out there, as it does in `attach`.
+        """
+        await self._delete(Request(_RTM_DELQDISC, _clsact(index)))
+
+    async def _delete(self, request: Request) -> None:
         try:
-            await self._netlink.request(Request(_RTM_DELQDISC, _clsact(index)))
+            await self._netlink.request(request)
         except NetlinkError as error:
             if error.code not in _GONE:
                 raise
@@ -89,6 +98,11 @@ class TrafficControl:
 
 def _clsact(index: int) -> bytes:
     return _TCMSG.pack(0, index, _CLSACT_HANDLE, _CLSACT_PARENT, 0) + attribute(_TCA_KIND, b"clsact\0")
+
+
+def _our_filter(index: int) -> bytes:
+    header = _TCMSG.pack(0, index, 0, _INGRESS, _PRIORITY << 16 | _ALL_PROTOCOLS)
+    return header + attribute(_TCA_KIND, b"bpf\0")
 
 
 def _filter(message: Message) -> Filter:

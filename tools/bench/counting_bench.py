@@ -128,6 +128,13 @@ class Judges:
     def wire(self, n: int) -> dict[str, int]:
         return self._counters(f"w{n}", "netdev")
 
+    def vanished(self, n: int, direction: str) -> int:
+        """Packets that the machine had no place for between the sender's egress and this wire: nobody counts them."""
+        wire_end, sender, interface = ("near", n, "right") if direction == "there" else ("far", n + 1, "left")
+        found = self._line.namespaces.run(f"w{n}", ["cat", f"/sys/class/net/{wire_end}/statistics/rx_dropped"])
+        lost = self._line.namespaces.run(str(sender), ["cat", f"/sys/class/net/{interface}/statistics/tx_dropped"])
+        return int(found) + int(lost)
+
     def here(self, n: int) -> int:
         return self._counters(str(n), "inet")["here"]
 
@@ -230,7 +237,8 @@ def _verdict(nodes: dict[int, Node], judges: Judges, payload: dict[str, int]) ->
             ("back", hop + 1, "left", hop, "right"),
         ):
             lost = wire["lost"] if direction == "there" else 0
-            case(f"hop {hop} {direction}, sent", nodes[sender].metered("out", out), wire[direction], lost=lost)
+            notes: dict[str, object] = {"lost": lost, "vanished_packets": judges.vanished(hop, direction)}
+            case(f"hop {hop} {direction}, sent", nodes[sender].metered("out", out), wire[direction], **notes)
             if receiver in (1, _LAST):
                 case(f"hop {hop} {direction}, received", nodes[receiver].metered("in", came), judges.here(receiver))
                 continue

@@ -27,9 +27,10 @@ _KEY = struct.Struct("=I6sxx16s16s")
 _KEY_WORDS = struct.Struct("=5QI")
 _WAY = struct.Struct("=II6s6sHHQQ")  # is open, interface, MAC address of the neighbour, ours, has it, MTU, times
 _TIMES_AT, _COUNTS_AT = 24, 40
-_TIMES = _COUNTS = struct.Struct("=QQ")
+# In the machine's own way ("@"): a number that the program changes meanwhile is read and written whole.
+_TIMES = _COUNTS = struct.Struct("@QQ")
 _FIRST_BYTES_AT, _KEY_AT, _IS_TAKEN_AT, _SERIAL_AT = 56, 64, 108, 112
-_U32, _WORD = struct.Struct("=I"), struct.Struct("=Q")
+_U32, _WORD = struct.Struct("@I"), struct.Struct("@Q")
 
 IPAddress = IPv4Address | IPv6Address
 
