@@ -213,6 +213,10 @@ class Channel:
     def _sign(self, cumulative_msat: int, payer_key: bytes) -> None:
         """On every output that there is or may come to be, as far as it reaches."""
         self.cumulative_msat = cumulative_msat
+        if self.splice is None:
+            self.signature = sign_payment(payer_key, self.terms, self.outpoint, self.paid_sat)
+            self.check()
+            return
         signed = [
             sign_payment(payer_key, stage.terms, stage.outpoint, stage.paid_sat(cumulative_msat))
             if cumulative_msat <= stage.limit_msat
@@ -220,8 +224,7 @@ class Channel:
             for stage in self.stages()
         ]
         self.signature = signed[0] or self.signature
-        if self.splice is not None:
-            self.splice = replace(self.splice, signature=signed[1])
+        self.splice = replace(self.splice, signature=signed[1])
         self.check()
 
     def add_splice(self, splice: Splice, payer_key: bytes) -> None:
@@ -287,7 +290,7 @@ class Channel:
         self.number = splice.number
         self.terms, self.funding, self.base_msat = splice.terms, splice.funding, splice.base_msat
         self.funding_raw = spending_raw or splice.raw or None
-        self.signature = splice.signature or self.signature
+        self.signature = splice.signature or None
         self.is_splice_seen, self.is_confirmed, self.refusals = False, True, 0
 
     def settle_at_claim(self, claimed_sat: int) -> None:

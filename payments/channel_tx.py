@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import coincurve
@@ -113,17 +113,21 @@ def public_key(secret: bytes) -> bytes:
 @lru_cache(maxsize=_CACHED_CHANNELS)
 def channel_script(terms: ChannelTerms) -> bytes:
     """The witness script of the funding output."""
+    return _script(terms.payee_pubkey, terms.expiry_height, terms.payer_pubkey)
+
+
+def _script(payee_pubkey: bytes, expiry_height: int, payer_pubkey: bytes) -> bytes:
     return b"".join(
         (
             OP_IF,
-            _push(terms.payee_pubkey),
+            _push(payee_pubkey),
             OP_CHECKSIGVERIFY,
             OP_ELSE,
-            _push(_script_number(terms.expiry_height)),
+            _push(_script_number(expiry_height)),
             OP_CHECKLOCKTIMEVERIFY,
             OP_DROP,
             OP_ENDIF,
-            _push(terms.payer_pubkey),
+            _push(payer_pubkey),
             OP_CHECKSIG,
         )
     )
@@ -276,6 +280,20 @@ def find_funding_output(raw: bytes, terms: ChannelTerms) -> int:
     if len(found) != 1:
         raise ValueError(f"{len(found)} outputs fund the channel")
     return found[0]
+
+
+def find_expiry(
+    terms: ChannelTerms, script_pubkey: bytes, capacity_sat: int, heights: Iterable[int]
+) -> ChannelTerms | None:
+    """The terms with the same keys, and an expiry among `heights`, that an output of this script and value funds."""
+    if not _is_p2wsh(script_pubkey) or not MIN_PAYER_CHANGE_SAT < capacity_sat <= MAX_MONEY_SAT:
+        return None
+    for height in heights:
+        if MIN_EXPIRY_HEIGHT <= height < LOCKTIME_THRESHOLD:
+            script = _script(terms.payee_pubkey, height, terms.payer_pubkey)
+            if hashlib.sha256(script).digest() == script_pubkey[2:]:
+                return replace(terms, expiry_height=height, capacity_sat=capacity_sat)
+    return None
 
 
 def parse_transaction(raw: bytes) -> Transaction:

@@ -32,6 +32,7 @@ from payments.events import (
 from payments.fees import MIN_RELAY_FEE_RATE, fee_of, fee_rate_of, is_step_due, ladder_rate, replaces, virtual_bytes
 from payments.life import Cause
 from payments.messages import CloseChannel, CloseReady
+from payments.mutual_tx import is_payment_claim
 from payments.opening import MAX_REFUSALS
 from payments.ports import Outpoint, OutputStatus, SignedTransaction
 from payments.records import ChannelState, Direction
@@ -381,6 +382,9 @@ def _handle_spent_at_payee(
 ) -> None:
     is_ours = status.spent_by == channel.spend_txid and channel.spend_raw is not None
     conflicting = None if is_ours else channel.spend_txid
+    if _is_recovered(core, channel, status, spending_raw):
+        _handle_spliced(core, channel, spending_raw, now=now)
+        return
     channel.spend_txid = status.spent_by
     if is_ours or (spending_raw is not None and claimed_sat(channel, spending_raw) is not None):
         cause = Cause.CLAIM_CONFIRMED  # perhaps one that we had replaced
@@ -393,6 +397,15 @@ def _handle_spent_at_payee(
     close(core, channel, cause, spending_raw)
     if conflicting is not None:
         _claim_anew(core, conflicting, "another input of the claim was spent", now=now)
+
+
+def _is_recovered(core: Core, channel: Channel, status: OutputStatus, spending_raw: bytes | None) -> bool:
+    """Of a payee: spent by a splice that an old backup of ours has forgotten, and the transaction tells."""
+    if spending_raw is None or status.spent_height is None or status.spent_by == channel.spend_txid:
+        return False
+    if is_payment_claim(spending_raw, channel.outpoint):
+        return False
+    return splicing.recover(core, channel, spending_raw, height=status.spent_height)
 
 
 def _handle_spent_at_payer(
@@ -418,7 +431,7 @@ def _handle_spent_at_payer(
             close(core, channel, Cause.REFUND_CONFIRMED, spending_raw)
         return
     if spending_raw is not None and taken_sat is None and not is_refund:
-        _handle_unknown_splice(core, channel, is_final=is_final, now=now)
+        _handle_unknown_splice(core, channel, status, spending_raw, is_final=is_final, now=now)
         return
     if channel.state is not ChannelState.CLAIMING or channel.spend_txid != status.spent_by:
         channel.spend_txid, channel.spend_raw = status.spent_by, None
@@ -442,13 +455,16 @@ def _settle(core: Core, channel: Channel, taken_sat: int) -> None:
         core.ledger_changed(peer)
 
 
-def _handle_unknown_splice(core: Core, channel: Channel, *, is_final: bool, now: float) -> None:
+def _handle_unknown_splice(
+    core: Core, channel: Channel, status: OutputStatus, spending_raw: bytes, *, is_final: bool, now: float
+) -> None:
     """An old backup of ours has forgotten it. If the payee has shown us a later output since, that is the one; until it
-    does, nothing is paid through the channel."""
-    if not is_final:
+    does, or the transaction tells, nothing is paid through the channel."""
+    if not is_final or status.spent_height is None:
         return
-    if channel.splice is not None and channel.splice.is_signed:
-        _handle_spliced(core, channel, None, now=now)
+    is_known = channel.splice is not None and channel.splice.is_signed
+    if is_known or splicing.recover(core, channel, spending_raw, height=status.spent_height):
+        _handle_spliced(core, channel, spending_raw if not is_known else None, now=now)
     else:
         channel.is_output_lost = True
 

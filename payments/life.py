@@ -95,6 +95,7 @@ _PAYER: Table = {
 _PAYEE: Table = {
     (_OPENING, Cause.FUNDING_TOLD): _PENDING,
     (_PENDING, Cause.CONFIRMED): _OPEN,
+    (_PENDING, Cause.SPLICE_AGREED): _SPLICING,  # an old backup of ours had forgotten it
     (_PENDING, Cause.EXPIRES_SOON): _CLOSING,
     (_OPEN, Cause.FUNDING_LOST): _PENDING,
     (_OPEN, Cause.OPERATOR_CLOSES): _CLOSING,
@@ -184,7 +185,8 @@ def check_channel_step(before: ChannelRecord, after: ChannelRecord) -> None:
         raise InvariantError("a payment was taken back")
     if after.acknowledged_msat < before.acknowledged_msat:
         raise InvariantError("an acknowledgement was forgotten")
-    if before.signature is not None and after.signature is None:
+    is_same_output = before.number == after.number  # a payee with an old backup has no payment on a later one
+    if before.signature is not None and after.signature is None and is_same_output:
         raise InvariantError("a signature was lost")
 
 

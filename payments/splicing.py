@@ -13,11 +13,7 @@ from dataclasses import replace
 
 from payments import settlement
 from payments.channel import Channel, PeerFaultError, Stage
-from payments.channel_tx import (
-    InvalidSignatureError,
-    dust_limit,
-    parse_transaction,
-)
+from payments.channel_tx import InvalidSignatureError, dust_limit, find_expiry, parse_transaction
 from payments.core import Core, Peer, SplicePlan
 from payments.events import (
     BroadcastTransaction,
@@ -50,6 +46,7 @@ from payments.mutual_tx import (
     complete,
     fee,
     foreign_input,
+    paid_to,
     sign_mutual,
     splice_outputs,
     stripped,
@@ -57,7 +54,7 @@ from payments.mutual_tx import (
 )
 from payments.ports import Outpoint, SignedTransaction
 from payments.records import ChannelState, Direction, Splice
-from payments.units import MSAT_PER_SAT
+from payments.units import MSAT_PER_SAT, msat_to_units
 
 RIPE_DEPTH = 6
 MARGINS_AHEAD = 3  # a payer splices so many margins before the expiry; it stops paying two before, the payee claims one
@@ -396,6 +393,49 @@ def handle_confirmed(core: Core, channel: Channel, spending_raw: bytes | None) -
     core.move(channel, Cause.SPLICE_CONFIRMED)
     core.emit(WatchOutput(channel.channel_id, channel.outpoint))
     settlement.take_early(core, channel)
+
+
+def recover(core: Core, channel: Channel, spending_raw: bytes, *, height: int) -> bool:
+    """An old backup has forgotten the splice that spends the channel at `height`. Capacity and payout are in it, the
+    keys are those of the channel, and of expiries there are only so many: so the new output is found without the other
+    end. What was paid out was paid. False: it is none, or the payee has a payment that was not paid out."""
+    if channel.state not in (ChannelState.PENDING, ChannelState.OPEN, ChannelState.SPLICING, ChannelState.CLOSING):
+        return False
+    transaction = parse_transaction(spending_raw)
+    paid_out_sat = paid_to(spending_raw, channel.payout_script) if channel.payout_script else 0
+    base_msat = channel.base_msat + paid_out_sat * MSAT_PER_SAT
+    if channel.direction is Direction.IN and channel.cumulative_msat > base_msat:
+        return False
+    heights = range(max(height - core.config.max_expiry_blocks, 1), height + core.config.max_expiry_blocks + 1)
+    found = (
+        (index, find_expiry(channel.terms, output.script_pubkey.data, int(output.value), heights))
+        for index, output in enumerate(transaction.vout)
+    )
+    index, terms = next(((i, t) for i, t in found if t is not None), (0, None))
+    if terms is None:
+        return False
+    funding = Outpoint(transaction.hash(), index)
+    splice = Splice(channel.number + 1, terms, funding, base_msat, spending_raw, b"", is_signed=True)
+    before_msat = channel.cumulative_msat
+    channel.cumulative_msat = max(before_msat, base_msat)
+    if channel.direction is Direction.OUT:
+        channel.acknowledged_msat = max(channel.acknowledged_msat, base_msat)
+        channel.add_splice(splice, core.key_of(channel.channel_id))
+        owed_units = msat_to_units(channel.cumulative_msat - before_msat)  # we signed for it: our meter had allowed it
+        core.peer(channel.peer).ledger.add_metered(earned_units=0, owed_limit_units=owed_units)
+        core.ledger_changed(core.peer(channel.peer))
+    else:
+        channel.splice, channel.signature = splice, None
+    if channel.state in (ChannelState.PENDING, ChannelState.OPEN):
+        core.move(channel, Cause.SPLICE_AGREED, "as the chain shows")
+    core.channel_changed(channel)
+    if channel.direction is Direction.IN:  # nobody pays more than it was billed; else we would owe it back
+        channel.is_confirmed = True
+        peer = core.peer(channel.peer)
+        core.recount(peer)
+        peer.ledger.billed_units = max(peer.ledger.billed_units, msat_to_units(peer.ledger.received_msat))
+        core.ledger_changed(peer)
+    return True
 
 
 def forget(core: Core, channel: Channel) -> None:

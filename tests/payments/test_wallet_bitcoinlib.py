@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,8 @@ from payments.channel_tx import (
     funding_script_pubkey,
     parse_transaction,
 )
+from payments.fees import virtual_bytes
+from payments.mutual_tx import check_splice, complete, foreign_input, sign_mutual, splice_outputs, stripped
 from payments.ports import (
     ChainError,
     InsufficientFundsError,
@@ -40,11 +43,14 @@ from payments.ports import (
 from tests.payments.chain_support import (
     CAPACITY,
     FEE_RATE,
+    PAYEE,
     PAYEE_SCRIPT,
     PAYER,
     LocalChain,
     OpenChannel,
+    balance,
     make_terms,
+    open_channel,
     own_script,
 )
 
@@ -114,6 +120,30 @@ def test_funds_a_channel_and_later_sees_its_change(tmp_path: Path) -> None:
         assert desk.chain.submit(claim.raw).accepted
         desk.chain.mine()
         assert await desk.wallet.balance_sat() == 260_000 - funding.fee_sat
+
+    with_wallet(tmp_path, scenario)
+
+
+def test_adds_money_to_a_splice_that_others_sign(tmp_path: Path) -> None:
+    async def scenario(desk: Desk) -> None:
+        await desk.receive(300_000)
+        channel = open_channel(desk.chain)
+        new = replace(channel.terms, expiry_height=500)
+        outputs = splice_outputs(new, paid_out_sat=40_000, payout_script=PAYEE_SCRIPT)
+        foreign = foreign_input(channel.terms, channel.outpoint)
+        signed = await desk.wallet.fund_splice(foreign, outputs, fee_rate=FEE_RATE)
+        bare = stripped(signed.raw)
+        funding = check_splice(bare, channel.outpoint, new, paid_out_sat=40_000, payout_script=PAYEE_SCRIPT)
+        assert funding.txid == signed.txid
+        ours, theirs = (sign_mutual(key, bare, channel.terms, channel.outpoint) for key in (PAYER, PAYEE))
+        raw = complete(signed.raw, channel.terms, channel.outpoint, payer_signature=ours, payee_signature=theirs)
+        assert signed.fee_sat >= virtual_bytes(raw) * FEE_RATE
+        assert await desk.wallet.pending() == [signed]
+        assert desk.chain.submit(raw).accepted
+        desk.chain.mine()
+        assert balance(desk.chain, PAYEE_SCRIPT) == 40_000
+        assert await desk.wallet.pending() == []
+        assert await desk.wallet.balance_sat() == 300_000 - 40_000 - signed.fee_sat
 
     with_wallet(tmp_path, scenario)
 

@@ -8,7 +8,7 @@ that may be empty. `tools/prove-money` makes it 100,000 steps and more, and prin
 
 Declared bounds, checked below, without an old backup / of whoever restores one:
 
-- payer: nothing / nothing of what it had paid; the capacity of outputs that it made since cannot be refunded by it
+- payer: nothing / nothing of what it had paid; the capacity of channels that it opened since cannot be refunded by it
 - payee: what it has not been paid yet (W and one reading), and claims that are not worth their fee / what it was paid
   since through outputs that it does not know any more
 """
