@@ -277,9 +277,13 @@ class Core:
     @staticmethod
     def _paid_sums(peer: Peer) -> tuple[int, int]:
         """What we have paid the peer, and it us: through all channels, and on credit."""
-        sent = sum(c.counted_msat for c in peer.channels if c.direction is Direction.OUT)
-        received = sum(c.counted_msat for c in peer.channels if c.direction is Direction.IN)
-        return sent + peer.credit.paid_msat, received + peer.credit.their_paid_msat
+        sent, received = peer.credit.paid_msat, peer.credit.their_paid_msat
+        for channel in peer.channels:
+            if channel.direction is Direction.OUT:
+                sent += channel.counted_msat
+            else:
+                received += channel.counted_msat
+        return sent, received
 
     def height_changed(self, height: int) -> None:
         self.height = height
