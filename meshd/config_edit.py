@@ -7,6 +7,7 @@ the value of the table's first key, or by its number (1 is the first).
 from __future__ import annotations
 
 import dataclasses
+import grp
 import os
 import re
 import tomllib
@@ -16,6 +17,8 @@ from typing import Any
 
 from meshd.config import ARRAYS, TABLES, Config, ConfigError, parse
 from meshd.config_kinds import Kind, nearest
+
+_GROUP = "meshd"
 
 
 class NoSuchKeyError(Exception):
@@ -139,13 +142,13 @@ def _value_end(lines: list[str], start: int, end: int) -> int:
 
 
 def write(path: Path, text: str) -> None:
-    """All of it or nothing, and as readable as it was. Raises OSError."""
+    """All of it or nothing, and as readable as it was; a new file by its owner and the group meshd. Raises OSError."""
     temporary = path.with_name(f".{path.name}.new")
     try:
         status = path.stat()
         mode, owner = status.st_mode & 0o7777, (status.st_uid, status.st_gid)
     except FileNotFoundError:
-        mode, owner = 0o640, (-1, -1)
+        mode, owner = _of_a_new_file()
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with open(descriptor, "w", encoding="utf-8") as file:
         os.fchmod(descriptor, mode)
@@ -155,6 +158,14 @@ def write(path: Path, text: str) -> None:
         file.flush()
         os.fsync(descriptor)
     temporary.replace(path)
+
+
+def _of_a_new_file() -> tuple[int, tuple[int, int]]:
+    """Mode and owner: there may be keys in it, and the daemon of the package, in a group of its own, must read it."""
+    try:
+        return 0o640, (0, grp.getgrnam(_GROUP).gr_gid)
+    except KeyError:
+        return 0o640 if os.geteuid() == 0 else 0o600, (-1, -1)
 
 
 def differences(old: Config, new: Config) -> list[str]:

@@ -8,6 +8,7 @@ one answer a line: {"result": ...} or {"error": "..."}. The end of the input is 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -93,7 +94,8 @@ def _answer(function: Any, *arguments: Any) -> str:
 
 
 def main() -> None:
-    os.nice(_NICENESS)
+    with contextlib.suppress(OSError):  # a service may be forbidden to
+        os.nice(_NICENESS)
     # Whatever a library prints is not an answer.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import io
 import json
 import os
@@ -180,12 +181,21 @@ def test_init_by_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         ("wlan0", "wireless", "wireguard"), ("eth0", "wired", "none")
     ]  # fmt: skip
     assert (config.node.name, config.price.fee_msat_per_gb, config.chain.network) == ("roof", 5, "test")
-    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert stat.S_IMODE(path.stat().st_mode) & 0o037 == 0
     assert "# Time between full announcements of all routes." in path.read_text()
     assert run(capsys, "config", "init", "--interface", "a", "--output", str(path))[0] == 1
     assert run(capsys, "config", "init", "--interface", "a", "--output", str(path), "--force", "--no-payments")[0] == 0
     assert not parse(path.read_text()).payments.enabled
     assert run(capsys, "config", "init", "--interface", "a:b", "--output", str(tmp_path / "x"))[0] == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file away")
+def test_a_new_file_can_be_read_by_the_group_of_the_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = grp.getgrgid(1)  # there is one everywhere
+    monkeypatch.setattr(config_edit, "_GROUP", group.gr_name)
+    config_edit.write(tmp_path / "new", TEXT)
+    status = (tmp_path / "new").stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (0, 1, 0o640)
 
 
 def test_init_by_asking(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

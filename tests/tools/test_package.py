@@ -66,6 +66,8 @@ def test_the_tree_has_both_pythons_and_readable_files(tmp_path: Path, monkeypatc
     files = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()]
     assert all(path.stat().st_mode & 0o444 == 0o444 for path in files)
     assert "# " in (tmp_path / "usr/share/doc/meshd/meshd.toml.example").read_text()
+    assert all("doctor" in (tmp_path / path).read_text() for path in packager.COMPLETIONS.values())
+    assert (tmp_path / "usr/share/doc/meshd/reference/schemas/meshctl-status.schema.json").exists()
 
 
 def test_a_wheel_for_one_machine_only_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

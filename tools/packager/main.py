@@ -16,8 +16,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import shtab
+
 from meshd import __version__
 from meshd.config_reference import example_config
+from meshd.ctl.main import build_parser
+from tools.referrer import main as reference
 
 ROOT = Path(__file__).resolve().parents[2]
 DEBIAN = Path(__file__).parent / "debian"
@@ -28,6 +32,11 @@ GLIBC = ("2014", "_2_17", "_2_27", "_2_28", "_2_31", "_2_34", "_2_35", "_2_36")
 EXTRAS = "wallet,regtest"
 SOURCE_ONLY = ("embit",)  # no wheel is published; pure Python
 PROGRAMS = ("meshd", "meshctl")
+COMPLETIONS = {
+    "bash": "usr/share/bash-completion/completions/meshctl",
+    "zsh": "usr/share/zsh/vendor-completions/_meshctl",
+    "fish": "usr/share/fish/vendor_completions.d/meshctl.fish",
+}
 DEPENDS = (
     "python3 (>= 3.11)",
     "python3 (<< 3.14)",
@@ -125,6 +134,10 @@ def lay_out(tree: Path, wheels: Path, *, architecture: str) -> None:
         (tree / place).mkdir(parents=True)
         shutil.copy(DEBIAN / source, tree / place / source.replace("tmpfiles", "meshd"))
     (tree / "etc/meshd").mkdir(parents=True)
+    for shell, path in COMPLETIONS.items():
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / path).write_text(shtab.complete(build_parser(), shell=shell))
+    reference.write(documents / "reference")
     _normalise(tree)
 
 
