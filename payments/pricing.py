@@ -48,8 +48,3 @@ def announced_price(price: float, announced: int, floor: int, ceiling: int) -> i
     if wanted in (floor, ceiling) or not floor <= announced <= ceiling:
         return wanted
     return announced if abs(wanted - announced) <= TELL_FRACTION * announced else wanted
-
-
-def is_affordable(price: float, max_price: float, budget: float, spent: float) -> bool:
-    """A buyer sends: the price is not above its maximum, and its budget (0: none) is not used up."""
-    return price <= max_price and (budget <= 0.0 or spent < budget)

@@ -136,7 +136,12 @@ class DemandConfig:
     reference_price: int = key(integer(1, MAX_PRICE), "msat per GB.", 1_000_000)
     max_price: int = key(integer(0, MAX_PRICE), "msat per GB; nothing is sent at a higher price.", MAX_PRICE)
     budget_per_hour: int = key(integer(0, 10**15), "msat of each source; 0: no limit.", 0)
+    budget_per_day: int = key(integer(0, 10**15), "msat of each source; 0: no limit.", 0)
     budget_per_month: int = key(integer(0, 10**15), "msat of each source in 30 days; 0: no limit.", 0)
+
+    def budget_limits(self) -> dict[str, int]:
+        """By period, as in `payments.budget`."""
+        return {"hour": self.budget_per_hour, "day": self.budget_per_day, "month": self.budget_per_month}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from payments import pricing
+from payments.budget import Budget
 from payments.price_history import LAG, PriceHistory
 from routing.events import AnnouncedPrice, LearnedPrice, SetFee
 from routing.tlv import Prefix
@@ -24,7 +25,6 @@ from simulator.network import Network, peer_on, prefix_of
 from simulator.scenario import INTERNET, DemandConfig, PriceConfig
 
 DATA_INTERVAL = 1.0  # seconds
-HOUR, MONTH = 3600.0, 30 * 86400.0
 SHARE_ROUNDS = 60  # the latter half with smaller steps, where links that overflow depend on each other in circles
 SHARE_PRECISION = 1e-9
 
@@ -32,8 +32,20 @@ Hop = tuple[int, int]
 
 
 @dataclass(slots=True)
+class Purse:
+    """What one source may spend on all flows of a demand, and has spent, in units of 10^-9 msat."""
+
+    budget: Budget
+    spent_units: int = 0
+
+    def may_buy(self, *, now: float) -> bool:
+        self.budget.observe(self.spent_units // 10**9, now=now)
+        return not self.budget.used_up()
+
+
+@dataclass(slots=True)
 class Flow:
-    """From one node to another, or to the Internet. Bytes since the start; `spent` in msat by the prices it met."""
+    """From one node to another, or to the Internet. Bytes since the start."""
 
     source: int
     destination: int
@@ -41,8 +53,7 @@ class Flow:
     wanted: int = 0
     offered: int = 0  # after price and budget
     delivered: int = 0
-    spent_hour: float = 0.0
-    spent_month: float = 0.0
+    purse: Purse | None = None  # None: no limit
 
 
 def rate_at(demand: DemandConfig, now: float) -> float:
@@ -141,7 +152,6 @@ class Traffic:
         self._heard: dict[tuple[int, int, Prefix], _Quote] = defaultdict(_Quote)
         self._carried_before: dict[int, int] = {}
         self._rng = random.Random(f"{network.options.seed}/demand")
-        self._hour = self._month = 0.0
         if flows:
             network.on_price = self._price_told
             network.call_at(DATA_INTERVAL, self._tick)
@@ -202,14 +212,6 @@ class Traffic:
 
     def _tick(self) -> None:
         now = self._network.now
-        if now - self._hour >= HOUR:
-            self._hour = now
-            for flow in self.flows:
-                flow.spent_hour = 0.0
-        if now - self._month >= MONTH:
-            self._month = now
-            for flow in self.flows:
-                flow.spent_month = 0.0
         ways = [self._way(flow, size) for flow in self.flows if (size := self._offer(flow))]
         shares = self._shares(ways)
         for way in ways:
@@ -229,10 +231,9 @@ class Traffic:
             return 0
         route = self._network.speaker(flow.source).selected(prefix_of(flow.destination))
         price = 0 if route is None else route.price_msat_per_gb
-        if not (
-            pricing.is_affordable(price, demand.max_price, demand.budget_per_hour, flow.spent_hour)
-            and pricing.is_affordable(price, demand.max_price, demand.budget_per_month, flow.spent_month)
-        ):
+        if price > demand.max_price:
+            return 0
+        if price and flow.purse is not None and not flow.purse.may_buy(now=self._network.now):
             return 0
         if demand.elasticity and price > demand.reference_price:
             rate *= (price / demand.reference_price) ** -demand.elasticity
@@ -316,9 +317,8 @@ class Traffic:
         self.nodes[seller].carried += carried
         self.nodes[seller].earned += earned
         self.nodes[buyer].owed += earned
-        if buyer == flow.source:
-            flow.spent_hour += earned / 1e9
-            flow.spent_month += earned / 1e9
+        if buyer == flow.source and flow.purse is not None:
+            flow.purse.spent_units += earned
         if self._bank is not None:
             self._bank.traffic(
                 seller, buyer, earned_units=earned, limit_units=int(limit * self.admitted.get(buyer, 1.0))

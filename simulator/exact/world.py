@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 
 import networkx as nx
 
+from payments.budget import Budget
 from routing.speaker import SpeakerConfig
 from simulator import adversaries, topology, topology_files
 from simulator.exact.money import Bank
-from simulator.exact.traffic import Flow, Traffic
+from simulator.exact.traffic import Flow, Purse, Traffic
 from simulator.network import Network, Options
 from simulator.oracle import Oracle, solve
 from simulator.raw_graph import TopologyError
@@ -140,12 +141,14 @@ class World:
         flows = []
         for demand in self.scenario.demands:
             destinations = [INTERNET] if demand.destination is None else self.select(demand.destination)
-            flows += [
-                Flow(source, destination, demand)
-                for source in self.select(demand.source)
-                for destination in destinations
-                if source != destination and not (destination == INTERNET and self.roles[source] == "gateway")
-            ]
+            limits = demand.budget_limits()
+            for source in self.select(demand.source):
+                purse = Purse(Budget(limits)) if any(limits.values()) else None
+                flows += [
+                    Flow(source, destination, demand, purse=purse)
+                    for destination in destinations
+                    if source != destination and not (destination == INTERNET and self.roles[source] == "gateway")
+                ]
         return flows
 
     def _schedule(self) -> None:

@@ -82,10 +82,3 @@ def test_small_moves_are_not_told() -> None:
     assert pricing.announced_price(1_021.0, 1_000, 1, 10_000) == 1_021
     assert pricing.announced_price(1_019.0, 1_000, 1, 1_010) == 1_010
     assert pricing.announced_price(5.0, 3, 5, 9) == 5
-
-
-def test_a_buyer_keeps_to_its_limits() -> None:
-    assert pricing.is_affordable(10, 10, 0, 1e9)
-    assert not pricing.is_affordable(11, 10, 0, 0)
-    assert pricing.is_affordable(10, 10, 5.0, 4.9)
-    assert not pricing.is_affordable(10, 10, 5.0, 5.0)

@@ -198,7 +198,11 @@ def test_demand_follows_its_pattern() -> None:
 def test_a_buyer_keeps_to_its_price_and_budget() -> None:
     assert run(LINE + "max_price = 999_999").traffic.flows[0].offered == 0
     poor = run(LINE + "budget_per_hour = 2_000").traffic.flows[0]
-    assert 2.0 <= poor.spent_hour / 1000 < 2.2
+    assert poor.purse is not None
+    assert 2_000 <= poor.purse.spent_units / 10**9 < 2_200
+    both = run(LINE.replace("source = 0", "source = 0\ndestination = [1, 2]") + "budget_per_day = 2_000").traffic.flows
+    assert both[0].purse is both[1].purse is not None
+    assert both[0].offered > both[1].offered > 0  # to a neighbour it costs nothing, and goes on
     assert run(LINE + "elasticity = 1\nreference_price = 500_000").traffic.flows[0].offered == pytest.approx(
         poor.wanted / 2, rel=0.05
     )
