@@ -32,6 +32,9 @@ class SpeakerConfig:
     hello_interval: float = 4.0
     ihu_multiplier: int = 3  # an IHU for every neighbour goes with every third Hello
     update_interval: float = 16.0
+    # Neighbours are met at once: the first Hellos follow quickly, one out of turn answers a new neighbour, and on a
+    # wire the first that is heard is enough. False: by the Hello interval alone, as babeld does.
+    is_eager: bool = True
     urgent_timeout: float = 0.02  # triggered updates wait this long at most, to be sent together
     small_change_timeout: float = 2.0  # moves of metric and price below 10 % on a settled route wait this long
     settle_timeout: float = 10.0  # a prefix newer than this takes every better route at once

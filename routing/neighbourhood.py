@@ -26,6 +26,10 @@ from routing.tables import NEVER, HelloHistory, Interface, Neighbour, State
 from routing.tlv import Ack, Hello, Ihu, RouteRequest, WildcardRetraction
 
 EARLY_HELLO_INTERVALS = (0.3, 0.7)  # the first Hellos follow quickly: either end may have come up a little late
+LAZY_HELLO_INTERVALS = (0.01,)  # babeld says Hello twice when it starts
+JITTER = (0.9, 1.0)  # of an interval
+LAZY_JITTER = (0.75, 1.25)
+SETTLED_HELLOS = 0xF000  # the last four have arrived
 HELLO_SPACING = 0.02  # least time between two Hellos, however many neighbours turn up
 IHU_HOLD_SECONDS_PER_CS = 0.035  # 3.5 intervals (appendix B)
 PROBE_TIMEOUT = 0.3  # a new neighbour that has sent no update by then is asked for a full dump
@@ -41,6 +45,7 @@ class Neighbourhood:
         self._announcer = announcer
         self._requests = requests
         self._liveness = Liveness(state)
+        self._jitter = JITTER if state.config.is_eager else LAZY_JITTER
 
     def raise_interface(self, event: InterfaceUp, *, now: float) -> None:
         known = self._state.interfaces.get(event.interface)
@@ -61,7 +66,7 @@ class Neighbourhood:
             rtt=event.rtt,
         )
         self._state.interfaces[interface.name] = interface
-        interface.update_at = now + self._state.jitter(self._state.config.update_interval)
+        interface.update_at = now + self._first_update()
         self._send_hello(interface, now=now)
         self._state.arm(interface)
 
@@ -119,7 +124,7 @@ class Neighbourhood:
             fresh = Neighbour(interface, neighbour.address, HelloHistory(), HelloHistory(), budget, now)
             neighbour = self._meet(fresh, now=now)
             record = neighbour.unicast if hello.unicast else neighbour.multicast
-        is_wired = neighbour.interface.is_wired
+        is_wired = neighbour.interface.is_wired and self._state.config.is_eager
         if not hello.unicast and record.count == 0:
             self._liveness.meet(neighbour, hello.seqno)
         links.record_hello(record, hello.seqno, hello.interval_cs / 100, is_wired=is_wired, now=now)
@@ -180,7 +185,7 @@ class Neighbourhood:
         if interface.resend_at <= now:
             self._announcer.resend(interface, now=now)
         if interface.update_at <= now:
-            interface.update_at = now + self._state.config.update_interval * self._state.rng.uniform(0.9, 1.0)
+            interface.update_at = now + self._state.config.update_interval * self._state.rng.uniform(*self._jitter)
             self._announcer.request_full_update(interface)
         elif interface.flush_at <= now:
             self._state.flushing[interface] = None
@@ -235,6 +240,11 @@ class Neighbourhood:
         self._send_hello(interface, now=now)
         self._state.arm(interface)
 
+    def _first_update(self) -> float:
+        interval = self._state.config.update_interval
+        is_eager = self._state.config.is_eager
+        return self._state.jitter(interval) if is_eager else interval * self._state.rng.uniform(*LAZY_JITTER)
+
     def _free_bit(self) -> int:
         used = sum(interface.bit for interface in self._state.interfaces.values())
         return ~used & (used + 1)
@@ -272,6 +282,8 @@ class Neighbourhood:
         interface.neighbours[neighbour.address] = neighbour
         self._state.outputs.append(NeighbourUp(interface.name, neighbour.address))
         interface.unanswered[neighbour] = None
+        if not self._state.config.is_eager:
+            return neighbour
         greet_at = max(now, interface.last_hello_at + HELLO_SPACING)
         if not is_first:
             greet_at += self._state.jitter(self._state.config.urgent_timeout)
@@ -282,7 +294,7 @@ class Neighbourhood:
     def _follow_link(self, neighbour: Neighbour, *, now: float) -> None:
         was_reachable = neighbour.cost < METRIC_INFINITY
         if links.update_cost(neighbour, now=now):
-            if not was_reachable:
+            if not was_reachable and self._state.config.is_eager:
                 self._announcer.request_dump(neighbour, now=now)
                 if neighbour.route_count == 0:
                     neighbour.probe_at = now + PROBE_TIMEOUT
@@ -317,16 +329,19 @@ class Neighbourhood:
             interface.hellos_until_ihu = config.ihu_multiplier
         for neighbour in interface.neighbours.values():
             is_news = neighbour in interface.unanswered or neighbour.ack_ratio < 1.0
+            if not config.is_eager and neighbour.multicast.history < SETTLED_HELLOS:
+                is_news = True  # nobody has told it out of turn
             if is_round or is_news or neighbour.cost >= METRIC_INFINITY:
                 stamps = neighbour.rtt.stamps(now=now) if interface.rtt is not None else None
                 self._state.send(interface, self._ihu(neighbour, stamps))
         interface.unanswered.clear()
         interface.last_hello_at = now
         interface.greet_at = NEVER
-        if interface.hellos_sent < len(EARLY_HELLO_INTERVALS):
-            interface.hello_at = now + min(EARLY_HELLO_INTERVALS[interface.hellos_sent], config.hello_interval)
+        early = EARLY_HELLO_INTERVALS if config.is_eager else LAZY_HELLO_INTERVALS
+        if interface.hellos_sent < len(early):
+            interface.hello_at = now + min(early[interface.hellos_sent], config.hello_interval)
         else:
-            interface.hello_at = now + config.hello_interval * self._state.rng.uniform(0.9, 1.0)
+            interface.hello_at = now + config.hello_interval * self._state.rng.uniform(*self._jitter)
         interface.hellos_sent += 1
 
     def _ihu(self, neighbour: Neighbour, stamps: tuple[int, int] | None = None) -> Ihu:

@@ -16,7 +16,7 @@ from routing.rules import METRIC_INFINITY, PRICE_NOT_FOR_SALE, metric_add
 from routing.tlv import SeqnoRequest, Update
 from simulator.exact.money import Bank
 from simulator.exact.traffic import Traffic
-from simulator.network import Network, address_of, interface_to, prefix_of
+from simulator.network import Network, address_of, prefix_of
 from simulator.scenario import AdversaryConfig
 
 FLOOD_INTERVAL = 0.1  # seconds
@@ -133,7 +133,7 @@ def flooder(host: Host, node: int, config: AdversaryConfig) -> None:
             tlvs.append(SeqnoRequest(prefix_of(other), seqno & 0xFFFF, 64, (other + 1).to_bytes(8, "big")))
             sent += 1
         for peer in sorted(network.graph[node]):
-            network.inject(node, SendPacket(interface_to(peer), address_of(peer), tuple(tlvs)))
+            network.inject(node, SendPacket(network.interface(peer), address_of(peer), tuple(tlvs)))
         if network.now + FLOOD_INTERVAL < config.stop:
             network.call_at(network.now + FLOOD_INTERVAL, flood)
 

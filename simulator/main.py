@@ -16,6 +16,7 @@ from typing import IO
 from routing.recording import Write
 from routing.rules import PRICE_NOT_FOR_SALE
 from simulator import topology
+from simulator.commands import compile as compile_command
 from simulator.commands import large as large_command
 from simulator.commands import scenario as scenario_command
 from simulator.commands import sweep as sweep_command
@@ -38,7 +39,7 @@ Exit codes: 0 every route is a cheapest one and no loop ever formed; 1 not so; 2
 The same arguments and seed give the same trace, on any machine.
 """
 
-COMMANDS = (scenario_command, sweep_command, large_command, verify_command, topology_command)
+COMMANDS = (scenario_command, sweep_command, large_command, verify_command, topology_command, compile_command)
 
 
 def _range(text: str) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from ipaddress import IPv6Address, IPv6Network
 from types import MappingProxyType
+from typing import cast
 
 import networkx as nx
 
@@ -43,6 +44,7 @@ from simulator.scenario import INTERNET
 from simulator.trace import NO_ROUTE, RouteTrace
 
 MTU = 1500
+SHARED = "mesh"
 HEADERS = 48  # IPv6 and UDP, in front of every packet
 _LINK_LOCAL = int(IPv6Address("fe80::1"))
 _OVERLAY = int(IPv6Address("fd00::"))
@@ -66,8 +68,8 @@ def interface_to(peer: int) -> str:
     return f"to{peer}"
 
 
-def peer_on(interface: str) -> int:
-    return int(interface[2:])
+def node_at(address: IPv6Address) -> int:
+    return int(address) - _LINK_LOCAL
 
 
 @dataclass(slots=True)
@@ -126,10 +128,11 @@ class Options:
     start_spread: float = 0.1
     wire: bool = False  # every packet through the codec, to bytes and back
     config: SpeakerConfig = field(default_factory=lambda: SpeakerConfig(router_id=b"\xff" * 7 + b"\0"))
+    is_shared: bool = False  # a node has one interface, such as a radio, with all neighbours; else one for each link
 
 
 class Network:
-    """Point-to-point links along the edges of `graph`; each node announces one prefix.
+    """Links along the edges of `graph`; each node announces one prefix.
 
     An edge has `cost`, and may have `latency`, `loss`, `bandwidth`, `queue` (`simulator.exact.pipe`) and `kind`
     ("wired" or "wireless"). Gateways announce the default route too, whose destination is `INTERNET`; leaves carry
@@ -222,6 +225,10 @@ class Network:
         """Packets from `a` reach `b`, as far as they are not lost."""
         return (a, b) in self._pipes and self._pipes[a, b].is_up and self._nodes[a].is_up and self._nodes[b].is_up
 
+    def interface(self, peer: int) -> str:
+        """Of any node, towards this one."""
+        return SHARED if self.options.is_shared else interface_to(peer)
+
     def pipe(self, a: int, b: int) -> Pipe:
         return self._pipes[a, b]
 
@@ -253,7 +260,7 @@ class Network:
             case _Packet(sender, is_multicast, tlvs):
                 if not node.is_up or sender in node.lowered:
                     return []
-                packet = ReceivedPacket(interface_to(sender), address_of(sender), tlvs, is_multicast)
+                packet = ReceivedPacket(self.interface(sender), address_of(sender), tlvs, is_multicast)
                 outputs = node.speaker.handle(packet, now=self.now)
                 self._digest.update(struct.pack("<dIII", self.now, sender, number, len(tlvs)))
             case _Start():
@@ -277,7 +284,7 @@ class Network:
         outputs = speaker.handle(OriginateRoute(prefix_of(number)), now=self.now)
         if number in self.gateways:
             outputs += speaker.handle(OriginateRoute(_EVERYWHERE), now=self.now)
-        for peer in sorted(self.graph[number]):
+        for peer in sorted(self.graph[number])[: 1 if self.options.is_shared else None]:
             if peer not in self._nodes[number].lowered:
                 outputs += speaker.handle(self._interface(number, peer), now=self.now)
         return outputs
@@ -285,7 +292,7 @@ class Network:
     def _interface(self, number: int, peer: int) -> InterfaceUp:
         edge = self.graph.edges[number, peer]
         kind = LinkKind(edge.get("kind", "wired"))
-        return InterfaceUp(interface_to(peer), address_of(number), kind=kind, mtu=MTU, cost=edge["cost"])
+        return InterfaceUp(self.interface(peer), address_of(number), kind=kind, mtu=MTU, cost=edge["cost"])
 
     # --- what breaks, and is mended
 
@@ -352,7 +359,7 @@ class Network:
         node = self._nodes[number]
         if peer not in node.lowered:
             node.lowered.add(peer)
-            self.give(number, InterfaceDown(interface_to(peer)))
+            self.give(number, InterfaceDown(self.interface(peer)))
 
     def _raise(self, number: int, peer: int) -> None:
         node = self._nodes[number]
@@ -381,8 +388,8 @@ class Network:
                         self.on_price(number, output)
                 case SendPacket():
                     self._send(number, output)
-                case InstallRoute(prefix, interface, _, metric, price):
-                    via = peer_on(interface)
+                case InstallRoute(prefix, _, IPv6Address() as next_hop, metric, price):
+                    via = node_at(next_hop)
                     self._digest.update(struct.pack("<dIIII", self.now, number, via, metric, price))
                     destination = self._destination(prefix)
                     self.routes.add(destination, at=self.now, node=number, next_hop=via, metric=metric, price=price)
@@ -430,8 +437,16 @@ class Network:
         self._transmit(sender, packet if tamper is None else tamper(packet))
 
     def _transmit(self, sender: int, packet: SendPacket) -> None:
-        """Over a point-to-point link even a multicast has one receiver."""
-        receiver = peer_on(packet.interface)
+        """Over a point-to-point link even a multicast has one receiver. What a shared medium carries to several is
+        counted once for each."""
+        if self.options.is_shared:
+            everybody = packet.destination is None
+            for peer in sorted(self.graph[sender]) if everybody else (node_at(cast(IPv6Address, packet.destination)),):
+                self._deliver(sender, peer, packet)
+        else:
+            self._deliver(sender, int(packet.interface[2:]), packet)
+
+    def _deliver(self, sender: int, receiver: int, packet: SendPacket) -> None:
         pipe = self._pipes.get((sender, receiver))
         if pipe is None:
             return  # the link has gone

@@ -65,6 +65,11 @@ class TopologyConfig:
     component: str = key(
         choice("largest", "all"), "Of an unconnected file: the largest component only, or all of it.", "largest"
     )
+    medium: str = key(
+        choice("links", "shared"),
+        "A node has an interface for each link; or one, such as a radio, on which all its neighbours are.",
+        "links",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +100,9 @@ class RoutingConfig:
     price_weight: float = key(number(0, 65535), "Metric of 1 sat/MB.", 256.0)
     sticky_fraction: float = key(number(0, 1), "Part of the price that a switch must gain at least; 0: none.", 0.1)
     sticky_timeout: float = key(_SECONDS, "How long a smaller gain must last.", 16.0)
+    eager: bool = key(boolean(), "Meet neighbours at once; if not, by the Hello interval alone, as babeld does.", True)
+    urgent_timeout: float = key(_SECONDS, "News waits so long at most, to be sent together.", 0.02)
+    split_horizon: bool = key(boolean(), "On wired links, news of a route is not sent back where it came from.", True)
     start_spread: float = key(_SECONDS, "Nodes are switched on at random within this time.", 0.1)
 
 

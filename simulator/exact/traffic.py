@@ -21,7 +21,7 @@ from routing.events import AnnouncedPrice, LearnedPrice, SetFee
 from routing.tlv import Prefix
 from simulator.exact.money import Bank
 from simulator.exact.pipe import UNLIMITED
-from simulator.network import Network, peer_on, prefix_of
+from simulator.network import Network, node_at, prefix_of
 from simulator.scenario import INTERNET, DemandConfig, PriceConfig
 
 DATA_INTERVAL = 1.0  # seconds
@@ -193,7 +193,7 @@ class Traffic:
         if isinstance(event, AnnouncedPrice):
             seller, quote = node, self._asked[node, event.prefix]
         else:
-            seller = peer_on(event.interface)
+            seller = node_at(event.address)
             quote = self._heard[node, seller, event.prefix]
         window = self._price_by_node[seller].notice + LAG
         quote.change(event.price_msat_per_gb, window, now=self._network.now)

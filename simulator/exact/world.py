@@ -90,11 +90,14 @@ class World:
             update_interval=routing.update_interval,
             sticky_fraction=routing.sticky_fraction,
             sticky_timeout=routing.sticky_timeout,
+            is_eager=routing.eager,
+            urgent_timeout=routing.urgent_timeout,
+            split_horizon=routing.split_horizon,
         )
         self.network = Network(
             self.graph,
             self.fees,
-            Options(seed, DEFAULT_LATENCY, routing.start_spread, wire, config),
+            Options(seed, DEFAULT_LATENCY, routing.start_spread, wire, config, scenario.topology.medium == "shared"),
             gateways=[node for node, role in self.roles.items() if role == "gateway"],
             leaves=[node for node, role in self.roles.items() if role in CARRIES_FOR_NOBODY],
         )

@@ -1,0 +1,94 @@
+"""The exact fidelity as machine code: the daemon's own sources through mypyc, which is a part of mypy.
+
+`meshsim compile` does it once (a minute or two of CPU time, and a C compiler), into a folder of `~/.cache/meshsim` that
+is named by a digest of the sources: a changed source is never run from an old compilation. From then on `meshsim run`
+uses it; MESHSIM_JIT=0 in the environment keeps it from that. Traces are the same, and so is the code: nothing is
+written twice.
+
+This module imports nothing of the project, since it decides where that is imported from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+OFF = "MESHSIM_JIT"
+VERBS = ("run",)  # numba, which the others use, wants the sources
+PACKAGES = ("routing", "simulator", "payments")
+MODULES = ("network", "oracle", "run", "trace")  # of the simulator, beside all of routing
+_ROOT = Path(__file__).resolve().parent.parent
+_MARK = "complete"
+_SETTINGS = "[mypy]\nignore_missing_imports = True\nfollow_imports = silent\n"
+
+
+class CompileError(Exception):
+    """The message has the last lines of what the compiler said."""
+
+
+def folder() -> Path:
+    """Where the compilation of these sources belongs, by this interpreter."""
+    state = hashlib.blake2b(sys.version.encode(), digest_size=12)
+    for path in _sources():
+        state.update(path.read_bytes())
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(home) / "meshsim" / f"exact-{state.hexdigest()}"
+
+
+def is_built() -> bool:
+    return (folder() / _MARK).exists()
+
+
+def activate(arguments: list[str]) -> bool:
+    """Before anything of routing is imported: take it from the compilation, if there is one and it may be used."""
+    is_wanted = bool(arguments) and arguments[0] in VERBS and os.environ.get(OFF) != "0"
+    if not is_wanted or "routing" in sys.modules or not is_built():
+        return False
+    sys.path.insert(0, str(folder()))
+    sys.modules["simulator"].__path__.insert(0, str(folder() / "simulator"))
+    return True
+
+
+def is_active() -> bool:
+    """Whether this process runs machine code."""
+    found = sys.modules.get("routing.speaker")
+    return found is not None and str(found.__file__).endswith(".so")
+
+
+def build() -> Path:
+    """Raises CompileError, OSError."""
+    target = folder()
+    if is_built():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+        place = Path(temporary) / "tree"
+        for package in PACKAGES:
+            shutil.copytree(_ROOT / package, place / package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        (place / "mypy.ini").write_text(_SETTINGS)
+        command = [sys.executable, "-m", "mypyc", *(str(path.relative_to(_ROOT)) for path in _sources())]
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise CompileError("\n".join((done.stdout + done.stderr).splitlines()[-15:]))
+        for unwanted in (place / "build", place / "payments", place / ".mypy_cache"):
+            shutil.rmtree(unwanted, ignore_errors=True)
+        for path in list((place / "simulator").rglob("*")):
+            if path.is_file() and path.suffix != ".so":
+                path.unlink()
+        (place / _MARK).touch()
+        try:
+            place.rename(target)
+        except OSError:
+            if not is_built():  # another process was quicker
+                raise
+    return target
+
+
+def _sources() -> list[Path]:
+    modules = [_ROOT / "simulator" / f"{name}.py" for name in MODULES]
+    return [*sorted((_ROOT / "routing").glob("*.py")), *modules]
