@@ -57,7 +57,7 @@ class Requests:
         """Sections 3.8.2.1 and 3.8.2.2: ask for a newer seqno where it would give us a route, or a better one."""
         for router_id, routes in self._unfeasible(entry).items():
             seqno = rules.seqno_add(entry.sources[router_id].seqno, 1)
-            pending = entry.requests.get(router_id)
+            pending = entry.requests.get(router_id) if entry.requests else None
             if pending is not None and pending.is_ours and not rules.seqno_less(pending.seqno, seqno):
                 continue  # its resend timer is running
             pending = self._remember(entry, router_id, seqno, now=now)
@@ -67,7 +67,7 @@ class Requests:
 
     def settle(self, entry: PrefixEntry, *, now: float) -> None:
         """The routes to `entry` have changed: requests that are answered by it are done with."""
-        for pending in list(entry.requests.values()):
+        for pending in list((entry.requests or {}).values()):
             if pending.is_ours and self._is_heard(pending):
                 pending.is_ours = False
             if self._is_answered_by(entry, pending.router_id, pending.seqno):
@@ -124,7 +124,7 @@ class Requests:
         if neighbour.request_count >= self._state.config.max_requests_per_neighbour:
             self._state.counters["seqno_request_limit"] += 1
             return
-        pending = entry.requests.get(request.router_id)
+        pending = entry.requests.get(request.router_id) if entry.requests else None
         is_known = pending is not None and not rules.seqno_less(pending.seqno, request.seqno)
         if pending is None or not is_known:
             target = self._next_hop(entry, neighbour)
@@ -210,10 +210,10 @@ class Requests:
         self._state.send(target, request)
 
     def _remember(self, entry: PrefixEntry, router_id: bytes, seqno: int, *, now: float) -> PendingRequest:
-        pending = entry.requests.get(router_id)
+        pending = entry.requests.get(router_id) if entry.requests else None
         if pending is None:
             pending = PendingRequest(entry, router_id, seqno, now, now + FORWARD_TIMEOUT)
-            entry.requests[router_id] = pending
+            entry.requests = (entry.requests or {}) | {router_id: pending}
             self._pending[pending] = None
             self._state.timers.set_earlier("requests", pending.expires_at)
         pending.seqno = seqno
@@ -226,7 +226,8 @@ class Requests:
 
     def _forget(self, pending: PendingRequest) -> None:
         self._pending.pop(pending, None)
-        pending.entry.requests.pop(pending.router_id, None)
+        if pending.entry.requests:
+            pending.entry.requests.pop(pending.router_id, None)
 
     def _arm(self) -> None:
         deadlines = [p.resend_at if p.is_ours else min(p.resend_at, p.expires_at) for p in self._pending]

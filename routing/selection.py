@@ -37,6 +37,11 @@ class Selection:
         self._state = state
         self._announcer = announcer
         self._requests = requests
+        self._refreshed_at = -NEVER  # when a route was last refreshed, by an update of this interval; and its new end
+        self._refreshed_cs = 0
+        self._expires_at = -NEVER
+        self._new_at = -NEVER  # when a route that had none before was last learned, and its `rest_at`
+        self._new_rest_at = -NEVER
 
     def originate(self, prefix: Prefix, source_prefix: Prefix | None, metric: int, *, now: float) -> None:
         entry = self._state.prefixes.get(route_key(prefix, source_prefix)) or self._new_entry(prefix, source_prefix)
@@ -82,7 +87,7 @@ class Selection:
             rest_at = neighbour.budget.flaps.pop(key, -NEVER) if neighbour.budget.flaps else -NEVER
             if self._may_change(neighbour, update, rest_at, now=now):
                 entry = entry or self._new_entry(update.prefix, update.source_prefix)
-                self._add(neighbour, entry, update, rest_at=flap(rest_at, now=now), now=now)
+                self._add(neighbour, entry, update, rest_at=self._rest_at(rest_at, now=now), now=now)
             else:
                 neighbour.budget.remember_flaps(key, flap(rest_at, now=now), now=now)
 
@@ -230,6 +235,14 @@ class Selection:
         self._state.counters[reason] += 1
         return False
 
+    def _rest_at(self, before: float, *, now: float) -> float:
+        """Of a new route: one object for all of a packet."""
+        if before > now:
+            return flap(before, now=now)
+        if now != self._new_at:
+            self._new_at, self._new_rest_at = now, flap(before, now=now)
+        return self._new_rest_at
+
     def _add(self, neighbour: Neighbour, entry: PrefixEntry, update: Update, *, rest_at: float, now: float) -> None:
         neighbour.route_count += 1
         route = Route(neighbour, entry, update, METRIC_INFINITY, 0, now, rest_at)
@@ -287,9 +300,13 @@ class Selection:
                 self._appraise(route)
                 self.reconsider(entry, now=now)
 
-    @staticmethod
-    def _refresh(route: Route, *, now: float) -> None:
-        route.expires_at = now + HOLD_SECONDS_PER_CS * route.update.interval_cs
+    def _refresh(self, route: Route, *, now: float) -> None:
+        interval_cs = route.update.interval_cs
+        if now != self._refreshed_at or interval_cs != self._refreshed_cs:
+            # One object for all routes of a packet: there may be millions of routes.
+            self._refreshed_at, self._refreshed_cs = now, interval_cs
+            self._expires_at = now + HOLD_SECONDS_PER_CS * interval_cs
+        route.expires_at = self._expires_at
         route.is_refresh_requested = False
 
     def _scan_by(self, at: float, *, now: float) -> None:

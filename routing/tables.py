@@ -236,7 +236,7 @@ class PrefixEntry:
     is_blocked: bool = False  # the kernel refuses what is for the prefix (section 3.5.4)
     hold_until: float = -NEVER  # a neighbour that missed our retraction may send us packets until then
     held_on: int = 0  # bit mask of interfaces with such a neighbour
-    requests: dict[bytes, PendingRequest] = field(default_factory=dict)
+    requests: dict[bytes, PendingRequest] | None = None  # None: none, as is usual
     is_forgotten: bool = False  # out of the table, but perhaps in a queue still
 
     @property

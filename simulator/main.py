@@ -15,7 +15,7 @@ from typing import IO
 
 from routing.recording import Write
 from routing.rules import PRICE_NOT_FOR_SALE
-from simulator import topology
+from simulator import compiled, preflight, topology
 from simulator.commands import compile as compile_command
 from simulator.commands import large as large_command
 from simulator.commands import scenario as scenario_command
@@ -39,6 +39,7 @@ Exit codes: 0 every route is a cheapest one and no loop ever formed; 1 not so; 2
 The same arguments and seed give the same trace, on any machine.
 """
 
+ANNOUNCED_SECONDS = 5.0  # what takes longer is told before
 COMMANDS = (scenario_command, sweep_command, large_command, verify_command, topology_command, compile_command)
 
 
@@ -72,6 +73,13 @@ def _seconds(text: str) -> float:
     if not 0 <= value < 1e9:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds")
     return value
+
+
+def _size(text: str) -> float:
+    try:
+        return preflight.parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _recording(text: str) -> tuple[int, Path]:
@@ -129,14 +137,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--record", type=_recording, metavar="NODE:FILE", help="all that goes into and out of a node, for tools/replay"
     )
+    run.add_argument("--max-memory", type=_size, metavar="SIZE", help="refuse what needs more, such as 2G")
     run.add_argument("--json", action="store_true", help="the report as one JSON object")
     for command in COMMANDS:
         command.add_parser(commands)
     return parser
 
 
-def _progress() -> Callable[[Network], None]:
-    """A line on stderr every two seconds: a short run stays silent."""
+def _progress(messages: float) -> Callable[[Network], None]:
+    """A line on stderr every two seconds: a short run stays silent. The end is estimated by the messages to be sent."""
     started = shown = time.monotonic()
 
     def show(network: Network) -> None:
@@ -146,7 +155,9 @@ def _progress() -> Callable[[Network], None]:
             shown = now
             ratio = network.now / (now - started)
             line = f"{now - started:6.0f} s: {network.now:8.2f} s simulated ({ratio:.2f} x real time)"
-            print(f"{line}, {network.event_count} events", file=sys.stderr, flush=True)
+            done = min(0.99, network.traffic.tlvs / messages)
+            rest = (now - started) * (1.0 - done) / done if done > 0 else 0.0
+            print(f"{line}, {done:.0%}, about {rest:.0f} s to go", file=sys.stderr, flush=True)
 
     return show
 
@@ -201,8 +212,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     fees = random_fees(graph, options.fee_range, random.Random(f"{options.seed}/fees"))
     settings = Options(seed=options.seed, latency=options.latency, start_spread=options.start_spread, wire=options.wire)
+    size = (graph.number_of_nodes(), graph.number_of_edges())
+    estimate = preflight.exact(*size, seconds=0.0, is_compiled=compiled.is_active())
     started = time.monotonic()
     try:
+        if estimate.seconds > ANNOUNCED_SECONDS:
+            print(f"meshsim: {estimate}", file=sys.stderr, flush=True)
+        estimate.check(options.max_memory)
         with ExitStack() as files:
             write_by_node = {}
             if options.record is not None:
@@ -216,15 +232,16 @@ def main(argv: Sequence[str] | None = None) -> int:
                 settings,
                 until=options.until,
                 quiet=options.quiet,
-                progress=_progress(),
+                progress=_progress(preflight.exact_messages(*size, seconds=0.0)),
                 write_by_node=write_by_node,
             )
-    except (OSError, topology.TopologyError) as error:
+    except (OSError, topology.TopologyError, preflight.PreflightError) as error:
         print(f"meshsim: {error}", file=sys.stderr)
         return 2
     real_seconds = time.monotonic() - started
     if options.json:
         document = report.to_document() | {"topology": options.topology, "real_seconds": round(real_seconds, 3)}
+        document["compiled"] = compiled.is_active()
         print(json.dumps(document, indent=2))
     else:
         _print_report(report, options.topology, real_seconds)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from simulator import plots, results, webmap
+from simulator import compiled, plots, preflight, results, webmap
 from simulator.exact.world import World
 from simulator.network import Network
 from simulator.scenario import Scenario, ScenarioError, load
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         if earlier is not None:
             seed = int(earlier["seed"])
         started = time.monotonic()
-        world = _simulate(scenario, seed, wire=options.wire)
+        world = _simulate(scenario, seed, wire=options.wire, max_memory=options.max_memory)
         real_seconds = time.monotonic() - started
         summary = results.document(world)
         if scenario.adversaries:
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
         if options.output is not None:
             results.write_folder(options.output, world, summary, real_seconds)
             (options.output / "map.html").write_text(webmap.render(world), "utf-8")
-    except ScenarioError as error:
+    except (ScenarioError, preflight.PreflightError) as error:
         print(f"meshsim: {error}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -92,8 +92,10 @@ def run(options: argparse.Namespace) -> int:
     return 0 if summary["ok"] and is_same else 1
 
 
-def _simulate(scenario: Scenario, seed: int, *, wire: bool) -> World:
+def _simulate(scenario: Scenario, seed: int, *, wire: bool, max_memory: float | None = None) -> World:
     world = World(scenario, seed=seed, wire=wire)
+    size = (world.graph.number_of_nodes(), world.graph.number_of_edges())
+    preflight.exact(*size, seconds=scenario.run.duration, is_compiled=compiled.is_active()).check(max_memory)
     world.run(progress(scenario.run.duration))
     return world
 

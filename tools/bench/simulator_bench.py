@@ -1,8 +1,8 @@
 """CPU time and peak memory of meshsim, each case in a process of its own, beside targets and other programs.
 
-A case comes from a module: `simulator_large` has batch, flow and networkx. Its `ours` is the CPU time of all its
-processes, in seconds. Its `anchor` is another program's CPU time where one can do something like it, and then `work`
-says what the two do not have in common; else the target of the project for two cores.
+A case comes from a module: `simulator_large` has batch, flow and networkx, `simulator_exact` exact and ns-3. Its `ours`
+is the CPU time of all its processes, in seconds. Its `anchor` is another program's CPU time where one can do something
+like it, and then `work` says what the two do not have in common; else the target of the project for two cores.
 
 Kernels are compiled before (numba keeps them in ~/.cache/meshsim), and what that took is reported as `compilation`.
 """
@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tools.bench import simulator_large
+from tools.bench import simulator_exact, simulator_large
 from tools.bench.common import machine
 from tools.bench.simulator_cases import MEGA, Task
 
-MODULES = (simulator_large,)
+MODULES = (simulator_large, simulator_exact)
 
 
 @dataclass(frozen=True, slots=True)

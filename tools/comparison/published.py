@@ -21,6 +21,7 @@ import csv
 import json
 import math
 import random
+import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -152,10 +153,14 @@ def reached_at(curve: Sequence[Point], share: float) -> float:
 
 
 def margin(share: float, pings: int) -> float:
-    """What a sample of so many pings leaves open, in 95 of 100 samples; a share of 0 or 1 of one is not taken at its
-    word."""
-    inner = min(max(share, 1 / pings), 1 - 1 / pings)
-    return NORMAL_95 * math.sqrt(inner * (1 - inner) / pings)
+    """What a sample of so many pings leaves open, in 95 of 100 samples; where all or none arrived, by the rule of
+    three."""
+    return max(NORMAL_95 * math.sqrt(share * (1 - share) / pings), 3 / pings)
+
+
+def margin_of_mean(shares: Sequence[float]) -> float:
+    """The same of the mean of several runs."""
+    return NORMAL_95 * statistics.stdev(shares) / math.sqrt(len(shares)) if len(shares) > 1 else 0.0
 
 
 def mean_curve(curves: Sequence[Sequence[Point]]) -> list[Point]:
@@ -174,12 +179,13 @@ def compare(runs: int, until: float) -> list[Row]:
     """`runs` simulated ones, half with the time that each of the published ones took to start its daemons."""
     curves, starting = zip(*(published(name) for name in CURVES), strict=True)
     times = [point.at for point in curves[0] if point.at <= until]
-    ours = mean_curve([simulated(seed, times, starting[seed % len(starting)]) for seed in range(runs)])
+    ours = [simulated(seed, times, starting[seed % len(starting)]) for seed in range(runs)]
     rows = []
-    for number, point in enumerate(ours):
+    for number, point in enumerate(mean_curve(ours)):
         shares = tuple(curve[number].share for curve in curves)
-        low = min(share - margin(share, PINGS) for share in shares)
-        high = max(share + margin(share, PINGS) for share in shares)
+        open_ = margin_of_mean([curve[number].share for curve in ours])
+        low = min(share - margin(share, PINGS) for share in shares) - open_
+        high = max(share + margin(share, PINGS) for share in shares) + open_
         rows.append(Row(point.at, shares, point.share, low <= point.share <= high))
     return rows
 
