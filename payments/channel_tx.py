@@ -354,18 +354,19 @@ def _script_number(number: int) -> bytes:
 
 
 def _private_key(secret: bytes, expected_pubkey: bytes | None = None) -> coincurve.PrivateKey:
-    key = _key_pair(secret)
-    if expected_pubkey is not None and key.public_key.format() != expected_pubkey:
+    key, pubkey = _key_pair(secret)
+    if expected_pubkey not in (None, pubkey):
         raise ValueError("the key is not the one that the channel names")
     return key
 
 
 @lru_cache(maxsize=_CACHED_CHANNELS)
-def _key_pair(secret: bytes) -> coincurve.PrivateKey:
+def _key_pair(secret: bytes) -> tuple[coincurve.PrivateKey, bytes]:
     """To find its public key takes longer than a signature. No secret more than the node's seed is in memory."""
     if len(secret) != 32:  # coincurve would pad a shorter one
         raise ValueError("a secret key has 32 bytes")
-    return coincurve.PrivateKey(secret)
+    key = coincurve.PrivateKey(secret)
+    return key, key.public_key.format()
 
 
 def _double_sha256(data: bytes) -> bytes:

@@ -97,7 +97,7 @@ class CipherState:
     def _next_nonce(self) -> bytes:
         if self._nonce >= MAX_NONCE:
             raise NoiseError("nonces used up")
-        return bytes(4) + self._nonce.to_bytes(8, "little")  # section 12.3
+        return (self._nonce << 32).to_bytes(12, "little")  # section 12.3: 32 bits of zeros, then 64 of the counter
 
 
 class _SymmetricState:
