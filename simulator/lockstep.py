@@ -42,6 +42,7 @@ MTU = 1 << 30  # one packet takes all
 BEGIN_AT = 250.0  # links are up, earlier selves are forgotten (ADOPTION_TIMEOUT)
 STEP_INTERVAL = 25.0  # in which requests without an answer are given up
 STEPS_MAX = 12  # before the next Hello
+KINDS = ("originate", "fee", "link_down", "cost")
 FOREVER = 1 << 62
 INTERVAL = 655.0  # of Hellos and updates: the longest
 
@@ -226,7 +227,9 @@ def _has_news(output: Output) -> bool:
     return isinstance(output, SendPacket) and any(isinstance(tlv, Update | SeqnoRequest) for tlv in output.tlvs)
 
 
-def _events(step: Step, nodes: Mapping[int, object]) -> list[tuple[int, OriginateRoute | SetFee | InterfaceDown]]:
+def _events(
+    step: Step, nodes: Mapping[int, object]
+) -> list[tuple[int, OriginateRoute | SetFee | InterfaceDown | InterfaceUp]]:
     match step.kind:
         case "originate":
             return [(node, OriginateRoute(prefix_of(node))) for node in nodes]
@@ -235,4 +238,7 @@ def _events(step: Step, nodes: Mapping[int, object]) -> list[tuple[int, Originat
         case "link_down":
             ends = (step.node, step.value)
             return [(a, InterfaceDown(f"to{b}")) for a, b in (ends, ends[::-1])]
+        case "cost":
+            ends = (step.node, step.value)
+            return [(a, InterfaceUp(f"to{b}", address_of(a), mtu=MTU, cost=step.cost)) for a, b in (ends, ends[::-1])]
     raise LockstepError(f"a step of kind '{step.kind}' cannot be compared")

@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from simulator import results
+from simulator import dask_cluster, results
 from simulator.exact.world import World
 from simulator.scenario import Scenario, ScenarioError, build, read_file
 
@@ -120,14 +120,16 @@ def run(
     path: Path,
     *,
     workers: int = 1,
+    dask: str | None = None,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> int:
-    """Runs what `path` does not have yet, and adds it there. Returns how many were run. Raises SweepError."""
+    """Runs what `path` does not have yet, and adds it there; on the Dask cluster at that address, if one is given.
+    Returns how many were run. Raises SweepError, ClusterError."""
     known = done(path)
     missing = [cell for cell in wanted if (cell.scenario().digest(), cell.seed) not in known]
     _mend(path)
     with path.open("a") as file:
-        for count, row in enumerate(_rows(missing, workers), start=1):
+        for count, row in enumerate(_rows(missing, workers, dask), start=1):
             file.write(json.dumps(row) + "\n")
             file.flush()
             progress(count, len(missing))
@@ -142,13 +144,16 @@ def _mend(path: Path) -> None:
             path.write_text(text[: text.rfind("\n") + 1])
 
 
-def _rows(missing: Sequence[Cell], workers: int) -> Iterator[dict[str, Any]]:
-    if workers <= 1:
+def _rows(missing: Sequence[Cell], workers: int, dask: str | None) -> Iterator[dict[str, Any]]:
+    if dask is not None:
+        for _, row in dask_cluster.submit(dask)(run_cell, missing):
+            yield row
+    elif workers <= 1:
         yield from map(run_cell, missing)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(run_cell, cell) for cell in missing]):
-            yield future.result()
+    else:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            for future in as_completed([pool.submit(run_cell, cell) for cell in missing]):
+                yield future.result()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -189,6 +194,18 @@ def compare(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> l
         for name in columns[0]
         if name in columns[1]
     ]
+
+
+def columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """What all rows have in common: what was varied, the seed, and all numbers; for a table."""
+    items = list(rows)
+    names = sorted({name for row in items for name in row.get("varied", {})})
+    found: dict[str, list[Any]] = {name: [row.get("varied", {}).get(name) for row in items] for name in names}
+    numbers = [_numbers([row]) for row in items]
+    for name in numbers[0] if numbers else ():
+        if all(name in each for each in numbers):
+            found[name] = [each[name][0] for each in numbers]
+    return found | {"trace": [row.get("trace") for row in items]}
 
 
 def _numbers(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:

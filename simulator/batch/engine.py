@@ -19,7 +19,15 @@ Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 _RECORD = np.dtype([("at", "<f8"), ("node", "<i8"), ("hop", "<i8"), ("metric", "<u4"), ("price", "<u4")])
 TICK = 0.001  # seconds
-KINDS = {"originate": k.ORIGINATE, "fee": k.SET_FEE, "link_down": k.LINK_DOWN, "refresh": k.REFRESH}
+KINDS = {
+    "originate": k.ORIGINATE,
+    "fee": k.SET_FEE,
+    "link_down": k.LINK_DOWN,
+    "link_up": k.LINK_UP,
+    "cost": k.SET_COST,
+    "refresh": k.REFRESH,
+}
+OF_LINKS = ("link_down", "link_up", "cost")
 MAX_NODES = 20_000
 FOREVER = 1 << 62
 _FULL, _ENDLESS = 1, 2
@@ -32,11 +40,13 @@ class BatchError(Exception):
 @dataclass(frozen=True, slots=True)
 class Step:
     """What happens when all is settled: `originate` (all nodes, the usual first one), `fee` of `node` becomes `value`,
-    `link_down` between `node` and `value`, `refresh`: everybody repeats its updates."""
+    `link_down` and `link_up` between `node` and `value`, the `cost` of that link, `refresh`: everybody repeats its
+    updates."""
 
     kind: str
     node: int = 0
     value: int = 0
+    cost: int = 0
 
 
 COLD_START = (Step("originate"),)
@@ -222,15 +232,15 @@ def _kernel(is_compiled: bool) -> Callable[..., None]:
 def _rows(made: Columns, steps: Sequence[Step]) -> Int64:
     rows = np.zeros((len(steps), 3), np.int64)
     for index, step in enumerate(steps):
-        subject = step.node
-        if step.kind == "link_down":
+        subject, value = step.node, step.value
+        if step.kind in OF_LINKS:
             found = made.slot_by_ends.get((step.node, step.value))
             if found is None:
                 raise BatchError(f"there is no link from {step.node} to {step.value}")
-            subject = found
+            subject, value = found, step.cost
         elif step.kind not in KINDS or not 0 <= step.node < len(made.nodes):
             raise BatchError(f"there is no step {step}")
-        rows[index] = KINDS[step.kind], subject, step.value
+        rows[index] = KINDS[step.kind], subject, value
     return rows
 
 

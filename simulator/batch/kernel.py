@@ -94,9 +94,8 @@ LAST_CHANGE_AT = 8
 CHANGES_KEPT = 9  # of those in `changes`; the others are only counted
 STATE_SIZE = 10
 
-# Kinds of steps, and their columns: kind, node or slot, value.
-ORIGINATE, SET_FEE, LINK_DOWN = range(3)
-REFRESH = 3  # everybody repeats its updates (section 3.7.1)
+# Kinds of steps, and their columns: kind, node or slot, value. REFRESH: everybody repeats its updates (section 3.7.1).
+ORIGINATE, SET_FEE, LINK_DOWN, REFRESH, LINK_UP, SET_COST = range(6)
 STEP_TICKS = 2000  # from the beginning of a step to that of the next
 TICKS_MAX = 1500  # a step that has not settled by then never will: a fault, or a network of more than 500 hops
 
@@ -529,6 +528,25 @@ def lower_link(t: Tables, slot: int) -> None:
         reconsider(t, node)
 
 
+def raise_link(t: Tables, slot: int) -> None:
+    """At one end: a new neighbour is told everything at once."""
+    node = t.slots[slot, OWNER]
+    t.slots[slot, IS_UP] = 1
+    if t.nodes[node, IS_ANNOUNCED] == 1:
+        queue_one(t, node, slot)
+    flush(t, node)
+
+
+def set_cost(t: Tables, slot: int, cost: int) -> None:
+    """Selection.change_link_cost, at one end."""
+    node = t.slots[slot, OWNER]
+    t.slots[slot, COST] = cost
+    if t.slots[slot, HAS_ROUTE] == 1:
+        t.slots[slot, ROUTE_METRIC] = rules.metric_add(t.slots[slot, REFMETRIC], cost)
+        reconsider(t, node)
+    flush(t, node)
+
+
 def run_tick(t: Tables) -> None:
     """All that was sent in the last tick, by receiver, then by sender, then in the order in which it was sent."""
     turn = t.state[TICK] & 1
@@ -598,6 +616,12 @@ def begin_step(t: Tables, kind: int, subject: int, value: int, destination: int)
         flush(t, t.slots[subject, OWNER])
         lower_link(t, there)
         flush(t, t.slots[there, OWNER])
+    elif kind == LINK_UP:
+        raise_link(t, subject)
+        raise_link(t, t.slots[subject, REVERSE])
+    elif kind == SET_COST:
+        set_cost(t, subject, value)
+        set_cost(t, t.slots[subject, REVERSE], value)
     elif kind == REFRESH:
         for node in range(t.nodes.shape[0]):
             if t.nodes[node, IS_ANNOUNCED] == 1:

@@ -8,15 +8,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from simulator import sweep
-from simulator.commands.large import Progress
+from simulator import sweep, tables
+from simulator.commands.large import Progress, memory_size
+from simulator.dask_cluster import ClusterError
+from simulator.draft import graph_of
+from simulator.preflight import PreflightError, exact
 from simulator.scenario import ScenarioError
 from simulator.sweep import SweepError
+from simulator.tables import TableError
 
 EXAMPLES = """
 examples:
   meshsim sweep city.toml --vary routing.hello_interval=1,4 --seeds 10 --workers 2 --output sweep.jsonl
   meshsim sweep city.toml --vary demand.0.rate=1e6,4e6 --vary price.0.policy='"fixed","auto"' --output sweep.jsonl
+  meshsim sweep city.toml --seeds 100 --dask tcp://10.0.0.1:8786 --output sweep.jsonl --table sweep.parquet
   meshsim compare before.jsonl after.jsonl
   meshsim compare sweep.jsonl --by routing.hello_interval
 
@@ -33,7 +38,12 @@ def add_parser(commands: Any) -> None:
     run.add_argument("--vary", action="append", default=[], metavar="TABLE.KEY=VALUE,VALUE", help="may be repeated")
     run.add_argument("--seeds", type=int, default=1, help="0 up to this less one (default: 1)")
     run.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    run.add_argument("--dask", metavar="ADDRESS", help="run on this cluster, such as tcp://10.0.0.1:8786")
+    run.add_argument(
+        "--max-memory", type=memory_size, metavar="SIZE", help="refuse runs that need more each, such as 2G"
+    )
     run.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON lines; what is there is kept")
+    run.add_argument("--table", type=Path, metavar="FILE", help="write all rows there too: .csv or .parquet")
     run.set_defaults(handler=run_sweep)
     compare = commands.add_parser(
         "compare", help="two sweeps or result folders, by their means", epilog=EXAMPLES, formatter_class=formatter
@@ -52,14 +62,21 @@ def run_sweep(options: argparse.Namespace) -> int:
         document = sweep.read_document(options.scenario)
         variations = [sweep.parse_variation(text) for text in options.vary]
         wanted = sweep.cells(document, options.scenario.parent, variations, range(max(1, options.seeds)))
+        if options.max_memory is not None:
+            for cell in wanted:
+                graph = graph_of(cell.scenario(), cell.seed)
+                exact(len(graph), graph.number_of_edges()).check(options.max_memory)
         count = sweep.run(
             wanted,
             options.output,
             workers=options.workers,
+            dask=options.dask,
             progress=lambda done, whole: progress.show(done / whole, f"{done} of {whole} runs"),
         )
         rows = sweep.done(options.output)
-    except (SweepError, ScenarioError) as error:
+        if options.table is not None:
+            tables.write(options.table, sweep.columns(rows.values()))
+    except (SweepError, ScenarioError, ClusterError, TableError, PreflightError) as error:
         print(f"meshsim: {error}", file=sys.stderr)
         return 2
     except OSError as error:

@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import networkx as nx
 
 from payments.budget import Budget
 from routing.speaker import SpeakerConfig
-from simulator import adversaries, topology, topology_files
+from simulator import adversaries
+from simulator.draft import CARRIES_FOR_NOBODY, Break, Draft
 from simulator.exact.money import Bank
 from simulator.exact.traffic import Flow, Purse, Traffic
 from simulator.network import Network, Options
 from simulator.oracle import Oracle, solve
-from simulator.raw_graph import TopologyError
 from simulator.run import Watch, differences, few_collections
-from simulator.scenario import (
-    INTERNET,
-    FaultConfig,
-    LinkConfig,
-    MobilityConfig,
-    PriceConfig,
-    Scenario,
-    ScenarioError,
-    Selector,
-    read_file,
-    roles_of,
-    select,
-)
+from simulator.scenario import INTERNET, MobilityConfig, Scenario
 
 DEFAULT_LATENCY = 0.001
-MAX_NODES = 5000
-CARRIES_FOR_NOBODY = ("buyer", "leaf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +59,9 @@ class World:
         self.happenings: list[Happening] = []
         self.settled: list[float] = []  # for each of them, when the last route changed before the next one
         self.samples = Samples()
-        self.graph = graph_of(scenario, seed)
-        self._rng = random.Random(f"{seed}/scenario")
-        self.names: list[str] = [str(self.graph.nodes[node].get("name", node)) for node in sorted(self.graph)]
-        count = len(self.graph)
-        self.roles = roles_of(scenario.roles, count=count, names=self.names, rng=self._rng)
-        self._set_links()
-        self.price_by_node = self._prices()
-        self.fees = {n: self._rng.randint(*self.price_by_node[n].fee) for n in sorted(self.graph)}
+        self.draft = draft = Draft(scenario, seed)
+        self.graph, self.names, self.roles = draft.graph, draft.names, draft.roles
+        self.price_by_node, self.fees = draft.price_by_node, draft.fees
         routing = scenario.routing
         config = SpeakerConfig(
             router_id=b"\xff" * 7 + b"\0",
@@ -102,7 +82,9 @@ class World:
             leaves=[node for node, role in self.roles.items() if role in CARRIES_FOR_NOBODY],
         )
         self.bank = Bank(self.network, scenario.payments) if scenario.payments.enabled else None
-        self.traffic = Traffic(self.network, self._flows(), self.price_by_node, self.bank, self.fees)
+        self.traffic = Traffic(
+            self.network, self._flows(), self.price_by_node, self.bank, self.fees
+        )
         self.cheats: dict[int, str] = {}
         self._schedule()
         self.edges = sorted(tuple(sorted(edge)) for edge in self.graph.edges)
@@ -112,104 +94,32 @@ class World:
         self._totals_before = (0, 0)
         self.network.call_at(scenario.run.sample_interval, self._sample)
 
-    def select(self, selector: Selector) -> list[int]:
-        return select(selector, count=len(self.graph), roles=self.roles, names=self.names, rng=self._rng)
-
     # --- what the scenario says
 
-    def _set_links(self) -> None:
-        for table in self.scenario.links:
-            for a, b in table.between or sorted(tuple(sorted(edge)) for edge in self.graph.edges):
-                if not self.graph.has_edge(a, b):
-                    raise ScenarioError(f"[[link]]: there is no link between {a} and {b}")
-                self.set_link(self.graph.edges[a, b], table)
-
-    def set_link(self, edge: dict[str, object], table: LinkConfig) -> None:
-        if table.kind is not None:
-            edge["kind"] = table.kind
-        for name in ("cost", "queue"):
-            if (whole := getattr(table, name)) is not None:
-                edge[name] = self._rng.randint(*whole)
-        for name in ("latency", "loss", "bandwidth"):
-            if (limits := getattr(table, name)) is not None:
-                edge[name] = self._rng.uniform(*limits) if limits[0] != limits[1] else limits[0]
-
-    def _prices(self) -> dict[int, PriceConfig]:
-        found = dict.fromkeys(range(len(self.graph)), PriceConfig())
-        for table in self.scenario.prices:
-            found.update(dict.fromkeys(self.select(table.nodes), table))
-        return found
-
     def _flows(self) -> list[Flow]:
+        """Those of one source for one table share its purse."""
+        purses: dict[tuple[int, int], Purse | None] = {}
         flows = []
-        for demand in self.scenario.demands:
-            destinations = [INTERNET] if demand.destination is None else self.select(demand.destination)
-            limits = demand.budget_limits()
-            for source in self.select(demand.source):
-                purse = Purse(Budget(limits)) if any(limits.values()) else None
-                flows += [
-                    Flow(source, destination, demand, purse=purse)
-                    for destination in destinations
-                    if source != destination and not (destination == INTERNET and self.roles[source] == "gateway")
-                ]
+        for source, destination, demand in self.draft.flows():
+            who = (id(demand), source)
+            if who not in purses:
+                limits = demand.budget_limits()
+                purses[who] = Purse(Budget(limits)) if any(limits.values()) else None
+            flows.append(Flow(source, destination, demand, purse=purses[who]))
         return flows
 
     def _schedule(self) -> None:
-        for fault in self.scenario.faults:
-            self._plan(fault, self.select(fault.nodes), "[[fault]]: ")
-        for churn in self.scenario.churns:
-            if churn.trace:
-                self._follow_trace(churn.trace)
-                continue
-            for node in self.select(churn.nodes):
-                rng = random.Random(f"{self.seed}/churn/{node}")
-                at = churn.start + rng.expovariate(1 / churn.mean_up)
-                while at < min(churn.stop, self.scenario.run.duration):
-                    back = at + rng.expovariate(1 / churn.mean_down)
-                    self._plan(FaultConfig(at=at, kind="node_down"), [node])
-                    self._plan(FaultConfig(at=back, kind="node_up"), [node])
-                    at = back + rng.expovariate(1 / churn.mean_up)
+        for item in self.draft.faults():
+            self.network.call_at(item.fault.at, partial(self._break, item))
         for mobility in self.scenario.mobilities:
             Walk(self, mobility)
         for adversary in self.scenario.adversaries:
-            nodes = self.select(adversary.nodes)
+            nodes = self.draft.select(adversary.nodes)
             self.cheats.update(dict.fromkeys(nodes, adversary.kind))
             adversaries.install(self, adversary, nodes)
 
-    def _follow_trace(self, name: str) -> None:
-        text = read_file(self.scenario.base / name).decode(errors="replace")
-        for number, row in enumerate(csv.reader(io.StringIO(text)), start=1):
-            if not row or row[0].lstrip().startswith("#"):
-                continue
-            try:
-                at, kind, *ends = (cell.strip() for cell in row)
-                numbers = [int(end) for end in ends]
-                is_link = kind.startswith("link")
-                if kind not in ("node_down", "node_up", "link_down", "link_up") or len(numbers) != 1 + is_link:
-                    raise ValueError("a row is seconds, node_down|node_up|link_down|link_up, and one or two nodes")
-                links = ((numbers[0], numbers[1]),) if is_link else ()
-                fault = FaultConfig(at=float(at), kind=kind, links=links)
-                if not 0 <= fault.at < math.inf or not all(0 <= node < len(self.graph) for node in numbers):
-                    raise ValueError("no such time or node")
-            except ValueError as error:
-                raise ScenarioError(f"{name}, line {number}: {error}") from error
-            try:
-                self._plan(fault, [] if is_link else numbers)
-            except ScenarioError as error:
-                raise ScenarioError(f"{name}, line {number}: {error}") from error
-
-    def _plan(self, fault: FaultConfig, nodes: list[int], where: str = "") -> None:
-        """`where` begins the message of the ScenarioError that it may raise."""
-        links = fault.links
-        if not fault.kind.startswith("node"):
-            links = links or tuple(sorted((min(edge), max(edge)) for edge in self.graph.edges))
-            for a, b in links:
-                if not self.graph.has_edge(a, b):
-                    raise ScenarioError(f"{where}there is no link between {a} and {b}")
-        self.network.call_at(fault.at, lambda: self._break(fault, nodes, links))
-
-    def _break(self, fault: FaultConfig, nodes: list[int], links: tuple[tuple[int, int], ...]) -> None:
-        network = self.network
+    def _break(self, item: Break) -> None:
+        network, fault, nodes, links = self.network, item.fault, item.nodes, item.links
         for node in nodes:
             if fault.kind == "node_down":
                 network.fail_node(node, carrier_lost=fault.carrier_lost)
@@ -231,7 +141,7 @@ class World:
         is_bad = fault.kind in ("node_down", "link_down") or (fault.kind == "loss" and fault.value > 0)
         shown = links if len(links) <= 20 else ()
         self.settled.append(network.now)
-        self.happenings.append(Happening(network.now, what, tuple(nodes), shown, is_bad))
+        self.happenings.append(Happening(network.now, what, nodes, shown, is_bad))
 
     # --- while it runs
 
@@ -340,7 +250,7 @@ class Walk:
             data = world.graph.nodes[node]
             place = data.get("pos") or (self._rng.random(), self._rng.random())
             self._position[node] = (float(place[0]), float(place[1]))
-        self._movers = {node: self._leg() for node in world.select(config.nodes)}
+        self._movers = {node: self._leg() for node in world.draft.select(config.nodes)}
         world.network.call_at(config.interval, self._step)
 
     def _leg(self) -> tuple[tuple[float, float], float]:
@@ -374,21 +284,9 @@ class Walk:
             edge: dict[str, object] = {"cost": self._rng.randint(low, high)}
             for table in world.scenario.links:
                 if not table.between:
-                    world.set_link(edge, table)
+                    world.draft.set_link(edge, table)
             world.network.add_link(a, b, **edge)
             if (min(a, b), max(a, b)) not in world.edges:
                 world.edges.append((min(a, b), max(a, b)))
         elif not is_near and world.graph.has_edge(a, b):
             world.network.remove_link(a, b)
-
-
-def graph_of(scenario: Scenario, seed: int) -> nx.Graph:
-    """Raises ScenarioError."""
-    config = scenario.topology
-    try:
-        if config.file:
-            path = scenario.base / config.file
-            return topology_files.read(path, component=config.component, default_cost=config.cost[0])
-        return topology.build(config.graph, random.Random(f"{seed}/graph"), config.cost, max_nodes=MAX_NODES)
-    except TopologyError as error:
-        raise ScenarioError(f"[topology]: {error}") from error

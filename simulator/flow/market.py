@@ -80,7 +80,12 @@ class RuleRun:
     rounds: list[Round]
     load: Floats
     price: Floats  # announced, msat per GB
-    reached: int
+    is_reached: NDArray[np.bool_]  # by a root
+    distance: Floats  # metric units, with the root's price
+
+    @property
+    def reached(self) -> int:
+        return int(self.is_reached.sum())
 
     def flapping(self, last: int = 20) -> float:
         """Mean share of nodes that move their routes in an interval, in the last ones."""
@@ -108,12 +113,14 @@ ANY_PRICE = Buyers()
 class Prices:
     """What each node asks and remembers, in `follow_rule`. Prices in msat per GB, `relay_cost` in metric units."""
 
-    def __init__(self, count: int, start: float, weight: float) -> None:
+    def __init__(self, start: Floats, weight: float) -> None:
+        count = len(start)
         self.weight = weight
-        self.fee = np.full(count, float(start))
-        self.announced = np.full(count, round(start), np.int64)
+        self.fee = start.copy()
+        self.announced = start.round().astype(np.int64)
         self.average = np.full(count, -1.0)
-        self.relay_cost = np.full(count, float(rules.price_metric(round(start), weight)))
+        metric = {int(fee): float(rules.price_metric(int(fee), weight)) for fee in np.unique(self.announced)}
+        self.relay_cost = np.array([metric[int(fee)] for fee in self.announced])
         self.asked = np.zeros(count, np.int64)  # for the whole way to a root
         self.patient_at = np.full(count, trees.NEVER)  # when a small gain has lasted for long enough
         self.lots = np.zeros(count)  # how many margins a lower price must gain; 0: none drawn yet
@@ -195,9 +202,12 @@ class Forest:
             )
         )
 
+    def is_reached(self) -> NDArray[np.bool_]:
+        return np.asarray(self.distance < trees.BARRED)
+
     def served(self, demand: Floats) -> Floats:
         """Of nodes that reach a root, and are none."""
-        served = np.where(self.distance < trees.UNREACHED, demand, 0.0)
+        served = np.where(self.is_reached(), demand, 0.0)
         served[self.roots] = 0.0
         return np.asarray(served)
 
@@ -276,9 +286,11 @@ def follow_rule(
     demand: Floats,
     capacity: Floats,
     *,
-    start_price: float = 100_000.0,
-    floor: float = 1_000.0,
-    ceiling: float = 100_000_000.0,
+    start_price: float | Floats = 100_000.0,
+    floor: float | Floats = 1_000.0,
+    ceiling: float | Floats = 100_000_000.0,
+    is_auto: bool | NDArray[np.bool_] = True,
+    is_barred: bool | NDArray[np.bool_] = False,
     rounds: int = 100,
     sticky_fraction: float = 0.1,
     sticky_timeout: float = 16.0,
@@ -289,12 +301,17 @@ def follow_rule(
     is_compiled: bool = True,
     progress: Progress = lambda _round, _switched: None,
 ) -> RuleRun:
-    """`rounds` intervals of the daemons' rule. Prices in msat per GB. `sticky_fraction` < 0: without hysteresis.
+    """`rounds` intervals of the daemons' rule, at nodes that are `is_auto`; others keep their `start_price`. Who
+    `is_barred` carries for nobody. Prices in msat per GB. `sticky_fraction` < 0: without hysteresis.
 
     `noise`: the demand of each node varies by up to this share of it, from interval to interval."""
     forest = Forest(mesh, roots, is_compiled=is_compiled)
     count = mesh.node_count
-    prices = Prices(count, start_price, price_weight)
+    prices = Prices(np.broadcast_to(np.asarray(start_price, float), count), price_weight)
+    barred = np.broadcast_to(np.asarray(is_barred), count)
+    prices.relay_cost[barred] = trees.BARRED
+    follows = np.broadcast_to(np.asarray(is_auto), count) & ~barred
+    limits = [np.broadcast_to(np.asarray(limit, float), count).copy() for limit in (floor, ceiling)]
     rng = np.random.default_rng(seed)
     forest.grow(prices.relay_cost)
     forest.stick(prices, forest.parent.copy(), np.zeros((2, count)), now=0.0, fraction=-1.0)
@@ -303,8 +320,8 @@ def follow_rule(
     load, _ = forest.load(buyers.wanted(demand, prices.asked[forest.parent]))
     step = forest.kernel(trees.step_prices)
     for number in range(1, rounds + 1):
-        limits = (floor, ceiling, price_weight)
-        step(prices.fee, prices.announced, prices.average, load, capacity, *limits, prices.relay_cost)
+        state = (prices.fee, prices.announced, prices.average)
+        step(*state, load, capacity, *limits, follows, price_weight, prices.relay_cost)
         before = forest.parent.copy()
         now, draws = number * pricing.PRICE_INTERVAL, rng.random((2, count))
         switched = forest.stick(prices, before, draws, now=now, fraction=sticky_fraction, timeout=sticky_timeout)
@@ -312,7 +329,7 @@ def follow_rule(
         load, _ = forest.load(wanted * rng.uniform(1 - noise, 1 + noise, count) if noise else wanted)
         history.append(_round(switched / count, load, capacity, prices.announced))
         progress(number, switched / count)
-    return RuleRun(history, load, prices.announced.astype(float), forest.reached)
+    return RuleRun(history, load, prices.announced.astype(float), forest.is_reached(), forest.distance)
 
 
 def _round(switched: float, load: Floats, capacity: Floats, announced: NDArray[np.int64]) -> Round:

@@ -15,6 +15,7 @@ from routing.selection import PRICE_PATIENCE
 Array = Any
 UNREACHED = 1e300
 NEVER = 1e300
+BARRED = 1e12  # what it costs to go through a node that carries for nobody
 ROOT = -2  # as a parent; -1: not reached
 
 
@@ -258,14 +259,18 @@ def step_prices(  # noqa: PLR0917 - numba takes no keyword-only arguments
     average: Array,
     load: Array,
     capacity: Array,
-    floor: float,
-    ceiling: float,
+    floor: Array,
+    ceiling: Array,
+    is_auto: Array,
     weight: float,
     relay_cost: Array,
 ) -> None:
-    """One interval of the daemon's price rule, at every node."""
+    """One interval of the daemon's price rule, at every node that follows it."""
     for node in range(len(price)):
+        if not is_auto[node]:
+            continue
+        low, high = floor[node], ceiling[node]
         average[node] = pricing.smooth_load(average[node], load[node])
-        price[node] = pricing.price_step(price[node], average[node], capacity[node], floor, ceiling)
-        announced[node] = pricing.announced_price(price[node], announced[node], int(floor), int(ceiling))
+        price[node] = pricing.price_step(price[node], average[node], capacity[node], low, high)
+        announced[node] = pricing.announced_price(price[node], announced[node], int(low), int(high))
         relay_cost[node] = rules.price_metric(announced[node], weight)

@@ -184,7 +184,7 @@ def test_a_dearer_way_is_left_when_the_lot_of_the_price_of_the_whole_way_says_so
     nx.set_edge_attributes(graph, 1, "cost")
     mesh = from_graph(graph)
     place = rank_of(mesh)
-    forest, prices = Forest(mesh, [place[0]]), market.Prices(6, 1_000_000, WEIGHT)
+    forest, prices = Forest(mesh, [place[0]]), market.Prices(np.full(6, 1e6), WEIGHT)
     for node, fee in ((0, 0), (1, 4_000_000), (3, 4_000_001)):
         prices.announced[place[node]] = fee
 
@@ -227,7 +227,7 @@ def test_prices_by_the_rule_settle_and_without_hysteresis_routes_flap() -> None:
 def test_hysteresis_makes_no_loop(seed: int, fraction: float) -> None:
     rng = np.random.default_rng(seed)
     mesh = geometric(120, 6, seed=seed % 1000)
-    forest, prices = Forest(mesh, [3, 77]), market.Prices(120, 0, WEIGHT)
+    forest, prices = Forest(mesh, [3, 77]), market.Prices(np.zeros(120), WEIGHT)
     for number in range(6):
         prices.announced[:] = rng.integers(0, 2_000_000, mesh.node_count)
         prices.relay_cost[:] = [rules.price_metric(int(price), WEIGHT) for price in prices.announced]
