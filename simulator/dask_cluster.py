@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-CONNECT_TIMEOUT = 20  # seconds
+CONNECT_TIMEOUT = 60  # seconds
 
 
 class ClusterError(Exception):
