@@ -1,6 +1,6 @@
 """Before a large run: about how long it will take and how much memory, and whether that is allowed.
 
-The constants were measured on a machine of two cores (docs/simulator.md); they are right within a factor of two or so.
+The constants were measured on a machine of two cores (docs/fidelities.md); they are right within a factor of two or so.
 """
 
 from __future__ import annotations
