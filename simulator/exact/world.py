@@ -82,9 +82,7 @@ class World:
             leaves=[node for node, role in self.roles.items() if role in CARRIES_FOR_NOBODY],
         )
         self.bank = Bank(self.network, scenario.payments) if scenario.payments.enabled else None
-        self.traffic = Traffic(
-            self.network, self._flows(), self.price_by_node, self.bank, self.fees
-        )
+        self.traffic = Traffic(self.network, self._flows(), self.price_by_node, self.bank, self.fees)
         self.cheats: dict[int, str] = {}
         self._schedule()
         self.edges = sorted(tuple(sorted(edge)) for edge in self.graph.edges)
