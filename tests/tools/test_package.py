@@ -33,6 +33,12 @@ def test_the_service_has_two_capabilities_and_its_own_user() -> None:
     assert (service["Type"], service["StateDirectoryMode"], service["ProtectSystem"]) == ("notify", "0700", "strict")
 
 
+def test_what_a_killed_daemon_has_counted_is_left_to_the_next_one() -> None:
+    service = _unit()["Service"]
+    assert service["Restart"] == "on-failure"
+    assert not {"ExecStop", "ExecStopPost", "ExecStartPre"} & set(service)  # nothing cleans before it has read
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze on this machine")
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     unit = tmp_path / "meshd.service"
