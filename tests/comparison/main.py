@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from tools.comparison import lab, published
+from tests.comparison import lab, published
 
 VERBS: dict[str, Callable[[Sequence[str] | None], int]] = {"babeld": published.main, "lab": lab.main}
 USAGE = """usage: tools/compare babeld|lab [--help]

@@ -7,8 +7,8 @@ import math
 import pytest
 
 from routing.config import SpeakerConfig
-from tools.comparison import published
-from tools.comparison.published import Point, compare, margin, reached_at
+from tests.comparison import published
+from tests.comparison.published import Point, compare, margin, reached_at
 
 
 def test_babelds_timers_give_babelds_published_curve() -> None:
