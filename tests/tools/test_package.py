@@ -12,9 +12,13 @@ from pathlib import Path
 import pytest
 
 from meshd import __version__
+from tests.tools.tutorial_tree import steps
 from tools.packager import main as packager
 
 TREE = Path(__file__).parent / "package_tree.sh"
+TUTORIAL_TREE = Path(__file__).parent / "tutorial_tree.py"
+TUTORIAL = Path(__file__).parents[2] / "docs/tutorial.md"
+PACKAGES = "python3,nftables,iproute2,passwd,wireguard-go"
 ASKED = "MESHD_TEST_PACKAGE"
 
 
@@ -89,15 +93,40 @@ def test_a_step_that_fails_is_named(capfd: pytest.CaptureFixture[str], monkeypat
     assert "the wheel of meshd: no such index" in capfd.readouterr().err
 
 
-@pytest.mark.skipif(not os.environ.get(ASKED), reason=f"minutes of downloads and debootstrap: set {ASKED}=1")
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("debootstrap") is None, reason="needs root and debootstrap")
-def test_it_is_installed_runs_and_leaves_nothing_in_a_fresh_debian(tmp_path: Path) -> None:
+needs_a_tree = [
+    pytest.mark.skipif(not os.environ.get(ASKED), reason=f"minutes of downloads and debootstrap: set {ASKED}=1"),
+    pytest.mark.skipif(os.geteuid() != 0 or shutil.which("debootstrap") is None, reason="needs root and debootstrap"),
+]
+
+
+def _in_a_tree(tmp_path: Path, packages: str, program: list[str], *arguments: str) -> str:
+    """What the program says of a package that was built just now, and a fresh Debian 12 with these packages."""
     tree = tmp_path / "debian"
-    packages = "python3,nftables,iproute2,passwd,wireguard-go"
     subprocess.run(["debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", str(tree)], check=True)
     package = packager.build("amd64", tmp_path)
-    command = ["unshare", "--mount", "bash", str(TREE), str(package), str(tree), f"pk{os.getpid()}"]
+    command = ["unshare", "--mount", *program, str(package), str(tree), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"meshd {__version__}" in done.stdout
-    assert done.stdout.splitlines()[-1] == "nothing is left"
+    return done.stdout
+
+
+@pytest.mark.parametrize("packages", [pytest.param(PACKAGES, marks=needs_a_tree)])
+def test_it_is_installed_runs_and_leaves_nothing_in_a_fresh_debian(tmp_path: Path, packages: str) -> None:
+    said = _in_a_tree(tmp_path, packages, ["bash", str(TREE)], f"pk{os.getpid()}")
+    assert f"meshd {__version__}" in said
+    assert said.splitlines()[-1] == "nothing is left"
+
+
+@pytest.mark.parametrize("packages", [pytest.param(f"{PACKAGES},sudo,curl,iputils-ping", marks=needs_a_tree)])
+def test_the_tutorial_is_true_on_three_fresh_debians(tmp_path: Path, packages: str) -> None:
+    program = [sys.executable, str(TUTORIAL_TREE), str(TUTORIAL)]
+    said = _in_a_tree(tmp_path, packages, program, str(tmp_path), f"tu{os.getpid()}")
+    assert said.splitlines()[-1] == "the page is true"
+
+
+def test_every_command_of_the_tutorial_says_where() -> None:
+    page = TUTORIAL.read_text()
+    found = list(steps(page))
+    assert len(found) > 20
+    assert page.count("```sh") == page.count('```sh title="On ')
+    assert {node for nodes, _ in found for node in nodes} == {"ada", "ben", "cay"}
