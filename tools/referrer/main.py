@@ -22,9 +22,12 @@ DEFAULT = Path(__file__).resolve().parents[2] / "docs" / "reference"
 def files() -> dict[str, str]:
     """By path below the directory that they go to."""
     made = all_pages()
+    listed = ["# JSON Schemas of meshctl --json", ""]
     for command in COMMANDS:
-        name = f"schemas/meshctl-{command.words.replace(' ', '-')}.schema.json"
-        made[name] = json.dumps(envelope(command), indent=1) + "\n"
+        name = f"meshctl-{command.words.replace(' ', '-')}.schema.json"
+        made[f"schemas/{name}"] = json.dumps(envelope(command), indent=1) + "\n"
+        listed.append(f"- [`meshctl {command.words}`]({name})")
+    made["schemas/README.md"] = "\n".join(listed) + "\n"
     return made
 
 

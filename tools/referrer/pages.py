@@ -53,9 +53,10 @@ def meshctl_page() -> str:
     intro = """
 Every command takes `--json`: one object on stdout, `{"version": 1, "command": ..., "result": ...}` or
 `{"version": 1, "error": {"code": ..., "message": ...}}`; what is said to people besides goes to stderr. With `--watch`
-it is one such object a line. The JSON Schema of each is in [schemas](schemas/), and `meshctl schema` prints it. A field
-may be added within a version; one that is there keeps its name, unit and meaning. Money is msat, as the names say.
-Commands that move money or change who is carried ask first; with `--json`, or without a terminal, they want `--yes`."""
+it is one such object a line. The JSON Schema of each is in [schemas](schemas/README.md); `meshctl schema` prints it,
+too. A field may be added within a version; one that is there keeps its name, unit and meaning. Money is msat, as the
+names say. Commands that move money or change who is carried ask first; with `--json`, or without a terminal, they want
+`--yes`."""
     parser = build_parser()
     return _page("meshctl", intro, "## Exit codes", codes, *(_command(parser, command) for command in COMMANDS))
 

@@ -1,0 +1,1 @@
+"""What tools/docs runs: the reference, a search for dead links, and mkdocs."""
