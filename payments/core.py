@@ -335,7 +335,7 @@ class Core:
             counts = self.peers[key].book.record(key) if key in self.peers else None
             if counts is not None and not self.peers[key].ledger.is_empty:
                 changes.append(counts)
-        changes += [self.peers[key].credit.write() for key in self._dirty_credits]
+        changes += [self.peers[key].credit.write() for key in self._dirty_credits if key in self.peers]
         for channel_id in self._dirty_channels:
             channel = self.channels[channel_id]
             channel.check()

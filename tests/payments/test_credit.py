@@ -368,6 +368,16 @@ def world_hello(world: World) -> bytes:
     return msg.encode(msg.Hello(msg.PROTOCOL_VERSION, "regtest", "credit", LIMIT))
 
 
+def test_a_stranger_that_acknowledges_nothing_and_goes_stops_nobody() -> None:
+    world = connected()
+    receipt = msg.CreditReceipt(0, 0, notary(world.a, world.b).sign_receipt((0, 0)), ACCOUNTS)
+    assert not [o for o in say(world, receipt) if isinstance(o, ev.PeerFaultSeen)]
+    world.b.give(ev.PeerDisconnected(world.a.key))
+    assert world.b.engine.ledgers() == []
+    world.advance(10.0)
+    assert world.b.store.credits == {}
+
+
 def test_credit_messages_mean_nothing_where_channels_are_agreed_on() -> None:
     world = World()
     world.connect()
