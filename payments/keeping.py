@@ -139,7 +139,7 @@ def handle_keep(core: Core, peer: Peer, message: Keep, *, now: float) -> None:
     if now < peer.keep_again_at:
         raise PeerFaultError("leaves something with us too often")
     peer.keep_again_at = now + core.config.keep_interval / 2
-    if peer.ledger.is_empty and not peer.channels:
+    if not (peer.ledger.sent_msat or peer.ledger.received_msat):  # bills and promises of channels cost nothing
         return
     if not peer.kept and sum(bool(other.kept) for other in core.peers.values()) >= MAX_KEEPERS:
         return

@@ -128,13 +128,15 @@ def test_who_leaves_too_much_or_too_often_is_refused(world: World) -> None:
 
 
 def test_strangers_fill_no_room() -> None:
-    """Who never owed or was owed anything leaves nothing: names cost nothing."""
+    """Who never paid or was paid anything leaves nothing: names cost nothing, nor do bills."""
+    bill = msg.Statement(msg.Accounts.of(billed_units=1, accepted_units=0, seen_units=0))
     world = World(keep_for_neighbours=True)
     for number in range(MAX_KEEPERS + 10):
         stranger = number.to_bytes(32, "big")
         world.a.give(ev.PeerConnected(stranger))
         world.a.give(ev.ReceivedMessage(stranger, msg.encode(hello_of(world))))
-        world.a.give(ev.ReceivedMessage(stranger, msg.encode(msg.Keep(b"mine"))))
+        for message in (bill, msg.Keep(b"mine")):
+            world.a.give(ev.ReceivedMessage(stranger, msg.encode(message)))
         world.a.give(ev.PeerDisconnected(stranger))
     world.advance(10.0)
     assert world.a.store.kept == {}
