@@ -30,6 +30,8 @@ def propose(core: Core, peer: Peer, channel: Channel) -> None:
     """Again in each session and at each block, until the payee has signed; with a higher fee when that is due."""
     if core.fee_rate is None or not peer.is_ready or not channel.payout_script:
         return
+    if channel.splice is not None:
+        return  # an old backup of ours had forgotten it: this output is, or is about to be, another one
     outputs = ((channel.terms.payer_change_script, 0), *payout(channel.payout_script, channel.paid_sat))
     fee_sat = fee(channel.terms, outputs, core.fee_rate)
     if channel.spend_raw is not None:

@@ -76,6 +76,7 @@ _PAYER: Table = {
     (_SPLICING, Cause.EXPIRED): _REFUNDING,
     (_COOPERATING, Cause.CLAIM_SEEN): _CLAIMING,
     (_COOPERATING, Cause.EXPIRED): _REFUNDING,
+    (_COOPERATING, Cause.SPLICE_CONFIRMED): _OPEN,  # an old backup of ours had forgotten it
     (_CLOSING, Cause.SPLICE_CONFIRMED): _CLOSING,
     (_CLOSING, Cause.CLAIM_OVERDUE): _COOPERATING,
     (_CLOSING, Cause.CLAIM_SEEN): _CLAIMING,

@@ -40,6 +40,7 @@ from payments.messages import (
     SpliceSigned,
 )
 from payments.mutual_tx import (
+    LOCKTIME,
     SpliceError,
     build_splice,
     check_splice,
@@ -110,6 +111,8 @@ def _roll_over(core: Core, peer: Peer, channel: Channel, plan: SplicePlan, rest_
     if capacity_sat < core.config.min_capacity_sat or _is_too_dear(core, capacity_sat):
         return False
     new = replace(plan.terms, capacity_sat=capacity_sat)
+    if channel.cumulative_msat > plan.base_msat + new.max_paid_sat * MSAT_PER_SAT:
+        return False  # paid since it was planned: the new output would not hold it, and the payee refuse it
     transaction = build_splice(
         channel.outpoint, new, paid_out_sat=paid_out_sat, payout_script=channel.payout_script, fee_sat=fee_sat
     )
@@ -225,11 +228,14 @@ def handle_reject(core: Core, peer: Peer, message: RejectSplice, *, now: float) 
     splice = channel.splice
     if splice is None or splice.is_signed or splice.funding.txid != message.txid:
         return
-    if channel.state is not ChannelState.SPLICING:
+    if channel.state not in (ChannelState.SPLICING, ChannelState.CLOSING):
         return
     channel.splice = None
     channel.is_splice_refused = message.code != REJECT_NOT_READY
-    core.move(channel, Cause.SPLICE_REJECTED, f"code {message.code}")
+    if channel.state is ChannelState.SPLICING:
+        core.move(channel, Cause.SPLICE_REJECTED, f"code {message.code}")
+    else:
+        core.channel_changed(channel)  # the payee began to claim meanwhile: nothing is in the way of closing together
     core.emit(ReleaseFunding(message.txid))
     peer.open_retry_at = now + core.config.open_retry_interval
 
@@ -259,6 +265,7 @@ def learn(core: Core, channel: Channel, message: ChannelSync) -> Stage | None:
     channel.add_splice(new, core.key_of(channel.channel_id))
     if channel.state in (ChannelState.PENDING, ChannelState.OPEN):
         core.move(channel, Cause.SPLICE_AGREED, "as the payee shows")
+    channel.is_close_wanted = channel.is_close_wanted or channel.state is ChannelState.COOPERATING
     core.channel_changed(channel)
     return stage
 
@@ -281,6 +288,10 @@ def handle_splice(core: Core, peer: Peer, message: SpliceChannel) -> None:
         return
     if message.number <= channel.number:
         return  # we have seen it confirmed, and the payer has not
+    if channel.offered is not None:  # the chain is asked for the inputs of one proposal at a time
+        if channel.offered.funding.txid != txid:
+            core.send(peer, RejectSplice(channel.channel_id, txid, REJECT_NOT_READY))
+        return
     code = _objection(core, channel, message)
     if code is None:
         _take_last_payment(core, peer, channel, message)
@@ -402,6 +413,8 @@ def recover(core: Core, channel: Channel, spending_raw: bytes, *, height: int) -
     if channel.state not in (ChannelState.PENDING, ChannelState.OPEN, ChannelState.SPLICING, ChannelState.CLOSING):
         return False
     transaction = parse_transaction(spending_raw)
+    if transaction.locktime != LOCKTIME:
+        return False  # a refund, with as many outputs as the payer likes: to search them all would take minutes
     paid_out_sat = paid_to(spending_raw, channel.payout_script) if channel.payout_script else 0
     base_msat = channel.base_msat + paid_out_sat * MSAT_PER_SAT
     if channel.direction is Direction.IN and channel.cumulative_msat > base_msat:

@@ -11,8 +11,9 @@ from embit.transaction import Transaction, TransactionOutput
 from payments import events as ev
 from payments import messages as msg
 from payments.channel import Channel
+from payments.core import SplicePlan
 from payments.records import ChannelState, Direction
-from payments.splicing import RIPE_DEPTH
+from payments.splicing import RIPE_DEPTH, recover
 from tests.payments.test_engine import assert_settled
 from tests.payments.world import Crash, Node, World
 
@@ -300,6 +301,72 @@ def test_an_input_whose_id_can_still_change_is_rejected() -> None:
     trade(world, 100_000)  # the payer opens another channel instead
     world.mine()
     assert len(world.a.channels(direction=Direction.OUT)) == 2
+
+
+def test_the_chain_is_asked_for_one_proposal_at_a_time() -> None:
+    """Each question is as many requests to a backend as there are inputs."""
+    world = small()
+    honest, payee = proposal(world)
+    other = replace_struct(honest, raw=altered(honest.raw, more=600))
+    asked = [o for message in (honest, honest, other) for o in say(world, message) if isinstance(o, ev.InspectInputs)]
+    assert len(asked) == 1
+    world.work(world.b)
+    assert payee.state is ChannelState.SPLICING and not world.b.notices(ev.PeerFaultSeen)
+
+
+def test_a_proposal_that_meets_a_claim_is_withdrawn() -> None:
+    """Else the payer could not close together, and what its wallet added would stay set aside until the expiry."""
+    world = small()
+    honest, _ = proposal(world)
+    payer = channel_of(world.a)
+    world.b.give(ev.OperatorCloseChannels())
+    world.deliver(world.a, 100)
+    assert payer.state is ChannelState.CLOSING and payer.splice is not None
+    say(world, honest)
+    world.deliver(world.a, 100)
+    released = [o.txid for o in world.a.log if isinstance(o, ev.ReleaseFunding)]
+    assert payer.splice is None and released == [Transaction.parse(honest.raw).hash()]
+
+
+def test_a_close_that_an_old_backup_began_goes_on_after_the_splice_that_it_had_forgotten() -> None:
+    world = small()
+    backup = world.a.store.copy()
+    trade(world, 1_600_000)
+    world.mine()
+    trade(world, 300_000)
+    world.advance(5.0)
+    world.a.store = backup
+    world.crash(world.a)
+    world.a.todo.clear()  # the payee is the first to tell
+    world.a.give(ev.ChainTipChanged(world.chain.height, world.chain.fee_rate))
+    world.a.give(ev.OperatorCloseChannel(channel_of(world.a).channel_id))
+    world.connect()
+    world.pump()
+    assert channel_of(world.a).state is ChannelState.COOPERATING and channel_of(world.a).splice is not None
+    world.mine(3)
+    assert [c.state for node in world.nodes for c in node.channels()] == [ChannelState.CLOSED] * 2
+    assert world.a.ledger(world.b).sent_msat == world.b.ledger(world.a).received_msat == 1_900_001
+
+
+def test_a_refund_is_not_searched_for_a_splice() -> None:
+    """It may have thousands of outputs, and each is compared with thousands of expiries."""
+    world = small()
+    honest, _ = proposal(world)
+    payer, core = channel_of(world.a), world.a.engine._core
+    assert not recover(core, payer, altered(honest.raw, locktime=payer.terms.expiry_height), height=core.height)
+    assert recover(core, payer, honest.raw, height=core.height)
+
+
+def test_what_was_paid_while_the_wallet_had_no_money_is_not_left_out_of_the_next_output() -> None:
+    world = small(capacity_sat=4_000)
+    trade(world, 1_000_000)
+    payer, core = channel_of(world.a), world.a.engine._core
+    world.mine(payer.terms.expiry_height - 3 * world.a.config.expiry_margin - world.chain.height)
+    plan = SplicePlan(payer.channel_id, replace(payer.terms, expiry_height=core.height + 60), 1_000_000)
+    core.peer(world.b.key).splicing = plan
+    payer.pay(payer.remaining_msat, core.key_of(payer.channel_id))
+    world.a.give(ev.FundingFailed(payer.channel_id, "no money"))
+    assert payer.splice is None and payer.state is ChannelState.OPEN
 
 
 def test_a_payment_on_one_output_alone_is_a_fault_while_there_are_two() -> None:
