@@ -17,7 +17,12 @@ _NFGENMSG = struct.Struct(">BBH")
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_USE = 1, 3, 4, 5, 6
 _HOOK_NUMBER = 1
 _FAMILIES = {1: "inet", 2: "ip", 5: "netdev", 7: "bridge", 10: "ip6"}
-_CARRYING_HOOKS = {"inet": (0, 2, 4), "ip": (0, 2, 4), "ip6": (0, 2, 4), "netdev": (0, 1)}  # not input, output, bridge
+_CARRYING_HOOKS = {
+    "inet": (0, 2, 4, 5),
+    "ip": (0, 2, 4),
+    "ip6": (0, 2, 4),
+    "netdev": (0, 1),
+}  # not input, output, bridge
 _ACCEPT = 1
 _OLD_TABLES = (Path("/proc/net/ip_tables_names"), Path("/proc/net/ip6_tables_names"))
 

@@ -156,6 +156,10 @@ class Agent:
             raw.bind((interface, 0))
             raw.send(bytes.fromhex(frame))
 
+    async def ask_for_routes(self) -> None:
+        """The lane does, for the next packet of each flow."""
+        self.kernel.lane.routes_changed()
+
     async def leave_lane(self) -> None:
         """All goes the long way from now on."""
         await self.kernel.lane.close()
@@ -164,6 +168,10 @@ class Agent:
         """Go over to empty sets when one has more than so many elements, at each reading."""
         meter_module._MANY_ELEMENTS = elements
         meter_module._ROTATION_INTERVAL = 0.0
+
+    async def keep_old(self, seconds: float) -> None:
+        """So long are sets kept in which nothing is counted any more."""
+        meter_module._KEEP_PERIOD = seconds
 
     async def set_size(self, elements: int, rest: int = 1024) -> None:
         """From the next loading of the rules."""

@@ -114,21 +114,27 @@ def test_tcp_is_counted_alike_when_it_comes_and_when_it_goes(nodes: Line, offloa
 def test_what_is_too_large_for_the_next_link_goes_the_long_way_and_is_cut_there(nodes: Line) -> None:
     a, b, c = nodes
     into_the_lane(nodes, 4)
+    a.run("sysctl -qw net.ipv4.ip_no_pmtu_disc=1")  # else a would cut them itself
     b.run("ip link set bc mtu 1300")
     try:
+        b.call("ask_for_routes")
         into_the_lane(nodes, 4)
+        carried_before = b.call("lane")["bytes"]
         read = {node.name: node.call("read")[:0] for node in nodes}
-        # Linux tells a the smaller MTU; what is sent before a knows is cut by b.
-        before = c.call("sunk")
-        a.run("ip route flush cache")
-        a.call("send_datagrams", c.ip4, 7000, 1350, _BURST)
-        assert eventually(lambda: c.call("sunk") >= before)
-        for node in nodes:
-            read[node.name] += node.call("read")
-        _, _, sent_on, received = sums(nodes, read)
-        assert sent_on == received
+        burst(a, c, 4, size=1350)
+
+        def all_read() -> bool:
+            for node in nodes:
+                read[node.name] += node.call("read")
+            whole, cut = _BURST * (1350 + 28), _BURST * (1350 + 28 + 20)
+            return sums(nodes, read) == [whole, whole, cut, whole]  # the last have been put together again
+
+        assert eventually(all_read), sums(nodes, read)
+        assert b.call("lane")["bytes"] == carried_before
     finally:
+        a.run("sysctl -qw net.ipv4.ip_no_pmtu_disc=0")
         b.run("ip link set bc mtu 1500")
+        b.call("ask_for_routes")
 
 
 @pytest.mark.parametrize("family", [6, 4])
@@ -163,13 +169,16 @@ def test_a_route_that_is_gone_holds_for_the_lane_at_once(nodes: Line) -> None:
     assert c.call("sunk") == before + _SIZE * _BURST
 
 
-def test_rules_of_others_for_what_is_carried_are_obeyed(nodes: Line) -> None:
+@pytest.mark.parametrize("hook", ["forward", 'ingress device "ba"'])
+def test_rules_of_others_for_what_is_carried_are_obeyed(nodes: Line, hook: str) -> None:
     a, b, c = nodes
     into_the_lane(nodes)
-    b.run("nft 'table inet operator { chain forward { type filter hook forward priority 0; udp dport 7001 drop; }; }'")
+    b.run(
+        f"nft 'table inet operator {{ chain theirs {{ type filter hook {hook} priority 0; udp dport 7001 drop; }}; }}'"
+    )
     try:
         assert eventually(lambda: b.call("read") is not None and b.call("lane")["flows"] == 0)
-        assert "inet operator forward" in b.call("lane")["problem"]
+        assert "inet operator theirs" in b.call("lane")["problem"]
         before = b.call("lane")["bytes"]
         burst(a, c)
         b.call("read")
@@ -178,6 +187,17 @@ def test_rules_of_others_for_what_is_carried_are_obeyed(nodes: Line) -> None:
         b.run("nft delete table inet operator")
     assert eventually(lambda: b.call("read") is not None and b.call("lane")["problem"] == "")
     into_the_lane(nodes)
+
+
+def test_what_is_not_carried_meets_the_filters_that_others_have_added_behind_ours(nodes: Line) -> None:
+    a, b, _ = nodes
+    away = "match ip6 protocol 17 0xff action mirred egress redirect dev lo"
+    b.run(f"tc filter add dev ba ingress pref 100 protocol ipv6 u32 {away}")
+    try:
+        a.call("send_datagrams", b.ip6, 7000, _SIZE, _BURST)
+        assert eventually(lambda: f" {_BURST} pkt" in b.run("tc -s filter show dev ba ingress"))
+    finally:
+        b.run("tc filter del dev ba ingress pref 100")
 
 
 def udp_frame(source_mac: str, target_mac: str, source: str, target: str, *, hop_limit: int = 64) -> str:

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 // The fast lane: carries packets of flows that the daemon put into `places`, at tc ingress, before nftables sees them.
 //
-// Only what is in no way unusual is carried here; all else is left to the kernel's own way (TC_ACT_OK), which meters
-// and polices it. A packet has the same length at layer 3 when it comes in and when it goes out, so that one count
+// Only what is in no way unusual is carried here; all else is left to the kernel's own way (TC_ACT_UNSPEC: filters that
+// the operator has added behind this one come first), which meters and polices it. A packet has the same length at layer 3 when it comes in and when it goes out, so that one count
 // serves both neighbours. The daemon's side is meshd/kernel/lane.py; why it is so, docs/adr/0016-a-fast-lane.md.
 // After a change: tools/lane, which compiles it into lane.json.
 
@@ -130,17 +130,17 @@ ALWAYS_INLINE int carry(struct __sk_buff *skb, const int has_mac)
 
   // Of several segments in one: what the other end sees may be cut in another way.
   if (skb->pkt_type != PACKET_HOST || skb->vlan_present || skb->gso_segs > 1)
-    return TC_ACT_OK;
+    return TC_ACT_UNSPEC;
   if (has_mac) {
     const struct ethhdr *ethernet = data;
     if (data + sizeof *ethernet > end)
-      return TC_ACT_OK;
+      return TC_ACT_UNSPEC;
     __builtin_memcpy(key.mac, ethernet->h_source, ETH_ALEN);
   }
   if (skb->protocol == NETWORK16(ETH_P_IP)) {
     const struct iphdr *ip = data + start;
     if ((void *)(ip + 1) > end || *(const __u8 *)ip != 0x45 || ip->ttl <= 1 || !is_ipv4_header_whole(ip))
-      return TC_ACT_OK;  // version 4, no options
+      return TC_ACT_UNSPEC;  // version 4, no options
     length = NETWORK16(ip->tot_len);
     key.source[2] = key.destination[2] = 0xffff0000;
     key.source[3] = route.ipv4_src = ip->saddr;
@@ -151,7 +151,7 @@ ALWAYS_INLINE int carry(struct __sk_buff *skb, const int has_mac)
   } else if (skb->protocol == NETWORK16(ETH_P_IPV6)) {
     const struct ipv6hdr *ip = data + start;
     if ((void *)(ip + 1) > end || ip->version != 6 || ip->hop_limit <= 1 || ip->nexthdr == 0)
-      return TC_ACT_OK;  // hop-by-hop options are for routers
+      return TC_ACT_UNSPEC;  // hop-by-hop options are for routers
     length = sizeof *ip + NETWORK16(ip->payload_len);
     __builtin_memcpy(key.source, &ip->saddr, 16);
     __builtin_memcpy(key.destination, &ip->daddr, 16);
@@ -161,16 +161,16 @@ ALWAYS_INLINE int carry(struct __sk_buff *skb, const int has_mac)
     route.l4_protocol = ip->nexthdr;
     route.flowinfo = *(const __u32 *)ip & 0xffffff0f;
   } else {
-    return TC_ACT_OK;
+    return TC_ACT_UNSPEC;
   }
   if (skb->len != start + length)  // padded, or cut off
-    return TC_ACT_OK;
+    return TC_ACT_UNSPEC;
   route.tot_len = length;
 
   struct flow *flow = find(&key);
   const struct head *head = map_lookup(places, &behind);
   if (!flow || !head)
-    return TC_ACT_OK;
+    return TC_ACT_UNSPEC;
   const __u64 now = now_ns();
   const int is_known = now < flow->looked_at + ROUTE_LIFETIME && flow->looked_at > head->routes_changed_at;
   // From a tunnel to a link the next hop's address is needed each time, to find where the header is to be made for.
@@ -178,14 +178,14 @@ ALWAYS_INLINE int carry(struct __sk_buff *skb, const int has_mac)
     if (now >= flow->long_way_at) {
       // The kernel asks now and then whether the neighbour is still there, and the meter sees that the flow goes on.
       flow->long_way_at = now + LONG_WAY_INTERVAL;
-      return TC_ACT_OK;
+      return TC_ACT_UNSPEC;
     }
     if (!is_its_way(skb, &route, flow))
-      return TC_ACT_OK;
+      return TC_ACT_UNSPEC;
     flow->looked_at = now;
     flow->mtu = route.mtu_result;
   } else if (length > flow->mtu) {
-    return TC_ACT_OK;
+    return TC_ACT_UNSPEC;
   }
 
   data = (void *)(long)skb->data;
@@ -193,14 +193,14 @@ ALWAYS_INLINE int carry(struct __sk_buff *skb, const int has_mac)
   if (skb->protocol == NETWORK16(ETH_P_IP)) {
     struct iphdr *ip = data + start;
     if ((void *)(ip + 1) > end)
-      return TC_ACT_OK;
+      return TC_ACT_UNSPEC;
     const __u32 sum = ip->check + 1;  // one less in the high byte of a word: RFC 1624
     ip->check = sum + (sum >= 0xffff);
     ip->ttl--;
   } else {
     struct ipv6hdr *ip = data + start;
     if ((void *)(ip + 1) > end)
-      return TC_ACT_OK;
+      return TC_ACT_UNSPEC;
     ip->hop_limit--;
     csum_update(skb, 0xfeff);  // what the network card has summed up, if it has: less 0x0100 as it lies in memory
   }
