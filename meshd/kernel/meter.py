@@ -23,7 +23,8 @@ from meshd.kernel.elements import elements
 from meshd.kernel.gate import Port
 from meshd.kernel.lane import Carried, Lane
 from meshd.kernel.netlink import NetlinkError, NetlinkSocket, Request, attribute, attributes
-from meshd.kernel.nft import COUNTER_SETS, SET_SIZE, TABLE, CounterSet, Direction, Nft
+from meshd.kernel.nft import COUNTER_SETS, SET_SIZE, TABLE, CounterSet, Direction, Nft, NftError
+from meshd.logs import Logger
 
 _NFT_MSG_GETSET, _NFT_MSG_GETSETELEM = (10 << 8) | 10, (10 << 8) | 13  # NFNL_SUBSYS_NFTABLES
 _NFGENMSG = struct.Struct(">BBH")
@@ -44,6 +45,8 @@ _MAX_TOTALS = 4096
 _GRACE_PERIOD = 0.1  # much more than a packet spends in the rules
 
 IPAddress = IPv4Address | IPv6Address
+
+log = Logger("meshd.kernel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +170,13 @@ class Meter:
         self._rotate_at = now + _ROTATION_INTERVAL
 
     async def _delete_old(self, *, now: float) -> None:
-        while self._old and now >= self._old[0][0]:
-            await self._nft.delete(self._old[0][1])
-            del self._old[0]
+        for entry in [entry for entry in self._old if now >= entry[0]]:
+            try:
+                await self._nft.delete(entry[1])
+            except NftError as error:  # an interface that was renamed has them in its chain; what was read is reported
+                log.warning("old counters not deleted yet", reason=error)
+                self._old.append((now + _KEEP_PERIOD, entry[1]))
+            self._old.remove(entry)
 
     async def _read_lane(self) -> None:
         """What was carried there, and who takes it from now on."""

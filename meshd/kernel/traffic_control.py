@@ -10,6 +10,8 @@ import errno
 import struct
 from dataclasses import dataclass
 
+import trio
+
 from meshd.kernel.netlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -31,6 +33,7 @@ _TCA_BPF_FD, _TCA_BPF_NAME, _TCA_BPF_FLAGS, _TCA_BPF_ID = 6, 7, 8, 11
 _DIRECT_ACTION = 1
 _ALL_PROTOCOLS, _PRIORITY = 0x0300, 1  # ETH_P_ALL in network order
 _GONE = (errno.ENODEV, errno.ENOENT, errno.EINVAL)
+_NO_FILTERS = (*_GONE, errno.EOPNOTSUPP)  # the last: a kernel without traffic control
 NAME = b"meshd"
 
 
@@ -49,12 +52,17 @@ class TrafficControl:
         """False: somebody else has something there. Raises NetlinkError, as where the kernel has no such thing."""
         if await self.filters(index):
             return False
-        try:
-            await self._netlink.request(Request(_RTM_NEWQDISC, _clsact(index), NLM_F_CREATE | NLM_F_EXCL))
-        except NetlinkError as error:
-            if error.code == errno.EEXIST:
-                return False
-            raise
+        with trio.CancelScope(shield=True):  # a qdisc without our filter in it would not be known as ours
+            try:
+                await self._netlink.request(Request(_RTM_NEWQDISC, _clsact(index), NLM_F_CREATE | NLM_F_EXCL))
+            except NetlinkError as error:
+                if error.code == errno.EEXIST:
+                    return False
+                raise
+            await self._add_filter(index, program_fd)
+        return True
+
+    async def _add_filter(self, index: int, program_fd: int) -> None:
         options = attribute(_TCA_BPF_FD, struct.pack("=I", program_fd)) + attribute(_TCA_BPF_NAME, NAME + b"\0")
         options += attribute(_TCA_BPF_FLAGS, struct.pack("=I", _DIRECT_ACTION))
         payload = _our_filter(index) + attribute(_TCA_OPTIONS, options)
@@ -63,7 +71,6 @@ class TrafficControl:
         except BaseException:
             await self.detach(index)
             raise
-        return True
 
     async def disarm(self, index: int) -> None:
         """Take the program away and leave the qdisc. No error if the interface is gone."""
@@ -91,7 +98,7 @@ class TrafficControl:
             try:
                 found += [_filter(message) for message in await self._netlink.dump(Request(_RTM_GETTFILTER, header))]
             except NetlinkError as error:
-                if error.code not in _GONE:
+                if error.code not in _NO_FILTERS:
                     raise
         return found
 

@@ -312,3 +312,22 @@ def test_a_kill_around_a_rotation_of_the_counters_bills_every_byte_once(tmp_path
         expected = 6 * 20 * 1048
         assert total(in_books, "forward_in") + total(found, "forward_in") == expected
         assert total(in_books, "out", interface="bc") + total(found, "out", interface="bc") == expected
+
+
+def test_old_sets_that_the_kernel_will_not_delete_hold_up_no_reading(tmp_path: Path) -> None:
+    with line(tmp_path, "mk-o-") as nodes:
+        a, b, _ = nodes
+        b.call("read")
+        b.call("rotate_at", 0)
+        b.call("keep_old", 0.0)
+        b.run("ip link set bc down && ip link set bc name other")  # its chain stays, and is not changed any more
+        for _ in range(3):
+            b.call("read")
+        a.call("send_datagrams", b.ip6, 7000, 1000, 20)
+        flows: list[Flow] = []
+
+        def counted() -> bool:
+            flows.extend(b.call("read"))
+            return total(flows, "in", interface="ba") == 20 * 1048
+
+        assert eventually(counted), flows

@@ -73,8 +73,12 @@ class Places:
         """The one that an earlier daemon made, if it is as ours are."""
         for number in syscalls.map_ids(program_fd):
             fd = syscalls.map_by_id(number)
-            if syscalls.map_shape(fd) == (NAME, _PLACE_SIZE, FLOWS + 1):
-                return cls(fd)
+            try:
+                if syscalls.map_shape(fd) == (NAME, _PLACE_SIZE, FLOWS + 1):
+                    return cls(fd)
+            except BaseException:
+                os.close(fd)
+                raise
             os.close(fd)
         return None
 

@@ -84,7 +84,8 @@ def _info(fd: int, info: bytearray) -> None:
 
 
 def _bpf(command: int, attr: bytes) -> int:
-    number = _SYSCALL_BY_MACHINE.get(platform.machine())
+    # Of programs of 64 bits: in one of 32 on the same machine, the number is that of another call.
+    number = _SYSCALL_BY_MACHINE.get(platform.machine()) if struct.calcsize("P") == 8 else None
     if number is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     buffer = ctypes.create_string_buffer(attr, _ATTR_SIZE)
