@@ -80,7 +80,7 @@ def test_filters_on_what_others_announce_and_hear_can_change_while_it_runs(peer:
         eventually(lambda: m.address6 in c.usable_routes(), 20, "c did not hear of m")
         assert a.address6 not in c.usable_routes()
         rewrite(m, "filter", [{"direction": "import", "interface": "hb", "add_metric": 1000}])
-        assert m.rpc("reload") == {"filters": 1, "redistributions": 0}
+        assert m.rpc("reload") == {"filters": 1, "redistributions": 0, "restart_needed": []}
         for one, other in ((a, b), (a, c), (b, c)):
             made.await_reach(one, other)
         chosen = m.selected(f"{b.address6}/128")
