@@ -12,7 +12,8 @@ import trio
 from embit.transaction import Transaction
 
 from payments.adapters.chain_client import KernelChainClient
-from payments.ports import TransactionStatus
+from payments.mutual_tx import is_payment_claim
+from payments.ports import Outpoint, TransactionStatus
 from tools.lab.lab import Lab
 from tools.lab.network import interface_to
 
@@ -49,11 +50,12 @@ class Hop:
 @dataclass(slots=True)
 class ChainTransaction:
     txid: str
-    kind: str  # funding, claim, refund
+    kind: str  # funding, claim, close (signed by both), refund
     height: int | None
     fee_sat: int
     node: str  # whose it is, and who pays its fee
     channels: list[str] = field(default_factory=list)
+    pays_out: bool = True  # of a close: what the payee was paid is above its dust limit; else it is in the fee
 
 
 @dataclass(slots=True)
@@ -103,7 +105,7 @@ def chain_transactions(lab: Lab, now: Snapshot) -> list[ChainTransaction]:
                 txid = channel["funding"].partition(":")[0]
                 _add(found, ChainTransaction(txid, "funding", None, 0, name), channel)
             if channel["closing_txid"] is not None:
-                # The payee's record names a claim, the payer's alone a refund; the chain says which (below).
+                # Which of the three ends it is, the chain says (below).
                 node = name if channel["direction"] == "in" else now.name_by_identity[channel["peer"]]
                 _add(found, ChainTransaction(channel["closing_txid"], "claim", None, 0, node), channel)
     statuses = _look_up(lab, list(found))
@@ -112,10 +114,22 @@ def chain_transactions(lab: Lab, now: Snapshot) -> list[ChainTransaction]:
         if status is None:
             continue
         transaction.height, transaction.fee_sat = status.height, status.fee_sat or 0
-        if transaction.kind == "claim" and Transaction.parse(status.raw).locktime:
-            transaction.kind = "refund"  # only the refund is locked until the expiry
-            transaction.node = _payer(now, transaction.channels[0])
+        if transaction.kind == "claim":
+            tell_end(transaction, status.raw, now)
     return sorted(found.values(), key=lambda t: (t.height is None, t.height, t.txid))
+
+
+def tell_end(transaction: ChainTransaction, raw: bytes, now: Snapshot) -> None:
+    """Payees pay for claims; payers for refunds, which alone are locked until the expiry, and for closes."""
+    parsed = Transaction.parse(raw)
+    spent = parsed.vin[0]
+    if parsed.locktime:
+        transaction.kind = "refund"
+    elif not is_payment_claim(raw, Outpoint(bytes(spent.txid)[::-1], spent.vout)):
+        transaction.kind, transaction.pays_out = "close", len(parsed.vout) > 1
+    else:
+        return
+    transaction.node = _payer(now, transaction.channels[0])
 
 
 def _add(found: dict[str, ChainTransaction], transaction: ChainTransaction, channel: dict[str, Any]) -> None:
@@ -143,7 +157,7 @@ def _look_up(lab: Lab, txids: list[str]) -> dict[str, TransactionStatus | None]:
 
 
 def node_books(now: Snapshot, before_sat: dict[str, int], transactions: list[ChainTransaction]) -> dict[str, NodeBooks]:
-    kind_by_channel = {c: t.kind for t in transactions for c in t.channels if t.kind != "funding"}
+    end_by_channel = {c: t for t in transactions for c in t.channels if t.kind != "funding"}
     books = {}
     for name, status in now.status.items():
         own = NodeBooks(
@@ -158,18 +172,19 @@ def node_books(now: Snapshot, before_sat: dict[str, int], transactions: list[Cha
             paid_out_sat=0,
         )
         for channel in now.channels[name]:
-            _book_channel(own, channel, kind_by_channel.get(channel["channel_id"]))
+            _book_channel(own, channel, end_by_channel.get(channel["channel_id"]))
         books[name] = own
     return books
 
 
-def _book_channel(books: NodeBooks, channel: dict[str, Any], closed_by: str | None) -> None:
+def _book_channel(books: NodeBooks, channel: dict[str, Any], end: ChainTransaction | None) -> None:
     whole_sat = channel["cumulative_msat"] // 1000
-    if closed_by == "claim" and channel["direction"] == "in":
+    is_paid = end is not None and end.kind in ("claim", "close") and end.pays_out
+    if is_paid and channel["direction"] == "in":
         books.claimed_sat += whole_sat
-    elif closed_by == "claim":
+    elif is_paid:
         books.paid_out_sat += whole_sat
-    elif closed_by is None and channel["direction"] == "out" and channel["funding"] is not None:
+    elif end is None and channel["direction"] == "out" and channel["funding"] is not None:
         books.locked_in_channels_sat += channel["capacity_sat"]
 
 
