@@ -42,7 +42,8 @@ def _foreign_chain(message: Message) -> str | None:
     fields = {kind: (start, end) for kind, start, end in attributes(data, _NFGENMSG.size, len(data))}
     if not {_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK} <= fields.keys():
         return None  # not a base chain
-    table, chain = (data[slice(*fields[kind])].rstrip(b"\0").decode() for kind in (_CHAIN_TABLE, _CHAIN_NAME))
+    names = (data[slice(*fields[kind])].rstrip(b"\0") for kind in (_CHAIN_TABLE, _CHAIN_NAME))
+    table, chain = (name.decode(errors="replace") for name in names)
     hooks = {kind: start for kind, start, _ in attributes(data, *fields[_CHAIN_HOOK])}
     number = _u32(data, hooks.get(_HOOK_NUMBER))
     if table == TABLE or number not in _CARRYING_HOOKS.get(family, ()):
