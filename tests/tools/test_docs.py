@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 
 import pytest
 
+from meshd.ctl.commands import COMMANDS
 from tools.documenter.links import dead_links, nav_faults, slug
 from tools.documenter.main import ROOT
 from tools.documenter.picture import PATH, draw
@@ -75,6 +78,50 @@ def test_pages_without_a_place_and_places_without_a_page_are_named(tree: Path) -
 def test_slugs_are_those_of_github() -> None:
     assert slug("[[interface]]") == "interface"
     assert slug("Convergence: `sudo tools/bench/convergence`") == "convergence-sudo-toolsbenchconvergence"
+
+
+_FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+_VARIES = re.compile(r"\.\.\.|[0-9]+|/[a-z/]+\.[a-z]+")  # numbers and paths of examples, and what dots stand for
+
+
+def _strings_of_the_code() -> str:
+    """Every string, a line each; what is put into one, and numbers and paths in it, as a NUL."""
+    found = []
+    for package in ("meshd", "payments"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.append(node.value)
+                elif isinstance(node, ast.JoinedStr):
+                    parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
+                    found.append("".join(map(str, parts)))
+    return "\n".join(_VARIES.sub("\0", text) for text in found)
+
+
+def test_troubleshooting_quotes_what_the_programs_say() -> None:
+    code = _strings_of_the_code()
+    commands = ("sudo ", "meshctl ", "meshd ", "systemctl ", "ip ", "ethtool ")
+    page = _FENCE.sub("", (ROOT / "docs" / "troubleshooting.md").read_text())
+    quoted = [text for text in re.findall(r"`([^`\n]+)`", page) if " " in text and not text.startswith(commands)]
+    parts = [part.strip(" :,()") for text in quoted for part in _VARIES.split(text)]
+    assert len(quoted) > 50
+    assert [part for part in parts if part not in code] == []
+
+
+def test_every_command_of_meshctl_in_the_pages_is_one() -> None:
+    words = {command.words for command in COMMANDS} | {
+        " ".join([*command.words.split()[:-1], alias]) for command in COMMANDS for alias in command.aliases
+    }
+    groups = {command.split()[0] for command in words if " " in command}
+    named = re.compile(r"(?:`|^|sudo |bin/)meshctl ((?:[a-z]+ ?)+)", re.MULTILINE)
+    found = set()
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for match in named.finditer(path.read_text()):
+            first, *more = match[1].split()
+            is_one = first in words or (first in groups and (not more or f"{first} {more[0]}" in words))
+            if not is_one:
+                found.add(f"{path.name}: meshctl {match[1]}")
+    assert found == set()
 
 
 def test_the_picture_is_of_the_demo_as_it_is() -> None:
