@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -70,6 +71,7 @@ class Stage(NamedTuple):
             raise PeerFaultError(str(error)) from error
 
 
+@lru_cache(maxsize=1024)
 def channel_key(seed: bytes, channel_id: bytes) -> bytes:
     """Our secret key of one channel: nothing secret need be stored with it."""
     return hashlib.blake2b(channel_id, key=seed, digest_size=32, person=b"meshd channel").digest()

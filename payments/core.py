@@ -38,6 +38,8 @@ from payments.settlement_port import SettlementMethod
 from payments.spend_check import InvalidSpendError, Moment, check_spend
 from payments.window import Window
 
+_OUT = Direction.OUT  # to look it up in its class takes longer than to compare
+
 
 @dataclass(slots=True)
 class Opening:
@@ -103,10 +105,10 @@ class Peer:
     is_reply_due: bool = False  # it asked, and does not know our side yet
     acks: dict[bytes, Channel] = field(default_factory=dict)  # to be sent before this call ends
     is_asking: bool = False  # the first of them is a statement, too
+    key: bytes = field(init=False)
 
-    @property
-    def key(self) -> bytes:
-        return self.ledger.peer
+    def __post_init__(self) -> None:
+        self.key = self.ledger.peer
 
     def wake(self, at: float) -> None:
         self.wake_at = min(self.wake_at, at)
@@ -170,13 +172,14 @@ class Core:
 
     def peer(self, key: bytes) -> Peer:
         """Made on first sight, without a row until something is owed."""
-        if key not in self.peers:
+        peer = self.peers.get(key)
+        if peer is None:
             if len(key) != 32:
                 raise ValueError("a peer is a public key of 32 bytes")
             ledger = Ledger(key, Window(self.config.start_window_msat, 0))
             method = self._methods[self.config.terms_with(key).settlement]
-            self.peers[key] = Peer(ledger, CountBook(self.rng.getrandbits(64)), method, CreditLine(key))
-        return self.peers[key]
+            peer = self.peers[key] = Peer(ledger, CountBook(self.rng.getrandbits(64)), method, CreditLine(key))
+        return peer
 
     def add_channel(self, channel: Channel) -> None:
         self.channels[channel.channel_id] = channel
@@ -247,9 +250,8 @@ class Core:
     # --- what must be written ---
 
     def ledger_changed(self, peer: Peer, *, hard: bool = False) -> None:
-        self._dirty_ledgers[peer.key] = None
+        self._dirty_ledgers[peer.key] = self._touched[peer.key] = None
         self._is_hard = self._is_hard or hard
-        self.touch(peer)
 
     def counts_changed(self, peer: Peer, *, hard: bool = False) -> None:
         self._dirty_counts[peer.key] = None
@@ -279,10 +281,10 @@ class Core:
         """What we have paid the peer, and it us: through all channels, and on credit."""
         sent, received = peer.credit.paid_msat, peer.credit.their_paid_msat
         for channel in peer.channels:
-            if channel.direction is Direction.OUT:
-                sent += channel.counted_msat
-            else:
-                received += channel.counted_msat
+            if channel.direction is _OUT:
+                sent += channel.cumulative_msat
+            elif channel.is_confirmed:
+                received += channel.cumulative_msat
         return sent, received
 
     def height_changed(self, height: int) -> None:
@@ -325,12 +327,12 @@ class Core:
     def _take_changes(self) -> tuple[Change, ...]:
         changes = self._other_changes
         for key in self._dirty_ledgers:
-            if key in self.peers:
-                self._check_conservation(self.peers[key])
-                ledger = self.peers[key].ledger
-                ledger.unwritten_units = 0
-                if self.peers[key].method.is_paid:
-                    changes.append(ledger.write())
+            peer = self.peers.get(key)
+            if peer is not None:
+                self._check_conservation(peer)
+                peer.ledger.unwritten_units = 0
+                if peer.method.is_paid:
+                    changes.append(peer.ledger.write())
         for key in self._dirty_counts:
             counts = self.peers[key].book.record(key) if key in self.peers else None
             if counts is not None and not self.peers[key].ledger.is_empty:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from payments.life import InvariantError, check_ledger_step
 from payments.messages import Accounts
 from payments.records import LedgerRecord
-from payments.units import MAX_UNITS, msat_to_units, units_to_msat
+from payments.units import MAX_UNITS, UNITS_PER_MSAT, msat_to_units, units_to_msat
 from payments.window import Window
 
 MAX_UNWRITTEN = 4  # the divisor: a quarter of the window
@@ -112,14 +112,17 @@ class Ledger:
     def hear(self, accounts: Accounts) -> None:
         """Take in what the peer says. Nothing that it says makes us owe more than our own meter allows."""
         # If they admit to a bill that we do not remember, our books are an old backup, and it is ours to claim.
-        self.billed_units = max(self.billed_units, accounts.accepted_units)
+        accepted_units = accounts.accepted_units
+        self.billed_units = max(self.billed_units, accepted_units)
         self.their_billed_units = max(self.their_billed_units, accounts.billed_units)
-        self.acknowledged_units = max(self.acknowledged_units, min(accounts.accepted_units, self.billed_units))
+        self.acknowledged_units = max(self.acknowledged_units, accepted_units)
         self.their_seen_units = min(accounts.seen_units, self.billed_units)
         self.accept()
 
     def accept(self) -> None:
         """Accept as much of their bill as our meter allows by now."""
+        if self.accepted_units == self.their_billed_units:
+            return  # all of it already
         tolerance_units = self.lost_meter_units + msat_to_units(self.window.size_msat) if self.is_tolerant else 0
         limit = min(self.owed_limit_units + tolerance_units, MAX_UNITS)
         self.accepted_units = max(self.accepted_units, min(self.their_billed_units, limit))
@@ -136,7 +139,7 @@ class Ledger:
     @property
     def unpaid_msat(self) -> int:
         """What the peer owes us, net, by our bill: our exposure. Negative: we owe."""
-        units = self.billed_units - self.accepted_units - msat_to_units(self.received_msat - self.sent_msat)
+        units = self.billed_units - self.accepted_units - (self.received_msat - self.sent_msat) * UNITS_PER_MSAT
         return units_to_msat(units)
 
     @property

@@ -40,6 +40,7 @@ from payments.ports import Outpoint
 from payments.records import ChannelState, Direction
 from payments.units import MSAT_PER_SAT
 
+_COMING = frozenset({ChannelState.PENDING, ChannelState.SPLICING})
 MAX_REFUSALS = 3  # of one transaction by the chain, until we act as if it never gets there
 
 
@@ -78,14 +79,18 @@ def review(core: Core, peer: Peer, *, now: float) -> None:
 def _needs_channel(core: Core, peer: Peer) -> bool:
     """Also when 80 % of what we have is used up, or it expires soon: the next one needs time to confirm."""
     owed_msat = _owed_msat(peer)
-    coming = peer.channels_of(Direction.OUT, ChannelState.PENDING, ChannelState.SPLICING)
-    if owed_msat < core.config.open_debt_msat or any(_may_still_confirm(core, c) for c in coming):
+    if owed_msat < core.config.open_debt_msat:
         return False
-    payable = list(peer.channels_of(Direction.OUT, *PAYABLE))
-    if any(c.is_output_lost for c in payable):
-        return False  # the payee is about to show where the money is
-    usable = [c for c in payable if settlement.can_pay_through(core, c)]
-    remaining_msat = sum(c.remaining_msat for c in usable if not splicing.is_ending(core, c))
+    remaining_msat = 0
+    for channel in peer.channels:
+        if channel.direction is not Direction.OUT:
+            continue
+        if channel.state in _COMING and _may_still_confirm(core, channel):
+            return False
+        if channel.state in PAYABLE and channel.is_output_lost:
+            return False  # the payee is about to show where the money is
+        if settlement.can_pay_through(core, channel) and not splicing.is_ending(core, channel):
+            remaining_msat += channel.remaining_msat
     return remaining_msat < max(owed_msat, core.config.capacity_sat * MSAT_PER_SAT // 5)
 
 

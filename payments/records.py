@@ -11,12 +11,16 @@ from payments.ports import Outpoint
 
 
 class Direction(Enum):
+    __hash__ = object.__hash__  # Enum's own is written in Python, and hashes the name
+
     OUT = "out"  # we pay
     IN = "in"  # we are paid
 
 
 class ChannelState(Enum):
     """Of a channel, at either end. `payments.life.TABLE` says what may follow what."""
+
+    __hash__ = object.__hash__
 
     OPENING = "opening"  # agreed on, or being agreed on; nothing is on chain
     PENDING = "pending"  # the funding transaction is known, and waits for its confirmations

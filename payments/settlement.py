@@ -75,9 +75,9 @@ class Received(NamedTuple):
 def take(core: Core, peer: Peer, channel: Channel, payment: Received) -> None:
     """Payee. Raises PeerFaultError, nothing changed."""
     amount_msat = channel.receive(*payment)
+    core.channel_changed(channel)
     if channel.is_confirmed:
         credit(core, peer, channel, amount_msat)
-    core.channel_changed(channel)
 
 
 def take_early(core: Core, channel: Channel) -> None:
@@ -97,6 +97,8 @@ def acknowledge(core: Core, peer: Peer, channel: Channel) -> None:
 
 
 def _send_acks(core: Core, peer: Peer) -> None:
+    if not peer.acks:
+        return
     for channel in peer.acks.values():
         accounts = core.accounts_to_send(peer)
         core.send(peer, PaymentAck(channel.channel_id, channel.cumulative_msat, accounts, peer.is_asking))
@@ -110,7 +112,7 @@ def credit(core: Core, peer: Peer, channel: Channel, amount_msat: int) -> None:
 
 
 def credit_sum(core: Core, peer: Peer, channel_id: bytes, amount_msat: int, cumulative_msat: int) -> None:
-    core.recount(peer)
+    """The ledger has it already: `Core.channel_changed`, `credit_changed`."""
     if not peer.is_defaulted and not peer.book.is_limited:
         peer.ledger.window = window.grow(peer.ledger.window, amount_msat, max_msat=core.config.max_window_msat)
         core.ledger_changed(peer)
@@ -134,13 +136,15 @@ def handle_payment_ack(core: Core, peer: Peer, message: PaymentAck) -> None:
 
 
 def _accept(core: Core, peer: Peer) -> None:
-    accepted_units = peer.ledger.accepted_units
-    peer.ledger.accept()
-    if peer.ledger.accepted_units != accepted_units:
-        core.ledger_changed(peer)
-    if peer.ledger.is_disputed and not peer.is_dispute_noted:
-        core.emit(Disputed(peer.key, peer.ledger.their_billed_units, peer.ledger.accepted_units))
-    peer.is_dispute_noted = peer.ledger.is_disputed
+    ledger = peer.ledger
+    if ledger.is_disputed:
+        accepted_units = ledger.accepted_units
+        ledger.accept()
+        if ledger.accepted_units != accepted_units:
+            core.ledger_changed(peer)
+        if ledger.is_disputed and not peer.is_dispute_noted:
+            core.emit(Disputed(peer.key, ledger.their_billed_units, ledger.accepted_units))
+    peer.is_dispute_noted = ledger.is_disputed
 
 
 def _enforce(core: Core, peer: Peer, *, now: float) -> None:
@@ -215,7 +219,9 @@ def pay(core: Core, peer: Peer, *, now: float) -> None:
 def pay_through_channels(core: Core, peer: Peer, payable_msat: int) -> int:
     """How much of it they carry now."""
     left_msat = payable_msat
-    for channel in list(peer.channels_of(Direction.OUT, *PAYABLE)):
+    for channel in list(peer.channels):
+        if channel.direction is not Direction.OUT or channel.state not in PAYABLE:
+            continue
         amount_msat = min(left_msat, channel.remaining_msat)
         is_free = channel.is_synced and not channel.is_in_flight
         if amount_msat > 0 and is_free and can_pay_through(core, channel):
@@ -254,8 +260,8 @@ def _state(core: Core, peer: Peer, *, now: float) -> None:
     if not peer.is_ready:
         return
     unpaid_msat = peer.ledger.unpaid_msat
-    is_asked_anew = peer.ledger.balance() != peer.stated
-    is_wanted = is_asked_anew and peer.method.is_paid and window.is_due(peer.ledger.window.size_msat, unpaid_msat)
+    is_due = peer.method.is_paid and window.is_due(peer.ledger.window.size_msat, unpaid_msat)
+    is_wanted = is_due and peer.ledger.balance() != peer.stated
     if (is_wanted or (peer.is_statement_due and unpaid_msat >= 1)) and not _send_statement(core, peer, now=now):
         return
     peer.is_statement_due = False
