@@ -314,7 +314,11 @@ def handle_funding_failed(core: Core, event: FundingFailed, *, now: float) -> No
 
 
 def handle_block(core: Core, *, now: float) -> None:
-    """It may have confirmed the money that a wallet lacked. The neighbour waits to be paid, our traffic for that."""
+    """It may have confirmed the money that a wallet lacked. The neighbour waits to be paid, our traffic for that.
+    And what somebody has asked for and not funded until it would have expired, is not kept for ever."""
+    for channel in list(core.channels.values()):
+        if channel.state is ChannelState.OPENING and core.height >= channel.terms.expiry_height:
+            core.forget(channel)
     for peer in core.peers.values():
         if peer.is_funding_short:
             peer.is_funding_short, peer.open_retry_at = False, now

@@ -7,7 +7,7 @@ aside is locked in the node, and kept on our disk too, since the node forgets it
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
@@ -27,9 +27,11 @@ from payments.adapters.chain_index import inputs_of
 from payments.adapters.wallet_notes import WalletNotes, read_fundings, write_fundings
 from payments.channel_tx import MAX_FEE_RATE, MAX_MONEY_SAT, dust_limit, parse_transaction
 from payments.ports import (
+    ChainError,
     ChainPort,
     ForeignInput,
     InsufficientFundsError,
+    Outpoint,
     SignedTransaction,
     WalletBalance,
     WalletError,
@@ -254,8 +256,14 @@ class BitcoindWallet:
             if error.code in (RPC_WALLET_ERROR, RPC_WALLET_INSUFFICIENT_FUNDS):
                 raise InsufficientFundsError(f"the wallet of the node does not fund it: {error}") from error
             raise WalletError(f"walletcreatefundedpsbt: {error}") from error
-        processed: _Processed = await self._ask(_Processed, "walletprocesspsbt", created.psbt)
-        raw = _assemble(processed.psbt, foreign)
+        try:
+            processed: _Processed = await self._ask(_Processed, "walletprocesspsbt", created.psbt)
+            raw = _assemble(processed.psbt, foreign)
+        except (WalletError, ChainError):
+            # A wallet that is locked, say: attempts would set aside one coin after the other, until none is left.
+            with suppress(ChainError):
+                await self._lock_inputs(_inputs_of_psbt(created.psbt), is_wanted=False)
+            raise
         return SignedTransaction(raw, parse_transaction(raw).hash(), sat_of(created.fee))
 
     async def _keep(self, signed: SignedTransaction) -> None:
@@ -267,11 +275,11 @@ class BitcoindWallet:
         await trio.to_thread.run_sync(self._notes.mark_sent, signed.txid, self._fundings, label)
 
     async def _set_aside(self, signed: SignedTransaction, *, is_wanted: bool) -> None:
-        outputs = [
-            {"txid": outpoint.txid[::-1].hex(), "vout": outpoint.index}
-            for outpoint in inputs_of(parse_transaction(signed.raw))
-        ]
-        for output in outputs:
+        await self._lock_inputs(inputs_of(parse_transaction(signed.raw)), is_wanted=is_wanted)
+
+    async def _lock_inputs(self, outpoints: Iterable[Outpoint], *, is_wanted: bool) -> None:
+        for outpoint in outpoints:
+            output = {"txid": outpoint.txid[::-1].hex(), "vout": outpoint.index}
             # Refused where it is so already, or where the output is spent or not the wallet's.
             with suppress(RpcError):
                 await self._call(bool, "lockunspent", not is_wanted, [output], *([True] if is_wanted else []))
@@ -296,6 +304,14 @@ def _bitcoins(sat: int) -> str:
 
 def _outputs_of(raw: bytes) -> list[tuple[bytes, int]]:
     return [(bytes(output.script_pubkey.data), int(output.value)) for output in parse_transaction(raw).vout]
+
+
+def _inputs_of_psbt(text: str) -> list[Outpoint]:
+    """None of what is no PSBT."""
+    try:
+        return [Outpoint(bytes(item.txid)[::-1], item.vout) for item in PSBT.from_base64(text).tx.vin]
+    except (EmbitError, ValueError, IndexError, KeyError, AttributeError, TypeError, RuntimeError):
+        return []
 
 
 def _assemble(text: str, foreign: int) -> bytes:

@@ -232,3 +232,5 @@ def test_who_opens_a_thousand_channels_fills_eight_rows(world: World) -> None:
     world.meter(world.b, world.a, 10_000)
     world.advance(5.0)
     assert received(world) == PAID_MSAT + 10_000  # and the one that is used goes on
+    world.mine(60)
+    assert all(channel.funding is not None for channel in world.b.store.channels.values())

@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import pytest
 import trio
+from embit.psbt import PSBT
 
 from payments.adapters.bitcoind_rpc import Rpc, RpcConfig, RpcError
 from payments.adapters.chain_index import inputs_of
@@ -211,6 +212,30 @@ def test_a_node_that_was_restarted_is_told_to_load_the_wallet_again(tmp_path: Pa
 
     trio.run(main)
     assert asked == ["listwallets", "getwalletinfo", "getbalances", "loadwallet", "getbalances"]
+
+
+def test_what_the_node_locked_for_a_transaction_that_it_does_not_sign_is_unlocked(tmp_path: Path) -> None:
+    """An encrypted wallet, say: each attempt would lock another coin."""
+    conversation = json.loads(VECTORS.read_text("utf-8"))["conversation"]
+    created = next(e["answer"]["result"] for e in conversation if e["request"][1] == "walletcreatefundedpsbt")
+    asked: list[tuple[str, Any]] = []
+
+    async def answer(path: str, body: bytes) -> bytes:
+        method, params = (json.loads(body)[name] for name in ("method", "params"))
+        asked.append((method, params))
+        results = {"listwallets": [NAME], "getwalletinfo": {}, "walletcreatefundedpsbt": created, "lockunspent": True}
+        error = None if method in results else {"code": -13, "message": "Please enter the wallet passphrase"}
+        return json.dumps({"result": results.get(method), "error": error, "id": "meshd"}).encode()
+
+    async def main() -> None:
+        async with serving(answer) as port:
+            wallet = await opened(RpcConfig(port, user="u", password="p"), tmp_path, Blocks())  # noqa: S106
+            with pytest.raises(WalletError, match="passphrase"):
+                await wallet.fund(PAYEE_SCRIPT, CAPACITY, fee_rate=RATE)
+
+    trio.run(main)
+    spent = PSBT.from_base64(created["psbt"]).tx.vin
+    assert asked[-1] == ("lockunspent", [True, [{"txid": bytes(spent[0].txid).hex(), "vout": spent[0].vout}]])
 
 
 async def record(program: str, place: Path) -> list[dict[str, Any]]:
