@@ -55,7 +55,7 @@ COINBASE_MATURITY = 100
 MAX_INPUTS = 400
 MIN_SEED_BYTES, MAX_SEED_BYTES = 16, 64  # BIP32
 # As bitcoinlib writes the account's public key: regtest with the main network's prefix.
-_PREFIX_NETWORK = {"bitcoin": "main", "regtest": "main", "testnet": "test", "signet": "signet"}
+_PREFIX_NETWORK = {"bitcoin": "main", "regtest": "main", "testnet": "test", "testnet4": "test", "signet": "signet"}
 # One call after the other, in their order, and never abandoned.
 _THREAD = ThreadPoolExecutor(max_workers=1, thread_name_prefix="wallet")
 

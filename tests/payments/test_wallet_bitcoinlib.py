@@ -18,7 +18,7 @@ from embit.script import p2wpkh
 from payments.adapters.addresses import address_of, script_of
 from payments.adapters.chain_index import inputs_of
 from payments.adapters.kernel_chain import KernelChain
-from payments.adapters.wallet_bitcoinlib import MAX_INPUTS, BitcoinlibWallet
+from payments.adapters.wallet_bitcoinlib import COIN_TYPES, MAX_INPUTS, BitcoinlibWallet
 from payments.adapters.wallet_book import Book
 from payments.adapters.wallet_notes import WalletNotes
 from payments.adapters.wallet_process import BookProcess
@@ -310,6 +310,24 @@ def test_nonsense_is_refused(tmp_path: Path) -> None:
                 await desk.wallet.fund(own_script("x"), amount, fee_rate=rate)
 
     with_wallet(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("network", sorted(COIN_TYPES))
+def test_a_wallet_is_there_on_every_network(tmp_path: Path, network: str) -> None:
+    """The same key twice: the second time the book is compared with it."""
+
+    async def main() -> None:
+        for _ in range(2):
+            wallet = await BitcoinlibWallet.open(tmp_path, chain, seed=SEED, network=network, open_book=Book)
+            await wallet.new_script_pubkey()
+            await wallet.close()
+
+    node = KernelChain(tmp_path / "chain")
+    chain = LocalChain(node)
+    try:
+        trio.run(main)
+    finally:
+        node.close()
 
 
 def test_another_seed_or_a_damaged_file_is_an_error(tmp_path: Path) -> None:
