@@ -168,6 +168,7 @@ class BitcoindWallet:
     async def send(
         self, script_pubkey: bytes, amount_sat: int, *, fee_rate: float, label: str = ""
     ) -> SignedTransaction:
+        self._notes.check(label)
         signed = await self.fund(script_pubkey, amount_sat, fee_rate=fee_rate)
         async with self._lock:
             await self._mark_sent(signed, label)
@@ -176,6 +177,7 @@ class BitcoindWallet:
     async def sweep(
         self, txids: Collection[bytes] | None, script_pubkey: bytes, *, fee_rate: float, label: str = ""
     ) -> SignedTransaction:
+        self._notes.check(label)
         async with self._lock:
             unspent: list[_Unspent] = await self._ask(list[_Unspent], "listunspent", 1, 9_999_999, [], False)
             swept = [each for each in unspent if txids is None or bytes.fromhex(each.txid)[::-1] in txids][:MAX_INPUTS]

@@ -180,6 +180,7 @@ class BitcoinlibWallet:
     async def send(
         self, script_pubkey: bytes, amount_sat: int, *, fee_rate: float, label: str = ""
     ) -> SignedTransaction:
+        self._notes.check(label)
         signed = await self.fund(script_pubkey, amount_sat, fee_rate=fee_rate)
         async with self._lock:  # a crash before this leaves a funding that nobody waits for: it is released
             await _in_thread(self._notes.mark_sent, signed.txid, self._fundings, label)
@@ -190,6 +191,7 @@ class BitcoinlibWallet:
     ) -> SignedTransaction:
         if not 0.0 < fee_rate <= MAX_FEE_RATE:
             raise WalletError(f"a fee rate of {fee_rate} sat/vB")
+        self._notes.check(label)
         async with self._lock:
             await self._refresh()
             swept = [

@@ -40,15 +40,19 @@ class WalletNotes:
     def labels(self) -> dict[str, str]:
         return dict(self._book.labels)
 
-    def label(self, key: str, text: str) -> None:
-        """An empty text takes the label away. Blocking."""
+    def check(self, text: str, key: str = "") -> None:
+        """Before anything is signed for a payment of that label."""
         if len(text) > MAX_LABEL or not text.isprintable():
             raise WalletError(f"a label has up to {MAX_LABEL} printable characters")
+        if text and key not in self._book.labels and len(self._book.labels) >= MAX_LABELS:
+            raise WalletError(f"{MAX_LABELS} labels are there already")
+
+    def label(self, key: str, text: str) -> None:
+        """An empty text takes the label away. Blocking."""
+        self.check(text, key)
         labels = {other: each for other, each in self._book.labels.items() if other != key}
         if text:
             labels[key] = text
-        if len(labels) > MAX_LABELS:
-            raise WalletError(f"more than {MAX_LABELS} labels")
         self._save(_Book(labels, self._book.sent))
 
     def is_sent(self, txid: bytes) -> bool:

@@ -230,6 +230,22 @@ def test_an_old_backup_is_brought_up_to_date_by_the_other_end(who: str) -> None:
     assert world.b.ledger(world.a).unpaid_msat == 0
 
 
+@pytest.mark.parametrize("who", ["a", "b"])
+def test_the_channel_file_has_no_credit_and_a_restore_from_it_costs_none(who: str) -> None:
+    world = connected()
+    node = world.a if who == "a" else world.b
+    owe(world, 9_000)
+    world.b.give(ev.OperatorRedeemCredit(world.a.key, 2_000))
+    world.pump()
+    node.store.credits.clear()
+    world.crash(node)
+    world.connect()
+    world.pump()
+    owe(world, 1_000)
+    assert credit(world.a).owed_msat == -credit(world.b).owed_msat == 8_000
+    assert world.b.ledger(world.a).unpaid_msat == 0
+
+
 def test_a_note_lost_on_the_way_is_sent_again_and_counts_once() -> None:
     world = connected()
     world.meter(world.b, world.a, 12_000)

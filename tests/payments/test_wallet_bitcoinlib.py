@@ -490,6 +490,20 @@ def test_what_channels_left_is_swept_into_one_output(tmp_path: Path) -> None:
     with_wallet(tmp_path, scenario)
 
 
+def test_a_payment_whose_label_is_refused_sets_nothing_aside(tmp_path: Path) -> None:
+    async def scenario(desk: Desk) -> None:
+        await desk.receive(300_000)
+        for pay in (desk.wallet.send(own_script("x"), 100_000, fee_rate=FEE_RATE, label="x" * 201), sweep_of(desk)):
+            with pytest.raises(WalletError, match="a label has"):
+                await pay
+        assert await desk.wallet.pending() == []
+
+    def sweep_of(desk: Desk) -> Awaitable[SignedTransaction]:
+        return desk.wallet.sweep(None, own_script("x"), fee_rate=FEE_RATE, label="\n")
+
+    with_wallet(tmp_path, scenario)
+
+
 def test_labels_are_bounded_and_can_be_taken_away(tmp_path: Path) -> None:
     book = WalletNotes(tmp_path / "notes.json")
     book.label("a", "text")
