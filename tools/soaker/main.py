@@ -102,9 +102,10 @@ class Soak:
                 self._churn()
                 churn_at = self._now() + self._rng.expovariate(1 / every)
             if self._now() >= look_at:
-                look_at = self._now() + LOOK_INTERVAL
+                look_at = self._now() + min(LOOK_INTERVAL, seconds / 10)
                 self._look_at_all(end)
             time.sleep(0.1)
+        self._look_at_all(end)
 
     def _look_at_all(self, end: float) -> None:
         for node in self._lab.nodes:
