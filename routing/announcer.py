@@ -34,6 +34,7 @@ class Announcer:
     def __init__(self, state: State) -> None:
         self._state = state
         self.delivery = Delivery(state)
+        self._is_router = state.config.mode is Mode.ROUTER
         self._interval_cs = max(1, round(state.config.update_interval * 100))
 
     def announce(self, entry: PrefixEntry, *, now: float) -> None:
@@ -74,7 +75,7 @@ class Announcer:
                     self.queue(entry, interface, News.BAD, delay=self._state.config.urgent_timeout, now=now)
 
     def queue(
-        self, entry: PrefixEntry, interface: Interface, news: News = News.SMALL, *, delay: float, now: float
+        self, entry: PrefixEntry, interface: Interface, news: int = News.SMALL, *, delay: float, now: float
     ) -> None:
         """What we know of `entry` leaves by multicast within `delay` seconds; 0: at the end of this `handle`."""
         if not interface.neighbours:
@@ -212,7 +213,7 @@ class Announcer:
         if entry.own_metric is not None:
             return config.router_id, entry.own_metric, 0
         route = entry.selected
-        if route is None or config.mode is not Mode.ROUTER:
+        if route is None or not self._is_router:
             return None
         # Design section 6: the metric that we announce, and that feasibility is computed on, carries our fee.
         metric = rules.composite_metric(route.metric, self._state.fee, config.price_weight)
@@ -228,7 +229,8 @@ class Announcer:
         new_price = new[2] if new is not None else None
         if old_price != new_price:
             entry.price_epoch = (entry.price_epoch + 1) & 0xFFFF
-            self._state.outputs.append(AnnouncedPrice(entry.prefix, new_price, entry.source_prefix))
+            if self._state.config.tells_prices:
+                self._state.outputs.append(AnnouncedPrice(entry.prefix, new_price, entry.source_prefix))
 
     def _delay(
         self,
@@ -342,7 +344,7 @@ class Announcer:
         )
 
     def _multicast(
-        self, interface: Interface, news_of: dict[PrefixEntry, News], full: dict[PrefixEntry, None], *, now: float
+        self, interface: Interface, news_of: dict[PrefixEntry, int], full: dict[PrefixEntry, None], *, now: float
     ) -> None:
         """What has to arrive goes first, so that few packets ask for an acknowledgment."""
         tracked: dict[PrefixEntry, Update] = {}
@@ -360,7 +362,7 @@ class Announcer:
         size = _portion(interface)
         for start in range(0, len(entries), size):
             portion = entries[start : start + size]
-            is_news = any(news_of[entry] is not News.NONE for entry in portion)
+            is_news = any(news_of[entry] != News.NONE for entry in portion)
             asking.append(self.delivery.track(interface, portion, is_news=is_news, now=now))
         self._emit(interface, None, [*tracked.values(), *others], asking)
 
@@ -383,7 +385,7 @@ class Announcer:
             self._state.packets.append(SendPacket(interface.name, destination, portion))
 
 
-def _judge(old: tuple[bytes, int, int] | None, new: tuple[bytes, int, int] | None) -> News:
+def _judge(old: tuple[bytes, int, int] | None, new: tuple[bytes, int, int] | None) -> int:
     if new is None:
         return News.BAD
     if old is None:

@@ -44,6 +44,7 @@ class SpeakerConfig:
     mode: Mode = Mode.ROUTER
     stub_prefixes: tuple[Prefix, ...] = (ip_network("::/0"), ip_network("0.0.0.0/0"))
     policy: Policy = NO_FILTERS  # `SetPolicy` changes it
+    tells_prices: bool = True  # `LearnedPrice` and `AnnouncedPrice`; False: nobody listens, and there may be many
     initial_seqno: int = 0  # keep it from growing backwards over a restart, if it can be persisted
     max_neighbours_per_interface: int = 256
     max_routes_per_neighbour: int = 20_000

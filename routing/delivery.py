@@ -30,11 +30,11 @@ class Delivery:
         self._opaque = state.rng.randrange(0x10000)
 
     @staticmethod
-    def is_tracked(interface: Interface, entry: PrefixEntry, news: News, *, is_lossy: bool) -> bool:
+    def is_tracked(interface: Interface, entry: PrefixEntry, news: int, *, is_lossy: bool) -> bool:
         """Whether what leaves of `entry` now has to arrive. `is_lossy`: something has been lost there lately."""
         if entry in interface.awaiting:
             return True
-        if news is News.BAD and entry.advertised_on & interface.bit:
+        if news == News.BAD and entry.advertised_on & interface.bit:
             return True
         return is_lossy and news >= News.GOOD
 

@@ -226,8 +226,10 @@ class Requests:
 
     def _forget(self, pending: PendingRequest) -> None:
         self._pending.pop(pending, None)
-        if pending.entry.requests:
-            pending.entry.requests.pop(pending.router_id, None)
+        entry = pending.entry
+        if entry.requests:
+            entry.requests.pop(pending.router_id, None)
+            entry.requests = entry.requests or None  # an empty dictionary takes more than the entry itself
 
     def _arm(self) -> None:
         deadlines = [p.resend_at if p.is_ours else min(p.resend_at, p.expires_at) for p in self._pending]

@@ -20,7 +20,7 @@ from routing.filters import Policy, appraise
 from routing.requests import Requests, is_route_feasible
 from routing.rules import METRIC_INFINITY
 from routing.tables import NEVER, Neighbour, PrefixEntry, Route, State
-from routing.tlv import Prefix, RouteRequest, Update, route_key
+from routing.tlv import Prefix, RouteRequest, Update, identity, route_key
 
 HOLD_SECONDS_PER_CS = 0.035  # a route lives for 3.5 update intervals (RFC 8966 appendix B)
 REFRESH_SHARE = 0.125  # the last part of its life, in which we ask for a selected route again (section 3.8.2.3)
@@ -37,6 +37,7 @@ class Selection:
         self._state = state
         self._announcer = announcer
         self._requests = requests
+        self._is_stub = state.config.mode is Mode.STUB
         self._refreshed_at = -NEVER  # when a route was last refreshed, by an update of this interval; and its new end
         self._refreshed_cs = 0
         self._expires_at = -NEVER
@@ -63,9 +64,9 @@ class Selection:
         if update.price_msat_per_gb is not None and not neighbour.is_priced:
             self._note_priced(neighbour, now=now)
         config = self._state.config
-        if config.mode is Mode.STUB and update.prefix not in config.stub_prefixes:
+        if self._is_stub and update.prefix not in config.stub_prefixes:
             return
-        entry = self._state.entry_by_id.get(id(update.prefix)) if update.source_prefix is None else None
+        entry = self._state.entry_by_id.get(identity(update.prefix)) if update.source_prefix is None else None
         if entry is None:
             entry = self._state.prefixes.get(route_key(update.prefix, update.source_prefix))
         route = entry.routes.get(neighbour) if entry is not None else None
@@ -192,7 +193,7 @@ class Selection:
         entry = PrefixEntry(prefix, source_prefix)
         self._state.prefixes[entry.key] = entry
         if source_prefix is None:
-            self._state.entry_by_id[id(prefix)] = entry
+            self._state.entry_by_id[identity(prefix)] = entry
         else:
             self._state.source_prefixes[source_prefix] += 1
         return entry
@@ -222,7 +223,7 @@ class Selection:
             reason = "update_without_interval"
         elif update.metric < METRIC_INFINITY and update.router_id in (ROUTER_ID_ZEROS, ROUTER_ID_ONES):
             reason = "update_router_id"  # section 4.1.3
-        elif update.metric >= METRIC_INFINITY or update.next_hop in (None, neighbour.address):
+        elif update.metric >= METRIC_INFINITY or update.next_hop is None or update.next_hop == neighbour.address:
             return True
         elif isinstance(update.next_hop, IPv4Address):
             # Whether it is the neighbour's cannot be known. What goes there is metered by the MAC address that answers.
@@ -471,6 +472,8 @@ class Selection:
         self._state.outputs.append(install)
 
     def _report_price(self, route: Route, price: int | None) -> None:
+        if not self._state.config.tells_prices:
+            return
         entry, neighbour = route.entry, route.neighbour
         interface = neighbour.interface.name
         self._state.outputs.append(
@@ -506,7 +509,7 @@ class Selection:
         del self._state.prefixes[entry.key]
         entry.is_forgotten = True
         if entry.source_prefix is None:
-            del self._state.entry_by_id[id(entry.prefix)]
+            del self._state.entry_by_id[identity(entry.prefix)]
         else:
             known = self._state.source_prefixes
             known[entry.source_prefix] -= 1

@@ -44,6 +44,7 @@ from routing.tlv import (
     Tlv,
     Update,
     WildcardRetraction,
+    identity,
     route_key,
 )
 
@@ -152,7 +153,9 @@ class Speaker:
 
     def selected(self, prefix: Prefix, source_prefix: Prefix | None = None) -> RouteView | None:
         """Of this very pair. None: no route, or a prefix of our own."""
-        entry = self._state.prefixes.get(route_key(prefix, source_prefix))
+        entry = self._state.entry_by_id.get(identity(prefix)) if source_prefix is None else None
+        if entry is None:
+            entry = self._state.prefixes.get(route_key(prefix, source_prefix))
         return _view(entry.selected) if entry is not None and entry.selected is not None else None
 
     def announced_price(self, prefix: Prefix, source_prefix: Prefix | None = None) -> int | None:

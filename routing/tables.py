@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass, field
-from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
+from typing import Final
 
 from routing.budget import Bucket, Budget
 from routing.config import SpeakerConfig
@@ -41,7 +41,7 @@ class Interface:
     update_at: float = NEVER
     flush_at: float = NEVER
     greet_at: float = NEVER  # a Hello out of turn, with IHUs for those in `unanswered`
-    pending: dict[PrefixEntry, News] = field(default_factory=dict)  # prefixes that are to be sent
+    pending: dict[PrefixEntry, int] = field(default_factory=dict)  # prefixes that are to be sent, and why (`News`)
     dump: dict[PrefixEntry, None] = field(default_factory=dict)  # what is left of the full update that is leaving
     paced_until: float = -NEVER  # a full burst has just left
     resend_at: float = NEVER
@@ -123,13 +123,13 @@ class Neighbour:
         return min(hello_at, check_at, self.ihu_expires_at, self.probe_at, self.dump_at, self.ask_at)
 
 
-class News(IntEnum):
-    """Why a prefix is to be sent."""
+class News:
+    """Why a prefix is to be sent: plain numbers, since each update of each link is asked for its own."""
 
-    NONE = 0  # again: somebody may have missed it
-    SMALL = 1  # whoever misses it misses little
-    GOOD = 2
-    BAD = 3
+    NONE: Final = 0  # again: somebody may have missed it
+    SMALL: Final = 1  # whoever misses it misses little
+    GOOD: Final = 2
+    BAD: Final = 3
 
 
 @dataclass(slots=True, eq=False)
@@ -259,7 +259,7 @@ class State:
     timers: Timers[TimerKey] = field(default_factory=Timers)
     interfaces: dict[str, Interface] = field(default_factory=dict)
     prefixes: dict[RouteKey, PrefixEntry] = field(default_factory=dict)
-    # Those without a source prefix, by the `id` of their prefix: to hash one takes long, and it mostly is the same one.
+    # Those without a source prefix, by the `identity` of their prefix: it mostly is the same object.
     entry_by_id: dict[int, PrefixEntry] = field(default_factory=dict)
     source_prefixes: Counter[Prefix] = field(default_factory=Counter)  # how many of `prefixes` have each
     outputs: list[Output] = field(default_factory=list)

@@ -10,8 +10,10 @@ This module imports nothing of the project, since it decides where that is impor
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +26,11 @@ PACKAGES = ("routing", "simulator", "payments")
 MODULES = ("network", "oracle", "run", "trace")  # of the simulator, beside all of routing
 _ROOT = Path(__file__).resolve().parent.parent
 _MARK = "complete"
+# Of one number. (A tuple as a Final stays unset in mypy 2.4.)
+_CONSTANT = re.compile(r"^(_?[A-Z][A-Z0-9_]+) = (?=(?:-?[\d.]|float\(|\()[^,<\n#]*(?:#.*)?$)", re.MULTILINE)
+_ACYCLIC = ("Update", "Source", "InstallRoute", "RouteChange")
+_IMPORTS = "from typing import Final\nfrom mypy_extensions import mypyc_attr\n"
+_FUTURE = "from __future__ import annotations\n"
 _SETTINGS = "[mypy]\nignore_missing_imports = True\nfollow_imports = silent\n"
 
 
@@ -34,7 +41,7 @@ class CompileError(Exception):
 def folder() -> Path:
     """Where the compilation of these sources belongs, by this interpreter."""
     state = hashlib.blake2b(sys.version.encode(), digest_size=12)
-    for path in _sources():
+    for path in (Path(__file__), *_sources()):
         state.update(path.read_bytes())
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(home) / "meshsim" / f"exact-{state.hexdigest()}"
@@ -70,6 +77,8 @@ def build() -> Path:
         place = Path(temporary) / "tree"
         for package in PACKAGES:
             shutil.copytree(_ROOT / package, place / package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        for path in [place / source.relative_to(_ROOT) for source in _sources()]:
+            path.write_text(_prepared(path.read_text("utf-8")), "utf-8")
         (place / "mypy.ini").write_text(_SETTINGS)
         command = [sys.executable, "-m", "mypyc", *(str(path.relative_to(_ROOT)) for path in _sources())]
         done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
@@ -87,6 +96,40 @@ def build() -> Path:
             if not is_built():  # another process was quicker
                 raise
     return target
+
+
+def _prepared(text: str) -> str:
+    """A module as mypyc makes the most of it; what it does stays the same.
+
+    Constants are told to be such, so that no dictionary is asked for them. Constructors of dataclasses are written out:
+    else the interpreter runs them. And what is frozen is so for mypy alone, which has proved that nothing is assigned
+    there: at run time it would cost a call for each field of each object. The search for circles passes over those that
+    there are millions of, and that hold nothing but numbers, octets and addresses.
+    """
+    lines = text.splitlines(keepends=True)
+    for item in reversed([item for item in ast.parse(text).body if isinstance(item, ast.ClassDef)]):
+        constructor = _constructor(item)
+        if constructor:
+            lines.insert(item.end_lineno or 0, constructor)
+        if constructor and item.name in _ACYCLIC:
+            lines.insert(item.decorator_list[0].lineno - 1, "@mypyc_attr(acyclic=True)\n")
+    text = "".join(lines).replace("@dataclass(frozen=True", "@dataclass(unsafe_hash=True")
+    text = text.replace(_FUTURE, _FUTURE + _IMPORTS, 1)
+    return _CONSTANT.sub(r"\1: Final = ", text)
+
+
+def _constructor(item: ast.ClassDef) -> str:
+    """Nothing for what is no dataclass, or not of the simplest kind."""
+    is_dataclass = any(ast.unparse(decorator).startswith("dataclass(") for decorator in item.decorator_list)
+    methods = {part.name for part in item.body if isinstance(part, ast.FunctionDef)}
+    fields = [part for part in item.body if isinstance(part, ast.AnnAssign)]
+    if not is_dataclass or not fields or item.bases or methods & {"__init__", "__post_init__"}:
+        return ""
+    if any(isinstance(part.value, ast.Call) and ast.unparse(part.value.func) == "field" for part in fields):
+        return ""
+    arguments = ", ".join(ast.unparse(part) for part in fields)
+    body = "".join(f"        self.{name} = {name}\n" for name in (ast.unparse(part.target) for part in fields))
+    return f"\n    def __init__(self, {arguments}) -> None:\n{body}"
 
 
 def _sources() -> list[Path]:

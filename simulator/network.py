@@ -38,7 +38,7 @@ from routing.events import (
 from routing.recording import RecordedSpeaker, Write
 from routing.rules import METRIC_INFINITY
 from routing.speaker import Speaker, SpeakerConfig
-from routing.tlv import Tlv
+from routing.tlv import Tlv, identity
 from simulator.exact.pipe import UNLIMITED, Pipe
 from simulator.scenario import INTERNET
 from simulator.trace import NO_ROUTE, RouteTrace
@@ -170,7 +170,7 @@ class Network:
         self._digest = hashlib.blake2b(digest_size=16)
         self._node_by_prefix: dict[Prefix, int] = {prefix_of(node): node for node in destinations}
         # Hashing a prefix takes long, and but for what went through the codec it is always the same object.
-        self._node_by_prefix_id: dict[int, int] = {id(prefix_of(node)): node for node in destinations}
+        self._node_by_prefix_id: dict[int, int] = {identity(prefix_of(node)): node for node in destinations}
         self._nodes: dict[int, _Node] = {}
         self._pipes: dict[tuple[int, int], Pipe] = {}
         for a, b in sorted(graph.edges):
@@ -400,7 +400,7 @@ class Network:
                     self._drop_route(number, destination)
 
     def _destination(self, prefix: Prefix) -> int:
-        found = self._node_by_prefix_id.get(id(prefix))
+        found = self._node_by_prefix_id.get(identity(prefix))
         return self._node_by_prefix[prefix] if found is None else found
 
     def _drop_route(self, number: int, destination: int) -> None:

@@ -6,7 +6,7 @@ import gc
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +17,7 @@ from routing.rules import METRIC_INFINITY, price_add
 from simulator.network import Network, Options, RouteChange, prefix_of
 from simulator.oracle import Oracle, solve
 
+NONE_DIES = 20_000_000  # objects of a cold start that are looked at together: no node is switched off in it
 PROGRESS_EVENTS = 2000  # between two looks at the wall clock
 _STATES = {(a, b): (a, b) for a in (False, True) for b in (False, True)}  # one object each, however many pairs
 
@@ -53,13 +54,13 @@ class Report:
 
 
 @contextmanager
-def few_collections() -> Iterator[None]:
+def few_collections(objects: int = 100_000) -> Iterator[None]:
     """The tables of many nodes are millions of objects that live to the end: to look for circles among them again and
-    again takes a third of all time, and finds none."""
+    again takes a third of all time, and finds none. It is done when there are so many new `objects`."""
     before = gc.get_threshold()
     gc.collect()
     gc.freeze()
-    gc.set_threshold(100_000, 100, 1_000)
+    gc.set_threshold(objects, 100, 1_000)
     try:
         yield
     finally:
@@ -123,10 +124,11 @@ def simulate(
     write_by_node: Mapping[int, Write] = MappingProxyType({}),
 ) -> Report:
     """Runs to `until`, or until every route is a best one and none has changed for `quiet` seconds."""
-    network = Network(graph, fee_by_node, options, write_by_node=write_by_node)
+    config = replace(options.config, tells_prices=bool(write_by_node))  # nobody else listens
+    network = Network(graph, fee_by_node, replace(options, config=config), write_by_node=write_by_node)
     oracle = solve(graph, fee_by_node, options.config.price_weight)
     watch = Watch(oracle)
-    with few_collections():
+    with few_collections(NONE_DIES):
         while network.next_at() <= until:
             if watch.all_best.since is not None and network.next_at() > (watch.last_change_at or 0.0) + quiet:
                 break

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,3 +64,37 @@ def test_the_end_of_a_run_is_estimated(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr("simulator.run.PROGRESS_EVENTS", 50)
     assert main.main(["run", "--topology", "grid:3x3", "--quiet", "1"]) == 0
     assert "s to go" in capsys.readouterr().err
+
+
+PLAIN = '''"""A module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+LIMIT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    metric: int
+    router_id: bytes
+    price: int | None = LIMIT
+
+
+@dataclass(slots=True)
+class Table:
+    updates: list[Update] = field(default_factory=list)
+'''
+
+
+def test_what_is_made_ready_for_the_compiler_means_the_same(tmp_path: Path) -> None:
+    text = compiled._prepared(PLAIN)
+    assert "LIMIT: Final = 3" in text
+    (tmp_path / "ready.py").write_text(text)
+    names: dict[str, Any] = runpy.run_path(str(tmp_path / "ready.py"))
+    update = names["Update"]
+    assert "__init__" in text and repr(update(1, b"a")).endswith("Update(metric=1, router_id=b'a', price=3)")
+    assert update(1, b"a", price=4) == names["replace"](update(1, b"a"), price=4) != update(1, b"a")
+    assert hash(update(1, b"a")) == hash(update(1, b"a"))
+    assert names["Table"]().updates == []
