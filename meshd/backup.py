@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import trio
 
 from meshd import identity as identities
@@ -125,29 +126,14 @@ def export(state_dir: Path, passphrase: str) -> tuple[bytes, Backup]:
         raise BackupError(str(error)) from error
     else:
         backup = open_with_key(data, channel_file_key(identity))
-    whole = Backup(
-        chain=backup.chain,
-        created_at=backup.created_at,
-        height=backup.height,
-        channels=backup.channels,
-        ledgers=backup.ledgers,
-        seed=identity.seed,
-    )
+    whole = msgspec.structs.replace(backup, seed=identity.seed)
     salt, nonce = secrets.token_bytes(SALT_BYTES), secrets.token_bytes(NONCE_BYTES)
     return seal_with_passphrase(whole, passphrase, salt=salt, nonce=nonce), whole
 
 
 def open_with_seed(data: bytes, seed: bytes) -> Backup:
     """The static channel file, with the seed that its words say. Raises BackupError."""
-    backup = open_with_key(data, channel_file_key(Identity(seed)))
-    return Backup(
-        chain=backup.chain,
-        created_at=backup.created_at,
-        height=backup.height,
-        channels=backup.channels,
-        ledgers=backup.ledgers,
-        seed=seed,
-    )
+    return msgspec.structs.replace(open_with_key(data, channel_file_key(Identity(seed))), seed=seed)
 
 
 def restore(state_dir: Path, backup: Backup) -> Restored:

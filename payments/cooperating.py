@@ -69,18 +69,23 @@ def handle_close_signed(core: Core, peer: Peer, message: CloseSigned) -> None:
     transaction = _close_transaction(channel, message.fee_sat)
     if transaction.txid == channel.spend_txid:
         return
-    terms, outpoint = channel.terms, channel.outpoint
-    try:
-        verify_mutual(terms.payee_pubkey, message.signature, transaction.raw, terms, outpoint)
-    except InvalidSignatureError as error:
-        raise PeerFaultError(str(error)) from error
-    ours = sign_mutual(core.key_of(channel.channel_id), transaction.raw, terms, outpoint)
-    raw = complete(transaction.raw, terms, outpoint, payer_signature=ours, payee_signature=message.signature)
+    raw = countersign(core, channel, transaction.raw, message.signature)
     channel.spend_txid, channel.spend_raw, channel.refusals = transaction.txid, raw, 0
     channel.acknowledged_msat = channel.cumulative_msat  # the payee has signed that it gets it
     core.channel_changed(channel)
     broadcast = BroadcastTransaction(raw, transaction.txid, TransactionKind.CLOSE, transaction.fee_sat)
-    core.broadcast(broadcast, [(terms, outpoint)])
+    core.broadcast(broadcast, [(channel.terms, channel.outpoint)])
+
+
+def countersign(core: Core, channel: Channel, raw: bytes, payee_signature: bytes) -> bytes:
+    """What the payee has signed (a close, a splice), with our signature, too. Raises PeerFaultError if it has not."""
+    terms, outpoint = channel.terms, channel.outpoint
+    try:
+        verify_mutual(terms.payee_pubkey, payee_signature, raw, terms, outpoint)
+    except InvalidSignatureError as error:
+        raise PeerFaultError(str(error)) from error
+    ours = sign_mutual(core.key_of(channel.channel_id), raw, terms, outpoint)
+    return complete(raw, terms, outpoint, payer_signature=ours, payee_signature=payee_signature)
 
 
 # --- the payee ---

@@ -13,7 +13,8 @@ from dataclasses import replace
 
 from payments import settlement
 from payments.channel import Channel, PeerFaultError, Stage
-from payments.channel_tx import InvalidSignatureError, dust_limit, find_expiry, parse_transaction
+from payments.channel_tx import dust_limit, find_expiry, parse_transaction
+from payments.cooperating import countersign
 from payments.core import Core, Peer, SplicePlan
 from payments.events import (
     BroadcastTransaction,
@@ -44,14 +45,12 @@ from payments.mutual_tx import (
     SpliceError,
     build_splice,
     check_splice,
-    complete,
     fee,
     foreign_input,
     paid_to,
     sign_mutual,
     splice_outputs,
     stripped,
-    verify_mutual,
 )
 from payments.ports import Outpoint, SignedTransaction
 from payments.records import ChannelState, Direction, Splice
@@ -210,16 +209,11 @@ def handle_splice_signed(core: Core, peer: Peer, message: SpliceSigned) -> None:
         return
     if channel.state is not ChannelState.SPLICING:
         return  # it is being closed: a splice would only be in the way
-    terms, outpoint = channel.terms, channel.outpoint
-    try:
-        verify_mutual(terms.payee_pubkey, message.signature, splice.raw, terms, outpoint)
-    except InvalidSignatureError as error:
-        raise PeerFaultError(str(error)) from error
-    ours = sign_mutual(core.key_of(channel.channel_id), splice.raw, terms, outpoint)
-    raw = complete(splice.raw, terms, outpoint, payer_signature=ours, payee_signature=message.signature)
+    raw = countersign(core, channel, splice.raw, message.signature)
     channel.splice = replace(splice, raw=raw, is_signed=True)
     core.channel_changed(channel)
-    core.broadcast(BroadcastTransaction(raw, splice.funding.txid, TransactionKind.SPLICE), [(terms, outpoint)])
+    broadcast = BroadcastTransaction(raw, splice.funding.txid, TransactionKind.SPLICE)
+    core.broadcast(broadcast, [(channel.terms, channel.outpoint)])
 
 
 def handle_reject(core: Core, peer: Peer, message: RejectSplice, *, now: float) -> None:

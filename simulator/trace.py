@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable
 from typing import Any
 
 _CHANGE = struct.Struct("<dqqII")  # at, node, next hop, metric, price
@@ -66,11 +65,3 @@ class RouteTrace:
     def __setstate__(self, state: tuple[dict[int, bytes], int]) -> None:
         self._by_destination = dict(state[0])
         self.count = state[1]
-
-
-def routes_digest(routes: Iterable[tuple[int, int, int, int, int]]) -> str:
-    """Of a state: (destination, node, next hop, metric, price) of each selected route, in any order."""
-    state = hashlib.blake2b(digest_size=16)
-    for route in sorted(routes):
-        state.update(_ROUTE.pack(*route))
-    return state.hexdigest()

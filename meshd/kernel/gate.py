@@ -21,11 +21,11 @@ _TUNNEL = "iif"
 _DNS = "meta l4proto { tcp, udp } th dport 53"
 # The kernel's bucket holds this and one second of the rate. Two full packets: one that holds less than one lets none
 # through. With less than a second, TCP loses what it does not use while it waits for a retransmission timeout.
-_BURST = 3_028
+BURST = 3_028
 _DNS_SHARE = 16
 _MIN_DNS_RATE = 512  # bytes per second: some six questions
 _LIGHT_SHARE = 16  # of the tier, on top of it, for flows that take little of it
-_LIGHT_FLOWS = 4  # that share can serve so many at once
+LIGHT_FLOWS = 4  # that share can serve so many at once
 _LIGHT_TIMEOUT = "1m"  # a flow that was silent for so long is a new one
 _FLOW = {"ip": ("ipv4", "@nh,96,32 . @nh,128,32"), "ip6": ("ipv6", "@nh,64,256")}  # source and destination
 
@@ -39,28 +39,15 @@ class Tier:
     rate: int
 
     @property
-    def bucket(self) -> int:
-        """Bytes that may come at once after silence."""
-        return self.rate + _BURST
-
-    @property
     def light_rate(self) -> int:
-        """On top, for the first bytes of each flow and for flows that need no more than a `_LIGHT_FLOWS`th of this: one
+        """On top, for the first bytes of each flow and for flows that need no more than a `LIGHT_FLOWS`th of this: one
         that takes all that it can get leaves the others so much."""
         return self.rate // _LIGHT_SHARE
-
-    @property
-    def light_bucket(self) -> int:
-        return self.light_rate + _LIGHT_FLOWS * _BURST
 
     @property
     def dns_rate(self) -> int:
         """On top, so that names are found though the rest is used up. Little: DNS can carry anything."""
         return max(self.rate // _DNS_SHARE, _MIN_DNS_RATE)
-
-    @property
-    def dns_bucket(self) -> int:
-        return self.dns_rate + _BURST
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -96,7 +83,7 @@ def _set_lines(tier: Tier, kind: str, key: str) -> list[str]:
     limits = {
         "who": "",
         "held": _limit(tier.rate, over=True) if tier.rate else "",
-        "held_light": _limit(tier.light_rate, burst=_LIGHT_FLOWS * _BURST) if tier.light_rate else "",
+        "held_light": _limit(tier.light_rate, burst=LIGHT_FLOWS * BURST) if tier.light_rate else "",
         "held_dns": _limit(tier.dns_rate),
         "shared": "",
     }
@@ -118,8 +105,8 @@ def _rules(tier: Tier, kind: str, key: str) -> Iterator[str]:
     over = f"{_limit(tier.rate, over=True)} " if tier.rate else ""
     yield f"{key} @shared{kind} {over}goto {REFUSE}"
     yield f"{key} @shared{kind} accept"
-    if tier.light_rate >= _LIGHT_FLOWS:
-        own = _limit(tier.light_rate // _LIGHT_FLOWS)
+    if tier.light_rate >= LIGHT_FLOWS:
+        own = _limit(tier.light_rate // LIGHT_FLOWS)
         for family, (protocol, flow) in _FLOW.items():
             is_light = f"update @light_{family}{kind} {{ {key} . {flow} {own} }}"
             yield f"meta nfproto {protocol} {is_light} {key} @held_light{kind} accept"
@@ -159,5 +146,5 @@ def _element_lines(verb: str, held: Held) -> list[str]:
     return [f"{verb} element {FAMILY} meshd {name}{held.kind} {{ {held.key} }}" for name in names]
 
 
-def _limit(rate: int, *, burst: int = _BURST, over: bool = False) -> str:
+def _limit(rate: int, *, burst: int = BURST, over: bool = False) -> str:
     return f"limit rate {'over ' if over else ''}{rate} bytes/second burst {burst} bytes"

@@ -118,13 +118,6 @@ class Kernel:
         """Carry nothing that comes in there outside of the tunnels that go over it. Raises NftError."""
         await self._nft.guard_interface(interface, index)
 
-    async def unmanage(self, interface: str) -> None:
-        """Stop metering it, and give it back as it was. Read the meter first: its last counts are lost."""
-        index = await self._nft.remove_interface(interface)
-        if index is not None:
-            await self.lane.leave(index)
-        await self._changes.restore_interface(interface)
-
     def record_device(self, name: str) -> None:
         """Before an interface of our own (a tunnel) is made: it is deleted in the end, and after a crash."""
         self._changes.record_device(name)

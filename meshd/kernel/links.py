@@ -119,15 +119,6 @@ class Links:
         with NetlinkSocket(NETLINK_ROUTE, _RTMGRP_NEIGH) as events:
             yield _failures(events)
 
-    async def wait_ready(self, name: str) -> Link:
-        """Wait until it is up with a link-local address that has passed duplicate address detection. It may not exist
-        yet."""
-        async with self.watch() as changes:
-            async for link in changes:
-                if link.name == name and link.is_ready:
-                    return link
-        raise AssertionError("watch() ended")
-
     async def neighbour_mac(self, interface: str, address: IPv6Address) -> bytes | None:
         """What the kernel knows of the neighbour's MAC address; None: nothing yet, `resolve_mac` asks."""
         message = _neighbour(interface, address)

@@ -41,7 +41,6 @@ _KEEP_PERIOD = 20.0  # of old sets: several ticks, until the books have what was
 _FLOWS_AT_ONCE = 256  # new ones in the lane; each takes some ten microseconds
 _ESTABLISHED = 8  # packets: such a flow is worth a place in the fast lane
 _IDLE_TIMEOUT = 60.0
-_MAX_TOTALS = 4096
 _GRACE_PERIOD = 0.1  # much more than a packet spends in the rules
 
 IPAddress = IPv4Address | IPv6Address
@@ -89,11 +88,10 @@ class _Counter:
 
 
 class Meter:
-    """`totals`: bytes ever read, by (direction, interface, MAC address); senders choose those: the oldest go first."""
+    """`reloads`: how often somebody else had deleted our rules, with what they had counted."""
 
     def __init__(self, netfilter: NetlinkSocket, nft: Nft, lane: Lane | None = None) -> None:
-        self.totals: dict[tuple[Direction, str, bytes], int] = {}
-        self.reloads = 0  # how often somebody else had deleted our rules, with what they had counted
+        self.reloads = 0
         self._netlink = netfilter
         self._nft = nft
         self._lane = lane
@@ -188,7 +186,7 @@ class Meter:
         for part in self._lane.parts():
             for carried in part:
                 for direction, port in ((Direction.FORWARD_IN, carried.came), (Direction.OUT, carried.goes)):
-                    self._report(_lane_count(carried, direction, port))
+                    self._unreported.append(_lane_count(carried, direction, port))
             await trio.lowlevel.checkpoint()  # what is set apart is reported, by the next reading if not by this one
         for number, ((source, destination), counter) in enumerate(came.items(), 1):
             if number % _FLOWS_AT_ONCE == 0:
@@ -271,7 +269,7 @@ class Meter:
             counter.bytes, counter.packets, counter.period = size, packets, self._period
             interface = self._interface_by_index.get(counter.index)
             if new[1] and interface is not None and counter.is_billed:
-                self._report(_flow_count(counter, interface, new, (size, packets)))
+                self._unreported.append(_flow_count(counter, interface, new, (size, packets)))
                 self._note(counter)
 
     def _note(self, counter: _Counter) -> None:
@@ -283,13 +281,6 @@ class Meter:
             self._went.setdefault(pair, []).append(counter)
         elif counter.direction is Direction.FORWARD_IN and counter.packets >= _ESTABLISHED:
             self._came[pair] = counter
-
-    def _report(self, count: FlowCount) -> None:
-        neighbour = (count.direction, count.interface, count.mac)
-        self.totals[neighbour] = self.totals.get(neighbour, 0) + count.bytes
-        if len(self.totals) > _MAX_TOTALS:
-            del self.totals[next(iter(self.totals))]
-        self._unreported.append(count)
 
 
 def _flow_count(counter: _Counter, interface: str, new: tuple[int, int], total: tuple[int, int]) -> FlowCount:

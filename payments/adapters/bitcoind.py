@@ -18,6 +18,7 @@ import trio
 from embit.transaction import Transaction
 
 from payments.adapters.bitcoind_rpc import Rpc, RpcConfig, RpcError
+from payments.adapters.polling import poll_tips
 from payments.channel_tx import MAX_FEE_RATE, MAX_MONEY_SAT, parse_transaction
 from payments.ports import BroadcastResult, ChainError, ChainTip, Outpoint, OutputStatus, TransactionStatus, Utxo
 
@@ -230,14 +231,8 @@ class BitcoindChain:
             raise ChainError("an output of a script that was not asked for")
         return found
 
-    async def tips(self) -> AsyncIterator[ChainTip]:
-        last = None
-        while True:
-            tip = await self.tip()
-            if tip != last:
-                last = tip
-                yield tip
-            await trio.sleep(self._poll_interval)
+    def tips(self) -> AsyncIterator[ChainTip]:
+        return poll_tips(self.tip, self._poll_interval)
 
     # --- What they need ---
 

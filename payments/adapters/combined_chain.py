@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from payments.adapters.polling import poll_tips
 from payments.ports import (
     BroadcastResult,
     ChainError,
@@ -151,14 +152,8 @@ class CombinedChain:
             if u.outpoint in common
         ]
 
-    async def tips(self) -> AsyncIterator[ChainTip]:
-        last = None
-        while True:
-            tip = await self.tip()
-            if tip != last:
-                last = tip
-                yield tip
-            await trio.sleep(self._poll_interval)
+    def tips(self) -> AsyncIterator[ChainTip]:
+        return poll_tips(self.tip, self._poll_interval)
 
     # --- What they need ---
 

@@ -20,6 +20,7 @@ import msgspec
 import trio
 
 from payments.adapters.combined_chain import CombinedChain
+from payments.adapters.polling import poll_tips
 from payments.adapters.wallet_book import load_bitcoinlib
 from payments.channel_tx import MAX_FEE_RATE, MAX_MONEY_SAT, parse_transaction
 from payments.ports import BroadcastResult, ChainError, ChainTip, Outpoint, OutputStatus, TransactionStatus, Utxo
@@ -144,14 +145,8 @@ class EsploraChain:
                 raise ChainError("more outputs than can be")
         return found
 
-    async def tips(self) -> AsyncIterator[ChainTip]:
-        last = None
-        while True:
-            tip = await self.tip()
-            if tip != last:
-                last = tip
-                yield tip
-            await trio.sleep(self._poll_interval)
+    def tips(self) -> AsyncIterator[ChainTip]:
+        return poll_tips(self.tip, self._poll_interval)
 
     # --- What they need ---
 

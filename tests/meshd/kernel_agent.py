@@ -41,11 +41,15 @@ class Agent:
         self.reader: trio.CancelScope | None = None
 
     async def manage(self, interface: str) -> None:
-        await self.kernel.links.wait_ready(interface)
+        async with self.kernel.links.watch() as changes:
+            async for link in changes:
+                if link.name == interface and link.is_ready:
+                    break
         await self.kernel.manage(interface)
 
-    async def unmanage(self, interface: str) -> None:
-        await self.kernel.unmanage(interface)
+    async def forget_interface(self, interface: str) -> None:
+        """The rules do, as of one that is deleted."""
+        await self.kernel._nft.remove_interface(interface)
 
     async def address(self, interface: str, address: str) -> None:
         await self.kernel.add_address(interface, ip_address(address))
@@ -132,9 +136,6 @@ class Agent:
 
     async def expect(self, interface: str, mac: str) -> None:
         await self.kernel.meter.expect(interface, bytes.fromhex(mac))
-
-    async def totals(self) -> dict[str, int]:
-        return {f"{d.value} {i} {m.hex()}": size for (d, i, m), size in self.kernel.meter.totals.items()}
 
     async def reloads(self) -> int:
         return self.kernel.meter.reloads

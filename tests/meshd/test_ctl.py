@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import shutil
-import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,74 +18,11 @@ from meshd.ctl.command import EXIT_CODES, Command, Renderer, envelope
 from meshd.ctl.commands import COMMANDS
 from meshd.ctl.main import build_parser, main
 from tests.meshd.ctl_answers import ANSWERS, CHEAP, GOLDEN, GOLDEN_PATH, PATH
+from tests.meshd.played_daemon import Daemon
 from tests.meshd.schema import closed, validate
 
 PLAIN = texts.Style(colour=False)
 ASKING = [command for command in COMMANDS if command.method is not None]
-
-
-class Daemon:
-    """Answers each connection with `reply` (bytes), or else from ANSWERS; remembers what it was asked."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.requests: list[dict[str, Any]] = []
-        self.reply: bytes | None = None
-        self.replies: list[bytes | None] = []  # to the next ones, before `reply`
-        self.error: tuple[int, str] | None = None
-        self.silent = False
-        self.answers = ANSWERS
-        self.sequence: dict[str, list[Any]] = {}  # of the next answers of a method, before `answers`
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.bind(str(path))
-        self._socket.listen()
-        self.done = threading.Event()
-
-    def serve(self) -> None:
-        while True:
-            connection, _ = self._socket.accept()
-            with connection:
-                line = connection.makefile("rb").readline()
-                if not line:
-                    return
-                self.requests.append(json.loads(line))
-                reply = self.replies.pop(0) if self.replies else self.reply
-                if self.silent:
-                    self.done.wait()
-                with contextlib.suppress(BrokenPipeError):
-                    connection.sendall(self._answer() if reply is None else reply)
-
-    def _answer(self) -> bytes:
-        request = self.requests[-1]
-        if self.error is not None:
-            body: dict[str, Any] = {"error": {"code": self.error[0], "message": self.error[1]}}
-        else:
-            method = request["method"]
-            body = {"result": self.sequence[method].pop(0) if self.sequence.get(method) else self.answers[method]}
-        return json.dumps({"jsonrpc": "2.0", "id": request["id"], **body}).encode() + b"\n"
-
-
-@contextmanager
-def running(path: Path) -> Iterator[Daemon]:
-    daemon = Daemon(path)
-    thread = threading.Thread(target=daemon.serve)
-    thread.start()
-    try:
-        yield daemon
-    finally:
-        with socket.socket(socket.AF_UNIX) as last:
-            daemon.done.set()
-            last.connect(str(path))
-        thread.join()
-        daemon._socket.close()
-
-
-@pytest.fixture
-def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
-    path = tmp_path / "s"
-    monkeypatch.setenv("MESHD_SOCKET", str(path))
-    with running(path) as made:
-        yield made
 
 
 @pytest.mark.parametrize("command", ASKING, ids=lambda command: command.words)

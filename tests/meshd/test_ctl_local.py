@@ -18,17 +18,9 @@ from meshd.ctl.commands import COMMANDS, service
 from meshd.ctl.main import main
 from tests.meshd.ctl_answers import ALICE, ANSWERS, BOB, NEIGHBOURS, STATUS
 from tests.meshd.kernel_lab import needs_namespaces
+from tests.meshd.played_daemon import Daemon
 from tests.meshd.schema import validate
-from tests.meshd.test_ctl import Daemon, running
 from tools.ns import Namespaces
-
-
-@pytest.fixture
-def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
-    path = tmp_path / "s"
-    monkeypatch.setenv("MESHD_SOCKET", str(path))
-    with running(path) as made:
-        yield made
 
 
 def command_of(words: str) -> Command:

@@ -20,7 +20,7 @@ from meshd.doctor import CHECKS, Finding, Level, World, examine, links
 from meshd.kernel.nl80211 import Radio, RadioType
 from tests.meshd.ctl_answers import ANSWERS, NEIGHBOURS, STATUS
 from tests.meshd.kernel_lab import needs_namespaces
-from tests.meshd.test_ctl import running
+from tests.meshd.played_daemon import running
 from tools.ns import Namespaces
 
 _CLONE_NEWNET = 0x40000000

@@ -86,21 +86,6 @@ def test_what_was_counted_on_an_interface_that_went_is_read_once_more(
     trio.run(scenario)
 
 
-def test_totals_are_not_kept_for_every_address_that_was_ever_seen(
-    counted: list[tuple[bytes, int, int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(meter_module, "_MAX_TOTALS", 10)
-
-    async def scenario() -> None:
-        meter = made()
-        meter.name_interface(7, "eth0")
-        counted.extend(element(7, 2 * mac, 1) for mac in range(1, 100))
-        assert len(await meter.read()) == 99
-        assert len(meter.totals) == 10
-
-    trio.run(scenario)
-
-
 def test_when_most_flows_have_ended_counting_begins_anew_in_empty_sets(counted: list[tuple[bytes, int, int]]) -> None:
     async def scenario() -> None:
         nft = NoNft(counted)

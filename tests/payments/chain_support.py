@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+
+import pytest
 
 from payments.adapters.kernel_chain import KernelChain
 from payments.adapters.p2wpkh import p2wpkh_script
@@ -15,7 +17,7 @@ from payments.channel_tx import (
     public_key,
     sign_payment,
 )
-from payments.ports import BroadcastResult, ChainTip, Outpoint, OutputStatus, TransactionStatus, Utxo
+from payments.ports import BroadcastResult, ChainError, ChainTip, Outpoint, OutputStatus, TransactionStatus, Utxo
 
 FEE_RATE = 2.0
 CAPACITY = 100_000
@@ -63,6 +65,22 @@ def open_channel(chain: KernelChain, terms: ChannelTerms | None = None, payer: b
     txid = chain.faucet(funding_script_pubkey(terms), terms.capacity_sat)
     chain.mine()
     return OpenChannel(terms, Outpoint(txid, 0), payer)
+
+
+def fund(chain: KernelChain) -> OpenChannel:
+    """Funded by the faucet, in the pool."""
+    terms = make_terms(expiry_height=chain.tip().height + 20)
+    script = funding_script_pubkey(terms)
+    txid = chain.faucet(script, terms.capacity_sat)
+    outpoints = [Outpoint(txid, index) for index in range(2)]
+    return OpenChannel(terms, next(o for o in outpoints if chain.output(o).script_pubkey == script))  # type: ignore[union-attr]
+
+
+async def refused(call: Callable[[], Awaitable[object]]) -> str:
+    """The words of the ChainError that it must raise."""
+    with pytest.raises(ChainError) as caught:
+        await call()
+    return str(caught.value)
 
 
 def balance(chain: KernelChain, script: bytes) -> int:

@@ -17,6 +17,7 @@ from embit.transaction import Transaction
 
 from payments.adapters.kernel_chain import KernelChain
 from payments.ports import Outpoint
+from tests.payments.http import HttpRequest, listening
 
 
 class Status(Exception):  # noqa: N818  an HTTP status, not an error of the test
@@ -36,32 +37,21 @@ class Esplora:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[Esplora]:
-        async with trio.open_nursery() as nursery:
-            listeners = await nursery.start(trio.serve_tcp, self._serve, 0)
-            self.url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/api"
+        async with listening(self._serve) as port:
+            self.url = f"http://127.0.0.1:{port}/api"
             yield self
-            nursery.cancel_scope.cancel()
 
-    async def _serve(self, stream: trio.SocketStream) -> None:
-        async with stream:
-            data = b""
-            while b"\r\n\r\n" not in data:
-                data += await stream.receive_some(65536)
-            head, _, body = data.partition(b"\r\n\r\n")
-            lines = head.decode().split("\r\n")
-            headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines[1:])}
-            while len(body) < int(headers.get("content-length", 0)):
-                body += await stream.receive_some(65536)
-            method, path, _ = lines[0].split(" ")
-            try:
-                status, answer = 200, await self._answer(method, path.removeprefix("/api/"), body.decode())
-            except Status as refusal:
-                status, answer = refusal.code, str(refusal)
-            text = answer if isinstance(answer, bytes) else str(answer).encode()
-            if isinstance(answer, dict | list):
-                text = json.dumps(answer).encode()
-            reply = f"HTTP/1.1 {status} X\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n".encode()
-            await stream.send_all(reply + text)
+    async def _serve(self, stream: trio.SocketStream, request: HttpRequest) -> None:
+        path = request.path.removeprefix("/api/")
+        try:
+            status, answer = 200, await self._answer(request.method, path, request.body.decode())
+        except Status as refusal:
+            status, answer = refusal.code, str(refusal)
+        text = answer if isinstance(answer, bytes) else str(answer).encode()
+        if isinstance(answer, dict | list):
+            text = json.dumps(answer).encode()
+        reply = f"HTTP/1.1 {status} X\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n".encode()
+        await stream.send_all(reply + text)
 
     async def _answer(self, method: str, path: str, body: str) -> Any:
         self.calls.append(f"{method} {path}")

@@ -17,6 +17,7 @@ import trio
 
 from payments.adapters.kernel_chain import KernelChain
 from payments.ports import Outpoint
+from tests.payments.http import HttpRequest, listening
 
 Answer = Callable[..., Any]
 
@@ -48,25 +49,14 @@ class FakeBitcoind:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[FakeBitcoind]:
-        async with trio.open_nursery() as nursery:
-            listeners = await nursery.start(trio.serve_tcp, self._serve, 0)
-            self.port = listeners[0].socket.getsockname()[1]
+        async with listening(self._serve) as self.port:
             yield self
-            nursery.cancel_scope.cancel()
 
-    async def _serve(self, stream: trio.SocketStream) -> None:
-        async with stream:
-            data = b""
-            while b"\r\n\r\n" not in data:
-                data += await stream.receive_some(65536)
-            head, _, body = data.partition(b"\r\n\r\n")
-            headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:])
-            while len(body) < int(headers["Content-Length"]):
-                body += await stream.receive_some(65536)
-            if headers["Authorization"] != "Basic " + base64.b64encode(self.authorization.encode()).decode():
-                await stream.send_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
-                return
-            await self._answer(stream, json.loads(body))
+    async def _serve(self, stream: trio.SocketStream, request: HttpRequest) -> None:
+        if request.headers["authorization"] != "Basic " + base64.b64encode(self.authorization.encode()).decode():
+            await stream.send_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
+            return
+        await self._answer(stream, json.loads(request.body))
 
     async def _answer(self, stream: trio.SocketStream, request: dict[str, Any]) -> None:
         method = request["method"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from payments.adapters import bitcoind
 from payments.adapters.bitcoind import BitcoindChain
 from payments.adapters.bitcoind_rpc import RpcConfig
 from payments.adapters.kernel_chain import KernelChain
-from payments.channel_tx import build_claim, build_refund, funding_script_pubkey
-from payments.ports import BroadcastResult, ChainError, Outpoint
-from tests.payments.chain_support import FEE_RATE, PAYEE_SCRIPT, PAYER, PAYER_SCRIPT, OpenChannel, make_terms
+from payments.channel_tx import build_claim, build_refund
+from payments.ports import BroadcastResult, Outpoint
+from tests.payments.chain_support import FEE_RATE, PAYEE_SCRIPT, PAYER, PAYER_SCRIPT, fund, make_terms, refused
 from tests.payments.fake_bitcoind import FakeBitcoind, Refusal, Verbatim
 
 
@@ -29,22 +29,6 @@ async def node(path: Path, **changes: Any) -> AsyncIterator[tuple[FakeBitcoind, 
             yield fake, BitcoindChain(RpcConfig(**config), network="regtest", poll_interval=0.01)
     finally:
         kernel.close()
-
-
-async def refused(call: Callable[[], Any]) -> str:
-    with pytest.raises(ChainError) as caught:
-        await call()
-    return str(caught.value)
-
-
-def fund(kernel: KernelChain) -> OpenChannel:
-    terms = make_terms(expiry_height=kernel.tip().height + 20)
-    script = funding_script_pubkey(terms)
-    txid = kernel.faucet(script, terms.capacity_sat)
-    found = kernel.transaction(txid)
-    assert found is not None
-    outputs = [Outpoint(txid, index) for index in range(2)]
-    return OpenChannel(terms, next(o for o in outputs if kernel.output(o).script_pubkey == script))  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("is_chunked", [False, True])

@@ -12,9 +12,9 @@ import trio
 
 from payments.adapters.explorer import MAX_ANSWER, MAX_THREADS, EsploraChain, bitcoinlib_client, explorer_chain
 from payments.adapters.kernel_chain import KernelChain
-from payments.channel_tx import build_claim, build_refund, funding_script_pubkey
-from payments.ports import BroadcastResult, ChainError, Outpoint
-from tests.payments.chain_support import FEE_RATE, PAYEE_SCRIPT, PAYER, PAYER_SCRIPT, OpenChannel, make_terms
+from payments.channel_tx import build_claim, build_refund
+from payments.ports import BroadcastResult, Outpoint
+from tests.payments.chain_support import FEE_RATE, PAYEE_SCRIPT, PAYER, PAYER_SCRIPT, fund, refused
 from tests.payments.esplora import Esplora, Status
 
 
@@ -35,20 +35,6 @@ def run(path: Path, scenario: Callable[[Esplora, EsploraChain], Awaitable[None]]
             await scenario(esplora, chain)
 
     trio.run(main)
-
-
-async def refused(call: Callable[[], Any]) -> str:
-    with pytest.raises(ChainError) as caught:
-        await call()
-    return str(caught.value)
-
-
-def fund(kernel: KernelChain) -> OpenChannel:
-    terms = make_terms(expiry_height=kernel.tip().height + 20)
-    script = funding_script_pubkey(terms)
-    txid = kernel.faucet(script, terms.capacity_sat)
-    outpoints = [Outpoint(txid, index) for index in range(2)]
-    return OpenChannel(terms, next(o for o in outpoints if kernel.output(o).script_pubkey == script))  # type: ignore[union-attr]
 
 
 def test_a_channel_from_its_funding_to_its_claim_is_seen_as_the_chain_sees_it(tmp_path: Path) -> None:

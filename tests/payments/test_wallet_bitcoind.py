@@ -38,6 +38,7 @@ from payments.ports import (
     WalletError,
 )
 from tests.payments.chain_support import CAPACITY, PAYEE_SCRIPT, make_terms, own_script
+from tests.payments.http import HttpRequest, listening
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "bitcoind-wallet.json"
 NAME = "meshd test"
@@ -112,23 +113,12 @@ async def scenario(config: RpcConfig, directory: Path, blocks: Blocks, mine: Min
 async def serving(answer: Callable[[str, bytes], Awaitable[bytes]]) -> AsyncIterator[int]:
     """HTTP on a port of its own: path and body in, body out."""
 
-    async def serve(stream: trio.SocketStream) -> None:
-        async with stream:
-            data = b""
-            while b"\r\n\r\n" not in data:
-                data += await stream.receive_some(65536)
-            head, _, body = data.partition(b"\r\n\r\n")
-            lines = head.decode().split("\r\n")
-            length = next(int(line.split(": ")[1]) for line in lines if line.startswith("Content-Length"))
-            while len(body) < length:
-                body += await stream.receive_some(65536)
-            reply = await answer(lines[0].split(" ")[1], body)
-            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(reply), reply))
+    async def serve(stream: trio.SocketStream, request: HttpRequest) -> None:
+        reply = await answer(request.path, request.body)
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(reply), reply))
 
-    async with trio.open_nursery() as nursery:
-        listeners = await nursery.start(trio.serve_tcp, serve, 0)
-        yield listeners[0].socket.getsockname()[1]
-        nursery.cancel_scope.cancel()
+    async with listening(serve) as port:
+        yield port
 
 
 def replayed(directory: Path, change: Callable[[dict[str, Any]], None] = lambda _: None) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from simulator import scenario
 from simulator.scenario import Scenario, ScenarioError, load, parse, roles_of, select
-from simulator.trace import NO_ROUTE, RouteTrace, routes_digest
+from simulator.trace import NO_ROUTE, RouteTrace
 
 ROOT = Path(__file__).parents[2]
 
@@ -156,9 +156,3 @@ def test_a_trace_is_the_same_however_it_is_sharded() -> None:
     assert traced(changes[:3]).digest() != whole.digest()
     with pytest.raises(ValueError, match="two shards"):
         whole.merge(shards)
-
-
-def test_a_state_is_named_whatever_its_order() -> None:
-    routes = [(1, 0, 1, 96, 0), (0, 1, 0, 96, 0)]
-    assert routes_digest(routes) == routes_digest(reversed(routes))
-    assert routes_digest(routes) != routes_digest(routes[:1])

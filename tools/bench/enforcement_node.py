@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from ipaddress import IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -30,24 +31,29 @@ async def _run(wanted: dict[str, Any]) -> None:
         for prefix, interface, next_hop in wanted["routes"]:
             await kernel.routes.install(ip_network(prefix), interface, IPv6Address(next_hop))
         print(json.dumps("ready"), flush=True)
+        totals: Counter[tuple[Direction, str, bytes]] = Counter()
         buffer = b""
         async for data in trio.lowlevel.FdStream(os.dup(0)):
             buffer += data
             *lines, buffer = buffer.split(b"\n")
             for line in lines:
-                print(json.dumps(await _obey(kernel, *json.loads(line))), flush=True)
+                print(json.dumps(await _obey(kernel, totals, *json.loads(line))), flush=True)
 
 
-async def _obey(kernel: Kernel, operation: str, interface: str, mac: str) -> Any:
+async def _obey(
+    kernel: Kernel, totals: Counter[tuple[Direction, str, bytes]], operation: str, interface: str, mac: str
+) -> Any:
+    """`totals`: bytes read so far, of each neighbour."""
     neighbour = bytes.fromhex(mac)
     if operation == "hold":
         await kernel.gate.suspend(interface, neighbour)
     elif operation == "release":
         await kernel.gate.resume(interface, neighbour)
     else:
-        await kernel.meter.read()
+        for flow in await kernel.meter.read():
+            totals[flow.direction, flow.interface, flow.mac] += flow.bytes
         directions = (Direction.FREE, Direction.REFUSED, Direction.FORWARD_IN)
-        return [time.monotonic(), *(kernel.meter.totals.get((d, interface, neighbour), 0) for d in directions)]
+        return [time.monotonic(), *(totals[d, interface, neighbour] for d in directions)]
     return None
 
 

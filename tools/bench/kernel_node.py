@@ -16,7 +16,7 @@ from typing import Any
 
 import trio
 
-from meshd.kernel import Direction, Kernel, KernelConfig
+from meshd.kernel import Direction, FlowCount, Kernel, KernelConfig
 
 _READ_INTERVAL = 0.1  # of the daemon under load
 _FREE_RATE = 1_000_000
@@ -35,15 +35,19 @@ async def _run(wanted: dict[str, Any]) -> None:
             for interface, mac in wanted["held"]:
                 await kernel.gate.suspend(interface, bytes.fromhex(mac.replace(":", "")))
             print("ready", flush=True)
+            carried = 0
             with trio.CancelScope() as reading:
                 nursery.start_soon(_leave_at_end_of_input, reading)
                 while True:  # as the daemon does
-                    await kernel.meter.read()
+                    carried += _carried(await kernel.meter.read())
                     await trio.sleep(_READ_INTERVAL)
-            await kernel.meter.read()
-            carried = sum(size for (where, _, _), size in kernel.meter.totals.items() if where is Direction.FORWARD_IN)
+            carried += _carried(await kernel.meter.read())
             print(carried, kernel.lane.bytes, flush=True)
         nursery.cancel_scope.cancel()
+
+
+def _carried(flows: list[FlowCount]) -> int:
+    return sum(flow.bytes for flow in flows if flow.direction is Direction.FORWARD_IN)
 
 
 async def _leave_at_end_of_input(reading: trio.CancelScope) -> None:

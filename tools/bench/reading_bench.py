@@ -47,7 +47,10 @@ async def _measure(directory: Path, repeats: int) -> None:
     cpu: list[float] = []
     holds: list[float] = []
     async with Kernel.open(KernelConfig(directory / "record.json")) as kernel:
-        await kernel.links.wait_ready("e")
+        async with kernel.links.watch() as changes:
+            async for link in changes:
+                if link.name == "e" and link.is_ready:
+                    break
         await kernel.manage("e")
         await kernel.meter.expect("e", bytes.fromhex(_PEER_MAC.replace(":", "")))
         await kernel.add_address("lo", _OWN)
