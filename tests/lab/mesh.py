@@ -211,7 +211,10 @@ def topology(
 
 
 def post_witnesses(lab: Lab) -> None:
-    """Rules that count what is forwarded, beside the daemon's own and behind its gate. What TCP sends again is in."""
+    """Rules that count what is forwarded, beside the daemon's own and behind its gate. What TCP sends again is in.
+
+    When it returns nothing takes the fast lane, which would pass them by; daemons look once a second for such rules.
+    """
     for node in lab.nodes:
         peers = lab.topology.neighbours(node)
         counters = "\n".join(f"counter from-{peer} {{}}" for peer in peers)
@@ -219,6 +222,8 @@ def post_witnesses(lab: Lab) -> None:
         hook = "type filter hook forward priority filter + 20; policy accept;"
         rules = f"table ip {WITNESS} {{\n{counters}\nchain forward {{ {hook}\n{rules}\n}}\n}}\n"
         lab.exec(node, ["nft", "-f", "-"], stdin=rules)
+    for node in filter(lab.is_running, lab.nodes):
+        until("the fast lane making way", lambda node=node: lab.rpc(node, "status")["fast_lane"]["problem"] is not None)
 
 
 def await_routes(lab: Lab) -> None:
