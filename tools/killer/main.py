@@ -14,7 +14,6 @@ import random
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from tools.killer.books import Books, Bound, violations
 from tools.lab.kernel_state import difference, routes_of_meshd, snapshot
 from tools.lab.lab import Lab
 from tools.lab.network import interface_to
+from tools.lab.state import own_base
 from tools.lab.topology import Link, Node, Topology
 from tools.ns import exit_on_signals
 
@@ -220,8 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
     exit_on_signals()
-    with tempfile.TemporaryDirectory(prefix="meshkill-") as base:
-        os.environ.setdefault("MESHLAB_DIR", base)
+    with own_base("meshkill-"):
         found = run(options.kills, options.seed, lambda text: print(text, file=sys.stderr, flush=True))
     if options.json:
         print(json.dumps(found, indent=2))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -41,6 +44,22 @@ class State(msgspec.Struct):
 def base_dir() -> Path:
     """Where labs keep their files: short, as a Unix socket's path has at most 107 bytes."""
     return Path(os.environ.get("MESHLAB_DIR", "/run/meshlab"))
+
+
+@contextmanager
+def own_base(prefix: str) -> Iterator[None]:
+    """Labs keep their files in a directory of their own, unless MESHLAB_DIR names one; it goes, but not with logs in it
+    that a lab has kept."""
+    if "MESHLAB_DIR" in os.environ:
+        yield
+        return
+    base = os.environ["MESHLAB_DIR"] = tempfile.mkdtemp(prefix=prefix)
+    try:
+        yield
+    finally:
+        del os.environ["MESHLAB_DIR"]
+        if not os.listdir(base):
+            os.rmdir(base)
 
 
 def directory(name: str) -> Path:

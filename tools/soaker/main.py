@@ -16,7 +16,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ from tools.lab import topology
 from tools.lab.kernel_state import difference, snapshot
 from tools.lab.lab import Lab
 from tools.lab.network import interface_to
-from tools.lab.state import LabError
+from tools.lab.state import LabError, own_base
 from tools.ns import exit_on_signals
 from tools.soaker.vitals import Vitals, differing_pairs, look, slope
 
@@ -44,7 +43,8 @@ STEEP = 4 * MIB  # an hour; judged only in runs of JUDGED_FROM and more: what is
 JUDGED_FROM = 1800.0
 CONFIG: dict[str, dict[str, Any]] = {
     "payments": {"min_confirmations": 1},
-    "routing": {"max_price_msat_per_gb": 1_000_000_000},
+    # As in the demo, the metric is scaled down to match: at the default a path of seven relays would be out of reach.
+    "routing": {"price_weight": 16, "max_price_msat_per_gb": 1_000_000_000},
 }
 
 
@@ -221,6 +221,10 @@ def _leaves_nothing(lab: Lab, node: str) -> bool:
     return not state["nftables"] and not any(" proto 66" in route for route in state["routes"])
 
 
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 1 when anything grew, leaked or differed, or when the mesh did not come back."""
     parser = argparse.ArgumentParser(
@@ -237,15 +241,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     exit_on_signals()
     try:
         graph = paying(topology.load(options.topology))
-        with tempfile.TemporaryDirectory(prefix="meshsoak-") as base:
-            os.environ.setdefault("MESHLAB_DIR", base)
-            found = run(
-                graph,
-                options.minutes * 60,
-                options.every,
-                options.seed,
-                lambda text: print(text, file=sys.stderr, flush=True),
-            )
+        with own_base("meshsoak-"):
+            found = run(graph, options.minutes * 60, options.every, options.seed, _say)
     except (LabError, topology.TopologyError) as error:
         print(f"tools/soak: {error}", file=sys.stderr)
         return 1
