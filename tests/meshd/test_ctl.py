@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -351,30 +350,6 @@ def test_every_command_is_documented_with_a_working_example(capsys: pytest.Captu
             parser.parse_args([*command.words.split(), "--help"])
         assert stopped.value.code == 0
         assert command.example in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_knows_every_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, shell: str) -> None:
-    assert main(["completion", shell]) == 0
-    script = capsys.readouterr().out
-    for command in COMMANDS:
-        assert all(word in script for word in command.words.split())
-    path = tmp_path / "script"
-    path.write_text(script)
-    if shutil.which(shell) is None:
-        pytest.skip(f"no {shell} here to read it")
-    subprocess.run([shell, "-n", str(path)], check=True)
-
-
-def test_bash_completes_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["completion", "bash"]) == 0
-    script = capsys.readouterr().out
-    for line, wanted in (("meshctl pr", "price"), ("meshctl price s", "show"), ("meshctl status --wa", "--watch")):
-        words = " ".join(f"'{word}'" for word in line.split())
-        last = len(line.split()) - 1
-        ask = f"\nCOMP_WORDS=({words}); COMP_CWORD={last}; _shtab_meshctl; printf '%s\\n' \"${{COMPREPLY[@]}}\""
-        done = subprocess.run(["bash", "-c", script + ask], capture_output=True, text=True, check=True)
-        assert wanted in done.stdout.split(), done
 
 
 def test_schema_of_every_command_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
