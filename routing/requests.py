@@ -59,17 +59,20 @@ class Requests:
             seqno = rules.seqno_add(entry.sources[router_id].seqno, 1)
             pending = entry.requests.get(router_id) if entry.requests else None
             if pending is not None and pending.is_ours and not rules.seqno_less(pending.seqno, seqno):
-                continue  # its resend timer is running
+                # Its resend timer is running. But a route that we want since has not been asked for yet.
+                self._send_to_all(pending, [route for route in routes if route.neighbour not in pending.asked])
+                continue
             pending = self._remember(entry, router_id, seqno, now=now)
             pending.is_ours = True
             pending.tries = 0
+            pending.asked.clear()
             self._ask(pending, routes, now=now)
 
     def settle(self, entry: PrefixEntry, *, now: float) -> None:
         """The routes to `entry` have changed: requests that are answered by it are done with."""
         for pending in list((entry.requests or {}).values()):
-            if pending.is_ours and self._is_heard(pending):
-                pending.is_ours = False
+            if pending.is_ours and pending.router_id not in self._unfeasible(entry):
+                pending.is_ours = False  # that one route has got the seqno is not enough: another may want it, too
             if self._is_answered_by(entry, pending.router_id, pending.seqno):
                 for requester in pending.requesters:
                     self._announcer.queue(entry, requester.interface, delay=0.0, now=now)
@@ -88,9 +91,9 @@ class Requests:
         self._arm()
 
     def forget_neighbour(self, neighbour: Neighbour) -> None:
-        if neighbour.request_count:
-            for pending in self._pending:
-                pending.requesters.pop(neighbour, None)
+        for pending in self._pending:
+            pending.asked.pop(neighbour, None)
+            pending.requesters.pop(neighbour, None)
         neighbour.request_count = 0
 
     def _is_answered_by(self, entry: PrefixEntry, router_id: bytes, seqno: int) -> bool:
@@ -99,13 +102,6 @@ class Requests:
             return False
         ours = self._state.seqno if entry.selected is None else entry.selected.update.seqno
         return entry.announced[0] != router_id or not rules.seqno_less(ours, seqno)
-
-    @staticmethod
-    def _is_heard(pending: PendingRequest) -> bool:
-        return any(
-            route.update.router_id == pending.router_id and not rules.seqno_less(route.update.seqno, pending.seqno)
-            for route in pending.entry.routes.values()
-        )
 
     def _raise_own_seqno(self, entry: PrefixEntry, neighbour: Neighbour, seqno: int, *, now: float) -> None:
         if entry.own_metric is None or now < self._seqno_changed_at + SEQNO_INTERVAL:
@@ -196,13 +192,18 @@ class Requests:
         self._ask(pending, routes, now=now)
 
     def _ask(self, pending: PendingRequest, routes: list[Route], *, now: float) -> None:
-        for route in routes[:TARGETS_MAX]:
-            self._send(pending, route.neighbour, HOP_COUNT)
+        self._send_to_all(pending, routes)
         delay = min(RESEND_MAX, FIRST_RESEND * 2.0**pending.tries)
         pending.tries = min(pending.tries + 1, 16)
         pending.sent_at = now
         pending.resend_at = now + delay * self._state.rng.uniform(0.9, 1.2)
         self._state.timers.set_earlier("requests", pending.resend_at)
+
+    def _send_to_all(self, pending: PendingRequest, routes: list[Route]) -> None:
+        """It is ours."""
+        for route in routes[:TARGETS_MAX]:
+            pending.asked[route.neighbour] = None
+            self._send(pending, route.neighbour, HOP_COUNT)
 
     def _send(self, pending: PendingRequest, target: Neighbour, hop_count: int) -> None:
         entry = pending.entry

@@ -210,6 +210,7 @@ class PendingRequest:
     hop_count: int = 0  # with which it was passed on, if it is not ours
     resend_at: float = NEVER
     tries: int = 0
+    asked: dict[Neighbour, None] = field(default_factory=dict)  # if it is ours, for this seqno
     requesters: dict[Neighbour, None] = field(default_factory=dict)
 
 

@@ -66,7 +66,8 @@ IS_REQUESTER = 13
 OWNER = 14
 FIRST = 15  # message that arrives here: two columns, for even and odd ticks
 LAST = 17
-SLOT_COLUMNS = 19
+IS_ASKED = 19  # for the pending seqno, which is ours
+SLOT_COLUMNS = 20
 
 # Columns of `messages`.
 NEXT = 0
@@ -286,9 +287,13 @@ def send_request(t: Tables, slot: int, seqno: int, hops: int) -> None:
         t.messages[number, M_METRIC] = hops
 
 
-def is_heard(t: Tables, node: int, seqno: int) -> bool:
+def is_wanting(t: Tables, node: int) -> bool:
+    """Requests._unfeasible: there is an unfeasible route that we would select or still use."""
+    selected = t.nodes[node, SELECTED]
+    limit = t.slots[selected, ROUTE_METRIC] if selected >= 0 else METRIC_INFINITY
     for slot in range(t.nodes[node, FIRST_SLOT], t.nodes[node, END_SLOT]):
-        if t.slots[slot, HAS_ROUTE] == 1 and not rules.seqno_less(t.slots[slot, ROUTE_SEQNO], seqno):
+        is_wanted = slot == selected or t.slots[slot, ROUTE_METRIC] < limit
+        if t.slots[slot, HAS_ROUTE] == 1 and is_wanted and not is_slot_feasible(t, node, slot):
             return True
     return False
 
@@ -310,7 +315,7 @@ def forget_request(t: Tables, node: int) -> None:
 def settle(t: Tables, node: int) -> None:
     """Requests.settle."""
     seqno = t.nodes[node, PENDING_SEQNO]
-    if t.nodes[node, IS_OURS] == 1 and is_heard(t, node, seqno):
+    if t.nodes[node, IS_OURS] == 1 and not is_wanting(t, node):
         t.nodes[node, IS_OURS] = 0
     if is_answered(t, node, seqno):
         for slot in range(t.nodes[node, FIRST_SLOT], t.nodes[node, END_SLOT]):
@@ -322,10 +327,13 @@ def settle(t: Tables, node: int) -> None:
 
 
 def chase(t: Tables, node: int) -> None:
-    """Requests.chase: of unfeasible routes that we would select or still use, the shortest three are asked."""
+    """Requests.chase: of unfeasible routes that we would select or still use, the shortest three are asked; of a seqno
+    that has been asked for, those that have not been."""
     selected = t.nodes[node, SELECTED]
     limit = t.slots[selected, ROUTE_METRIC] if selected >= 0 else METRIC_INFINITY
     wanted = rules.seqno_add(t.nodes[node, DISTANCE_SEQNO], 1)
+    is_asking = t.nodes[node, HAS_PENDING] == 1 and t.nodes[node, IS_OURS] == 1
+    is_running = is_asking and not rules.seqno_less(t.nodes[node, PENDING_SEQNO], wanted)
     done_metric, done_stamp = -1, -1
     for turn in range(TARGETS_MAX):
         best = -1
@@ -335,7 +343,7 @@ def chase(t: Tables, node: int) -> None:
                 continue
             if metric < done_metric or (metric == done_metric and stamp <= done_stamp):
                 continue
-            if is_slot_feasible(t, node, slot):
+            if is_slot_feasible(t, node, slot) or (is_running and t.slots[slot, IS_ASKED] == 1):
                 continue
             if (
                 best < 0
@@ -345,15 +353,15 @@ def chase(t: Tables, node: int) -> None:
                 best = slot
         if best < 0:
             return
-        if turn == 0:
-            is_asking = t.nodes[node, HAS_PENDING] == 1 and t.nodes[node, IS_OURS] == 1
-            if is_asking and not rules.seqno_less(t.nodes[node, PENDING_SEQNO], wanted):
-                return
+        if turn == 0 and not is_running:
             t.nodes[node, HAS_PENDING] = 1
             t.nodes[node, IS_OURS] = 1
             t.nodes[node, PENDING_SEQNO] = wanted
             t.nodes[node, SENT_AT] = t.state[TICK]
-        send_request(t, best, wanted, REQUEST_HOPS)
+            for slot in range(t.nodes[node, FIRST_SLOT], t.nodes[node, END_SLOT]):
+                t.slots[slot, IS_ASKED] = 0
+        t.slots[best, IS_ASKED] = 1
+        send_request(t, best, t.nodes[node, PENDING_SEQNO], REQUEST_HOPS)
         done_metric, done_stamp = t.slots[best, ROUTE_METRIC], t.slots[best, ROUTE_STAMP]
 
 
@@ -520,6 +528,7 @@ def lower_link(t: Tables, slot: int) -> None:
     t.slots[slot, IS_UP] = 0
     t.slots[slot, ADVERTISED] = 0
     t.slots[slot, TO_SEND] = 0
+    t.slots[slot, IS_ASKED] = 0
     if t.slots[slot, IS_REQUESTER] == 1:
         t.slots[slot, IS_REQUESTER] = 0
         t.nodes[node, REQUESTERS] -= 1

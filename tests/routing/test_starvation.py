@@ -54,3 +54,45 @@ def test_it_is_resolved_across_a_mesh_that_loses_every_fifth_packet(seed: int) -
     network.carrier_found(0, 1)
     network.run(300.0)
     check_optimal(network)
+
+
+def test_a_seqno_that_came_by_another_way_does_not_answer_for_a_better_one() -> None:
+    chart = Chart()
+    chart.meet("a", "b")
+    chart.hear("a", update(100))
+    chart.wait(0.1)  # the feasibility distance is 196
+    chart.hear("b", update(300))
+    chart.hear("a", update(200))  # unfeasible, and still the best
+    chart.outputs.clear()
+    chart.hear("a", update(600, seqno=2))
+    assert chart.sent(SeqnoRequest, "b") == [SeqnoRequest(DESTINATION, 2, 64, SOURCE_ID)]
+    chart.hear("a", update(610, seqno=2))
+    assert chart.sent(SeqnoRequest, "b") == []  # once, and then by the timer
+    chart.wait(0.5)
+    assert chart.sent(SeqnoRequest, "b") != []
+    chart.outputs.clear()
+    chart.hear("b", update(300, seqno=2))
+    assert chart.route_changes() == [installed("b", 396)]
+    chart.wait(60.0)
+    assert chart.sent(SeqnoRequest) == []
+
+
+def test_when_the_cost_of_every_link_changes_the_mesh_need_not_wait_for_the_next_full_updates() -> None:
+    rng = random.Random(1)
+    network = Network(seed=1, config={"update_interval": 600.0})
+    size = 5
+    for node in range(size * size):
+        network.add_node(node)
+    for node in range(size * size):
+        if (node + 1) % size:
+            network.add_link(node, node + 1, cost=96)
+        if node + size < size * size:
+            network.add_link(node, node + size, cost=96)
+    network.run(20.0)
+    check_optimal(network)
+    for link in network.links.values():
+        link.cost = rng.randint(96, 600)
+        network.carrier_found(link.a, link.b)
+        network.run(0.005)
+    network.run(30.0)
+    check_optimal(network)
