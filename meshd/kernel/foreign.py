@@ -29,7 +29,7 @@ _OLD_TABLES = (Path("/proc/net/ip_tables_names"), Path("/proc/net/ip6_tables_nam
 
 async def foreign_hook(netfilter: NetlinkSocket) -> str | None:
     """The name of such a chain. Raises NetlinkError."""
-    for message in await netfilter.dump(Request(_NFT_MSG_GETCHAIN, _NFGENMSG.pack(0, 0, 0))):
+    for message in await netfilter.dump(Request(_NFT_MSG_GETCHAIN, _NFGENMSG.pack(0, 0, 0)), is_whole=True):
         name = _foreign_chain(message)
         if name is not None:
             return name

@@ -160,7 +160,7 @@ class Meter:
     async def _drain(self, generation: int) -> None:
         """Nothing is counted in this generation any more: read it a last time."""
         await trio.sleep(_GRACE_PERIOD)
-        await self._read_generation(generation)
+        await self._read_generation(generation, is_last=True)
         self._counters = {place: known for place, known in self._counters.items() if place[1] != generation}
         self._draining = None
         now = trio.current_time()
@@ -240,18 +240,18 @@ class Meter:
                     found.append((known[family, name], int(generation)))
         return found
 
-    async def _read_generation(self, generation: int) -> None:
+    async def _read_generation(self, generation: int, *, is_last: bool = False) -> None:
         for counter_set in self._nft.counter_sets:
-            for part in await self._dump(counter_set, generation):
+            for part in await self._dump(counter_set, generation, is_whole=is_last):
                 self._book(counter_set, generation, part)
                 await trio.lowlevel.checkpoint()  # what is booked is reported, by the next reading if not by this one
 
-    async def _dump(self, counter_set: CounterSet, generation: int) -> list[bytes]:
+    async def _dump(self, counter_set: CounterSet, generation: int, *, is_whole: bool = False) -> list[bytes]:
         """Messages of the kernel, some hundred elements in each (`elements`)."""
         header = _NFGENMSG.pack(_NFPROTO[counter_set.family], 0, 0)
         name = f"{counter_set.name}_{generation}".encode() + b"\0"
         payload = header + attribute(_LIST_TABLE, TABLE.encode() + b"\0") + attribute(_LIST_SET, name)
-        answer = await self._netlink.dump(Request(_NFT_MSG_GETSETELEM, payload))
+        answer = await self._netlink.dump(Request(_NFT_MSG_GETSETELEM, payload), is_whole=is_whole)
         return [message.payload for message in answer]
 
     def _book(self, counter_set: CounterSet, generation: int, payload: bytes) -> None:

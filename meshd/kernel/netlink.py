@@ -28,6 +28,7 @@ NLM_F_REPLACE = 0x100
 NLM_F_EXCL = 0x200
 NLM_F_CREATE = 0x400
 _NLM_F_ACK_TLVS = 0x200
+_NLM_F_DUMP_INTR = 0x10
 
 _NLMSG_ERROR = 2
 _NLMSG_DONE = 3
@@ -42,6 +43,8 @@ _NLA_TYPE_MASK = 0x3FFF
 _NLMSGERR_ATTR_MSG = 1
 _RECEIVE_SIZE = 65536
 _BATCH_SIZE = 64  # acknowledgements of one send must fit into the receive buffer
+_TRIES = 5  # of a dump that others' changes cut into
+_TRY_AGAIN_AFTER = 0.005  # after the first; twice as long after each further one
 
 
 class NetlinkError(Exception):
@@ -109,13 +112,28 @@ class NetlinkSocket(Conversation):
                 results += await self._batch(requests[start : start + _BATCH_SIZE])
         return results
 
-    async def dump(self, request: Request) -> list[Message]:
-        """All the objects that the request asks for."""
-        return await self._collect(request, NLM_F_DUMP)
+    async def dump(self, request: Request, *, is_whole: bool = False) -> list[Message]:
+        """All the objects that the request asks for.
+
+        What is changed while the kernel answers may make it leave out others, or tell them twice: then it is asked
+        again. After some tries its last answer counts; with `is_whole`, NetlinkError(EAGAIN) is raised.
+        """
+        pause = _TRY_AGAIN_AFTER
+        for _ in range(_TRIES - 1):
+            messages, is_interrupted = await self._collect(request, NLM_F_DUMP)
+            if not is_interrupted:
+                return messages
+            await trio.sleep(pause)
+            pause *= 2
+        messages, is_interrupted = await self._collect(request, NLM_F_DUMP)
+        if is_interrupted and is_whole:
+            raise NetlinkError(errno.EAGAIN, "what was asked for changes all the time")
+        return messages
 
     async def get(self, request: Request) -> list[Message]:
         """The answer to a request for one object."""
-        return await self._collect(request, NLM_F_ACK)
+        messages, _ = await self._collect(request, NLM_F_ACK)
+        return messages
 
     async def events(self) -> list[Message] | None:
         """The next events of the groups subscribed to. None: some were lost (ENOBUFS), look at everything again."""
@@ -155,19 +173,25 @@ class NetlinkSocket(Conversation):
             raise
         return [results[first + index] for index in range(len(requests))]
 
-    async def _collect(self, request: Request, flags: int) -> list[Message]:
+    async def _collect(self, request: Request, flags: int) -> tuple[list[Message], bool]:
+        """The answer, and whether it was interrupted."""
         messages: list[Message] = []
+        seen = 0
         async with self._lock:
             sequence = self._next_sequence()
             try:
                 await self._send(_pack(request.kind, request.flags | flags | NLM_F_REQUEST, sequence, request.payload))
                 data = await self._receive()
-                while not _take_part(data, sequence, messages):
+                while True:
+                    is_last, part_flags = _take_part(data, sequence, messages)
+                    seen |= part_flags
+                    if is_last:
+                        break
                     data = await self._socket.recv(_RECEIVE_SIZE)  # a long answer: others have their turn meanwhile
             except BaseException:
                 self._start_over()
                 raise
-        return messages
+        return messages, bool(seen & _NLM_F_DUMP_INTR)
 
     async def _send(self, data: bytes) -> None:
         """Straight to the kernel, which works on a request while it is sent: a turn of trio's loop costs more than it
@@ -255,8 +279,9 @@ def _split(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
         offset += (length + 3) & ~3
 
 
-def _take_part(data: bytes, sequence: int, part: list[Message]) -> bool:
-    """Append the messages of one datagram of a dump; whether it was the last."""
+def _take_part(data: bytes, sequence: int, part: list[Message]) -> tuple[bool, int]:
+    """Append the messages of one datagram of a dump; whether it was the last, and the flags of any of them."""
+    seen = 0
     for kind, flags, number, payload in _split(data):
         if number != sequence:
             continue
@@ -264,9 +289,10 @@ def _take_part(data: bytes, sequence: int, part: list[Message]) -> bool:
             error = _error(payload, flags)
             if error is not None:
                 raise error
-            return True
+            return True, seen | flags
+        seen |= flags
         part.append(Message(kind, payload))
-    return False
+    return False, seen
 
 
 def _error(payload: bytes, flags: int) -> NetlinkError | None:

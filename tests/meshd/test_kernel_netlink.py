@@ -10,6 +10,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from trio.testing import MockClock
 
 from meshd.kernel.elements import elements
 from meshd.kernel.links import Links
@@ -19,6 +20,7 @@ from meshd.kernel.netlink import (
     NetlinkSocket,
     Request,
     _error,
+    _pack,
     _split,
     attribute,
     attributes,
@@ -56,6 +58,51 @@ def test_the_kernels_own_words_are_in_the_error() -> None:
     assert error.code == errno.ENODEV
     assert str(error) == "ENODEV: Device does not exist"
     assert _error(struct.pack("=i", 0), 0) is None
+
+
+class Interrupted(NetlinkSocket):
+    """Its first answers are cut into: by the flag of a message of theirs, or of the end."""
+
+    def __init__(self, times: int, *, at_end: bool = False) -> None:
+        super().__init__(NETLINK_ROUTE)
+        self.asked = 0
+        self._times = times
+        self._at_end = at_end
+
+    async def _send(self, data: bytes) -> None:
+        self.asked += 1
+
+    async def _receive(self) -> bytes:
+        flag = 0x10 if self.asked <= self._times else 0
+        end = 2 | (flag if self._at_end else 0)
+        part = _pack(_RTM_NEWLINK, 2 | (0 if self._at_end else flag), self._sequence, bytes([self.asked]))
+        return part + _pack(3, end, self._sequence, bytes(4))
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+def test_a_dump_that_was_interrupted_is_asked_for_again(
+    at_end: bool,
+) -> None:
+    async def main() -> None:
+        with Interrupted(3, at_end=at_end) as rtnetlink:
+            answer = await rtnetlink.dump(Request(_RTM_GETLINK, b""), is_whole=True)
+            assert [message.payload[:1] for message in answer] == [b"\x04"]  # nothing of those before it
+            assert rtnetlink.asked == 4
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+def test_one_that_is_always_interrupted_is_not_asked_for_for_ever() -> None:
+    async def main() -> None:
+        with Interrupted(1000) as rtnetlink:
+            assert len(await rtnetlink.dump(Request(_RTM_GETLINK, b""))) == 1  # its last answer
+            assert rtnetlink.asked < 10
+            with pytest.raises(NetlinkError) as caught:
+                await rtnetlink.dump(Request(_RTM_GETLINK, b""), is_whole=True)
+            assert caught.value.code == errno.EAGAIN
+            assert len(await rtnetlink.get(Request(_RTM_GETLINK, b""))) == 1
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
 
 
 def test_links_of_this_machine() -> None:

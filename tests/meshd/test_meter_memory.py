@@ -22,7 +22,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, int, int]]:
     """The elements of one set; the others are empty."""
     elements: list[tuple[bytes, int, int]] = []
 
-    async def dump(meter: Meter, counter_set: CounterSet, generation: int) -> list[bytes]:
+    async def dump(meter: Meter, counter_set: CounterSet, generation: int, *, is_whole: bool = False) -> list[bytes]:
         await trio.lowlevel.checkpoint()
         is_there = counter_set is OUT and generation == meter._nft.generation
         return [message(elements[at : at + 300]) for at in range(0, len(elements), 300)] if is_there else []
