@@ -210,8 +210,8 @@ class Accounting:
             return
         if recovered is not None:
             price = recovered.price(price)
-        if price:
-            debt = _Debt(readings={flow_name(flow): Reading(flow.total_bytes, price)})
+        if price or recovered is not None:  # what is recovered for nothing is done with as well
+            debt = _Debt(readings={flow_name(flow): Reading(flow.total_bytes, price, flow.counter)})
             if flow.direction is Direction.OUT:
                 debt.owed_limit_units = flow.bytes * price
             else:

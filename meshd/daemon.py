@@ -45,7 +45,7 @@ from meshd.policy import policy_of
 from meshd.pricing import PriceFollower
 from meshd.radio import QualityReader
 from meshd.recorder import Recorder
-from meshd.recovery import unbilled
+from meshd.recovery import keep_leftover, recovered
 from meshd.redistribution import Redistribution
 from meshd.router import Router
 from meshd.rpc import methods, path_of
@@ -125,7 +125,7 @@ class Daemon:
             self.billing,
             self.enforcement,
             report=self._metered if config.payments.enabled else None,
-            recovered=unbilled(kernel.leftover, store.take_readings()),
+            recovered=recovered(store),
             strangers_window_msat=UNLIMITED_MSAT if is_free else config.payments.window_msat,
         )
         self.paymaster = Paymaster(
@@ -137,11 +137,11 @@ class Daemon:
             drop=partial(self.sessions.disconnect, reason="payment protocol"),
             set_carrying=self.peer_rules.set_carrying,
             set_trusted=self._set_trusted,
+            counters=kernel.counters,
         )
         self.waypoints = Waypoints(identity, self._waypoint)
         self._make_money_keepers()
-        self._kernel = kernel
-        self.lane = kernel.lane
+        self._kernel, self.lane = kernel, kernel.lane
         self._distrusted: set[bytes] = set()
         self.tunnels = self._make_tunnels()
         self.quality = QualityReader(
@@ -558,7 +558,11 @@ async def running(config: Config, identity: Identity, config_path: Path) -> Asyn
             log.info("recording", file=recorder.path)
         store = await trio.to_thread.run_sync(Store.open, Path(state / "payments.sqlite"))
         files.callback(store.close)
-        async with Kernel.open(kernel_config, held_file.load()) as kernel, trio.open_nursery() as nursery:
+        keep = partial(keep_leftover, store) if config.payments.enabled else None
+        async with (
+            Kernel.open(kernel_config, held_file.load(), keep=keep) as kernel,
+            trio.open_nursery() as nursery,
+        ):
             daemon = Daemon(config, identity, kernel, store, held_file, config_path=config_path, recorder=recorder)
             await nursery.start(daemon.run)
             yield daemon

@@ -6,7 +6,7 @@ settlement round. Requests to the wallet and to the chain run beside it and come
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol, assert_never
 
@@ -49,7 +49,9 @@ class Paymaster:
         drop: Callable[[bytes], None],
         set_carrying: Callable[[bytes, bool], Awaitable[None]],
         set_trusted: Callable[[bytes, bool], Awaitable[None]],
+        counters: Callable[[], Collection[int]],
     ) -> None:
+        """`counters`: the numbers of those whose readings are still of use."""
         self.engine = engine
         self._store = store
         self._chain = chain
@@ -58,9 +60,11 @@ class Paymaster:
         self._drop = drop
         self._set_carrying = set_carrying
         self._set_trusted = set_trusted
+        self._counters = counters
         self._send, self._receive = trio.open_memory_channel[tuple[events.Input, Mapping[bytes, Reading]]](QUEUE)
         # By peer: of what the engine took in and has not written.
         self._readings: dict[bytes, dict[bytes, Reading]] = {}
+        self._free_readings: dict[bytes, Reading] = {}
         self._watched: dict[bytes, Outpoint] = {}
         self._nursery: trio.Nursery | None = None
         self.is_paying = True
@@ -148,12 +152,18 @@ class Paymaster:
         event, readings = entry
         if isinstance(event, events.MeteredTraffic):
             self._readings.setdefault(event.peer, {}).update(readings)
+            self._free_readings |= {
+                flow: reading for flow, reading in readings.items() if not reading.price_msat_per_gb
+            }
         return event
 
     def _written_by(self, persist: events.Persist) -> dict[bytes, Reading]:
-        """The readings of those peers whose ledgers it writes."""
+        """The readings of those peers whose ledgers it writes, and those that have added to no sum."""
         peers = [change.peer for change in persist.changes if isinstance(change, LedgerRecord)]
-        return {flow: reading for peer in peers for flow, reading in self._readings.pop(peer, {}).items()}
+        readings, self._free_readings = self._free_readings, {}
+        for peer in peers:
+            readings |= self._readings.pop(peer, {})
+        return readings
 
     async def _execute(self, outputs: Sequence[events.Output]) -> None:
         """In order; what follows one another for one peer leaves together."""
@@ -178,7 +188,9 @@ class Paymaster:
             case events.Persist():
                 # Shielded: a commit that is cancelled half-way would leave the engine ahead of its store.
                 with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(self._store.apply, output.changes, self._written_by(output))
+                    counters = self._counters() if self._store.has_many_readings else None
+                    readings = self._written_by(output)
+                    await trio.to_thread.run_sync(self._store.apply, output.changes, readings, counters)
             case events.DropConnection():
                 log.warning("session dropped", peer=output.peer, reason=output.reason)
                 self._drop(output.peer)

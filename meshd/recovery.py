@@ -7,12 +7,21 @@ Neighbours went on sending at the prices that they last heard from the daemon th
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from ipaddress import ip_address
+
+import trio
 
 from meshd.billing import Billing, LinkKey
 from meshd.kernel import Direction, FlowCount
+from meshd.logs import Logger
+from payments.adapters.store import Store
 from payments.records import Reading
+
+log = Logger("meshd.recovery")
 
 # A node that has lost its routing state may at first take a detour, as through a neighbour that still believes in a
 # route by way of it, and ask the price of that.
@@ -44,10 +53,37 @@ def flow_name(flow: FlowCount) -> bytes:
     return "|".join(str(field) for field in fields).encode()
 
 
+def flow_of(name: bytes, total_bytes: int) -> FlowCount:
+    """The counter that `flow_name` has named, with so much in it. Raises ValueError."""
+    direction, _, rest = name.decode().partition("|")
+    interface, mac, source, destination, counter = rest.rsplit("|", 4)
+    return FlowCount(
+        Direction(direction),
+        interface,
+        bytes.fromhex(mac),
+        ip_address(source) if source else None,
+        ip_address(destination) if destination else None,
+        bytes=total_bytes,
+        packets=0,
+        total_bytes=total_bytes,
+        counter=int(counter),
+    )
+
+
+def billable(leftover: Iterable[FlowCount]) -> dict[bytes, int]:
+    """How far those counters had come whose bytes have a price, by `flow_name`."""
+    return {
+        flow_name(flow): flow.total_bytes
+        for flow in leftover
+        if flow.direction in (Direction.FORWARD_IN, Direction.OUT)
+    }
+
+
 def unbilled(leftover: Iterable[FlowCount], readings: Mapping[bytes, Reading]) -> list[Unbilled]:
     """Of what a killed daemon's counters hold, the part that came after its last entry in the books.
 
-    A counter below its reading has begun anew since. The counters themselves are gone now: new ones start at 0.
+    A counter below its reading has begun anew since. Once billed, the counter's whole sum is its reading: a further
+    crash finds nothing of it to bill.
     """
     found = []
     for flow in leftover:
@@ -56,7 +92,7 @@ def unbilled(leftover: Iterable[FlowCount], readings: Mapping[bytes, Reading]) -
         new_bytes = flow.total_bytes - before if flow.total_bytes >= before else flow.total_bytes
         if new_bytes and flow.direction in (Direction.FORWARD_IN, Direction.OUT):
             price = None if reading is None else reading.price_msat_per_gb
-            found.append(Unbilled(replace(flow, bytes=new_bytes, total_bytes=0), price))
+            found.append(Unbilled(replace(flow, bytes=new_bytes), price))
     return found
 
 
@@ -71,3 +107,22 @@ def is_priced(entry: Unbilled, link: LinkKey, billing: Billing, *, now: float) -
         is_known = billing.is_asked(flow.destination, source=flow.source)
     entry.priced_at = min(entry.priced_at, now) if is_known else math.inf
     return now >= entry.priced_at + SETTLING_INTERVAL
+
+
+async def keep_leftover(store: Store, leftover: Iterable[FlowCount]) -> None:
+    """What a killed daemon's counters hold, written down before they are removed. Raises StoreError."""
+    keep = partial(store.keep_leftover, billable(leftover), now=time.time())
+    forgotten = await trio.to_thread.run_sync(keep)
+    if forgotten:
+        log.warning("flows of neighbours that did not come back for too long are not billed", flows=forgotten)
+
+
+def recovered(store: Store) -> list[Unbilled]:
+    """What was written down so, by this start or one before, and is not billed yet. Raises StoreError."""
+    flows: list[FlowCount] = []
+    for name, total_bytes in store.leftover().items():
+        try:
+            flows.append(flow_of(name, total_bytes))
+        except ValueError:
+            log.warning("a flow that waits to be billed has a name that is none", flow=name)
+    return unbilled(flows, store.readings())

@@ -66,6 +66,7 @@ class Methods:
             },
             "fast_lane": {
                 "problem": node.lane.problem or None,
+                "outside": node.lane.outside,
                 "flows": node.lane.flows,
                 "bytes": node.lane.bytes,
             },

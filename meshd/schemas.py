@@ -83,6 +83,7 @@ STATUS = record(
     fast_lane=record(
         "established flows that are carried before nftables",
         problem=nullable(text("why there is none")),
+        outside=mapping(text(), "interfaces that it carries nothing from and to, and why"),
         flows=COUNT,
         bytes=COUNT,
     ),

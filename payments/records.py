@@ -34,10 +34,12 @@ class ChannelState(Enum):
 
 
 class Reading(NamedTuple):
-    """How far the counter of a flow had come when it was last billed, and at which price."""
+    """How far the counter of a flow had come when it was last billed, and at which price. `counter`: a number that it
+    shares with those that are made and removed together with it."""
 
     total_bytes: int
     price_msat_per_gb: int
+    counter: int = 0
 
 
 @dataclass(frozen=True, slots=True)

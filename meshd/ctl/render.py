@@ -39,7 +39,8 @@ def _carrying(item: Record) -> Cell:
 def _fast_lane(lane: Record) -> str:
     if lane["problem"] is not None:
         return f"off: {lane['problem']}"
-    return f"{lane['flows']} flows, {size(lane['bytes'])} carried"
+    outside = "".join(f"; not on {name}: {reason}" for name, reason in sorted(lane["outside"].items()))
+    return f"{lane['flows']} flows, {size(lane['bytes'])} carried{outside}"
 
 
 def status(result: Record, style: Style) -> str:

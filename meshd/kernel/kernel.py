@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -64,15 +64,22 @@ class Kernel:
         self._nft = Nft(Tier(config.free_rate // 8))
         self.meter = Meter(netfilter, self._nft, self.lane)
         self.gate = Gate(self._nft, self.lane)
-        self.leftover: list[FlowCount] = []  # what a killed daemon's counters held: the kernel forwards and counts on
         self._changes = Changes(config.record_path, self.links)
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, config: KernelConfig, held: Mapping[Port, bool] = MappingProxyType({})) -> AsyncIterator[Self]:
+    async def open(
+        cls,
+        config: KernelConfig,
+        held: Mapping[Port, bool] = MappingProxyType({}),
+        *,
+        keep: Callable[[Sequence[FlowCount]], Awaitable[None]] | None = None,
+    ) -> AsyncIterator[Self]:
         """Remove what a killed daemon left, set up rules, forwarding and metering; undo all of it at the end.
 
         `held`: who is held to the free tier from the first packet on, and whether in the shared one (`Gate.suspend`).
+        `keep`: given what a killed daemon's counters hold, before they are removed; the kernel forwards and counts on.
+        What is not durable when it returns is lost with the next kill.
 
         The removal at the end is shielded from cancellation, and bounded by ten seconds.
         Raises KernelInUseError, NetlinkError, NftError or OSError.
@@ -83,7 +90,10 @@ class Kernel:
             netfilter = stack.enter_context(NetlinkSocket(NETLINK_NETFILTER))
             kernel = cls(config, rtnetlink, netfilter)
             await kernel.routes.cleanup()  # first: what is carried after the look at the counters is in none
-            kernel.leftover = lane_counts(await kernel.lane.leftover(kernel.links)) + await kernel.meter.leftover()
+            leftover = lane_counts(await kernel.lane.leftover(kernel.links)) + await kernel.meter.leftover()
+            if keep is not None:
+                await keep(leftover)
+            await kernel.lane.clear(kernel.links)
             kernel._nft.hold_before_load(held)
             for port in held:
                 kernel.lane.shut(port)
@@ -127,7 +137,7 @@ class Kernel:
         try:
             index = await self._nft.remove_interface(name)
             if index is not None:
-                await self.lane.leave(index)
+                self.lane.leave(index)
                 self.meter.interface_gone(index)
         finally:
             await self._changes.delete_device(name)
@@ -143,6 +153,10 @@ class Kernel:
     async def remove_address(self, interface: str, address: IPv4Address | IPv6Address) -> None:
         self.routes.forget_source(address)
         await self._changes.remove_address(interface, address)
+
+    def counters(self) -> set[int]:
+        """The numbers of all that there are (`FlowCount.counter`)."""
+        return self.meter.generations() | self.lane.serials()
 
     async def keep_out_of_mesh(self, mark: int) -> None:
         """What carries this mark takes the operator's routes, and never ours. Raises NetlinkError."""
@@ -163,7 +177,8 @@ class Kernel:
 
     async def _close_lane(self) -> None:
         await self.lane.close()
-        await self.lane.leftover(self.links)
+        await self.lane.leftover(self.links)  # of one that was killed: it carries nothing more
+        await self.lane.clear(self.links)
 
     @staticmethod
     async def _remove(*parts: Callable[[], Awaitable[None]]) -> None:

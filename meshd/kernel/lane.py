@@ -15,6 +15,7 @@ import secrets
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +28,11 @@ from meshd.kernel.gate import Port
 from meshd.kernel.links import ARPHRD_NONE, Link, Links
 from meshd.kernel.netlink import NetlinkError, NetlinkSocket
 from meshd.kernel.traffic_control import TrafficControl
+from meshd.logs import Logger
 
 _PROGRAMS = Path(__file__).with_name("bpf") / "lane.json"
+_PROGRAM_NAMES = ("meshd_link", "meshd_tunnel")
+_UPDATE_PRIORITY = Path("/proc/sys/net/ipv4/ip_forward_update_priority")
 _LICENCE = "Dual MIT/GPL"  # the kernel lends the look-up of routes to such programs only
 _LOAD_IMMEDIATE_MAP = 0x10  # in the second byte of an instruction: the source is a map's file descriptor
 _IDLE_TIMEOUT = 60.0
@@ -36,6 +40,8 @@ _DRAIN_PERIOD = 0.1  # much more than a packet spends in the program
 _KEEP_PERIOD = 20.0  # after the last reading of a flow: several ticks, until the books have what was read
 _FOREIGN_INTERVAL = 1.0
 _FLOWS_AT_ONCE = 256  # more would hold up everybody else
+
+log = Logger("meshd.kernel")
 
 
 @dataclass(slots=True)
@@ -73,7 +79,8 @@ class _Interface:
 
 
 class Lane:
-    """`problem`: why there is none, in words; empty: there is. `flows`, `bytes`: in it now, carried since the start."""
+    """`problem`: why there is none, in words; empty: there is. `outside`: by interface, why it carries nothing from and
+    to there. `flows`, `bytes`: in it now, carried since the start."""
 
     def __init__(self, rtnetlink: NetlinkSocket, netfilter: NetlinkSocket) -> None:
         self.problem = "not started"
@@ -83,6 +90,7 @@ class Lane:
         self._places: Places | None = None
         self._programs: dict[str, int] = {}
         self._interfaces: dict[int, _Interface] = {}
+        self._outside: dict[int, tuple[str, str]] = {}  # interfaces, and why
         self._entries: dict[int, _Entry] = {}  # by place
         self._place_by_key: dict[bytes, int] = {}  # the newest of each
         self._shut: set[Port] = set()
@@ -93,12 +101,20 @@ class Lane:
     def flows(self) -> int:
         return sum(entry.shut_at is None for entry in self._entries.values())
 
+    def serials(self) -> set[int]:
+        """Of the flows that have a place."""
+        return {entry.serial for entry in self._entries.values()}
+
+    @property
+    def outside(self) -> dict[str, str]:
+        return dict(self._outside.values())
+
     def open(self) -> None:
         """Bring the programs into the kernel. If that is not possible, `problem` says why, and nothing else happens."""
         try:
-            self._places = Places.create()
+            self._places = Places.create(keeps_priority=_keeps_priority())
             for name, program in json.loads(_PROGRAMS.read_text()).items():
-                self._programs[name] = _load(program, name, self._places.fd)
+                self._programs[name] = _load(program, _program_name(name), self._places.fd)
                 probe = Places.of_program(self._programs[name])  # the next start after a crash must find the counts
                 if probe is not None:
                     probe.close()
@@ -110,9 +126,15 @@ class Lane:
 
     async def close(self) -> None:
         """Takes the programs out of the kernel. What was counted is to be read before."""
-        for index in list(self._interfaces):
-            await self.leave(index)
+        indices = list(self._interfaces)
+        for index in indices:
+            self.leave(index)
+        if indices:
+            await trio.sleep(_DRAIN_PERIOD)  # what is counted already still goes out
+        for index in indices:
+            await self._control.detach(index)
         self._drop_programs()
+        self._outside.clear()
         self._entries.clear()
         self._place_by_key.clear()
         self.problem = "not started"
@@ -126,26 +148,27 @@ class Lane:
             self._places = None
 
     async def attach(self, link: Link) -> None:
-        """Packets that come in there, if of a flow in the lane, are carried by it. No error if that is impossible."""
+        """Packets that come in there, if of a flow in the lane, are carried by it. If not, `outside` says why."""
         if self._places is None or link.index in self._interfaces:
             return
         for old in [index for index, known in self._interfaces.items() if known.name == link.name]:
-            await self.leave(old)  # it was made anew
+            self.leave(old)  # it was made anew
+        self._outside = {index: entry for index, entry in self._outside.items() if entry[0] != link.name}
         program = self._programs["from_tunnel" if link.hardware == ARPHRD_NONE else "from_link"]
         try:
-            is_attached = await self._control.attach(link.index, program)
+            reason = await self._control.attach(link.index, program)
         except NetlinkError as error:
-            self.problem = f"tc refuses it on {link.name}: {error}"
-            return
-        if is_attached:
+            reason = f"tc refuses it: {error}"
+        if reason:
+            self._outside[link.index] = link.name, reason
+        else:
             self._interfaces[link.index] = _Interface(link.name, b"" if link.hardware == ARPHRD_NONE else link.mac)
 
-    async def leave(self, index: int) -> None:
-        """Carry nothing more from or to this interface; it may be gone already."""
-        if index in self._interfaces:
+    def leave(self, index: int) -> None:
+        """Carry nothing more from or to this interface: it is gone, or about to be, and takes the program with it."""
+        self._outside.pop(index, None)
+        if self._interfaces.pop(index, None) is not None:
             self._shut_where(lambda entry: index in (entry.flow.came[0], entry.flow.goes[0]))
-            del self._interfaces[index]
-            await self._control.detach(index)
 
     def shut(self, port: Port) -> None:
         """What this neighbour hands us to carry on goes the long way, from the next packet on."""
@@ -225,16 +248,20 @@ class Lane:
             entry.read_at = now
 
     async def make_way(self) -> None:
-        """Others' rules for what is carried hold for all of it: then nothing takes the lane. To be called often.
-
-        Raises NetlinkError.
-        """
+        """Others' rules for what is carried hold for all of it: then nothing takes the lane; nor where it cannot be
+        seen whether there are any. To be called often."""
         if self._places is None or trio.current_time() < self._look_at:
             return
         self._look_at = trio.current_time() + _FOREIGN_INTERVAL
-        hook = await foreign_hook(self._netfilter)
-        self._is_blocked = hook is not None
-        self.problem = "" if hook is None else f"others have rules for what is carried: {hook}"
+        try:
+            hook = await foreign_hook(self._netfilter)
+            problem = "" if hook is None else f"others have rules for what is carried: {hook}"
+        except NetlinkError as error:
+            problem = f"whether others have rules for what is carried cannot be seen: {error}"
+            if problem != self.problem:
+                log.warning("nothing takes the fast lane", reason=problem)
+        self.problem = problem
+        self._is_blocked = bool(problem)
         if self._is_blocked:
             self._shut_where(lambda _: True)
 
@@ -249,43 +276,66 @@ class Lane:
             entry.shut_at = trio.current_time()
 
     async def leftover(self, links: Links) -> list[tuple[Flow, int, int]]:
-        """Takes what a killed daemon left out of the kernel. Its flows, their serial numbers, and the bytes of each."""
+        """What a killed daemon has left carries nothing from now on. Its flows, their serial numbers, and the bytes of
+        each; all of it stays in the kernel until `clear`, so that whoever is killed meanwhile finds it again."""
         programs: dict[int, int] = {}
-        indices: list[int] = []
-        try:
-            for link in (await links.all()).values():
-                filters = await self._control.filters(link.index)
-                ours = {found.program for found in filters if found.program is not None}
-                programs |= {number: syscalls.program_by_id(number) for number in ours - programs.keys()}
-                if ours:
-                    await self._control.disarm(link.index)
-                    indices.append(link.index)
-            if programs:
+        with ExitStack() as stack:
+            try:
+                for number in {number for numbers in (await self._ours(links)).values() for number in numbers}:
+                    programs[number] = syscalls.program_by_id(number)
+                    stack.callback(os.close, programs[number])
+                tables = list(_tables(programs.values(), stack))
+            except OSError as error:
+                advice = "; it had more rights: `meshd clean` with those forgets it"
+                text = f"what a daemon before us has carried: {error.strerror}"
+                raise NetlinkError(error.errno or 0, text + (advice if error.errno == errno.EPERM else "")) from error
+            for places in tables:
+                places.shut_all()
+            if tables:
                 await trio.sleep(_DRAIN_PERIOD)
-            for index in indices:  # not before: what still went out there would be lost, and is counted already
-                await self._control.detach(index)
-            return [flow for table in _tables(programs.values()) for flow in table]
-        except OSError as error:
-            advice = "; it had more rights: `meshd clean` with those forgets it" if error.errno == errno.EPERM else ""
-            text = f"what a daemon before us has carried: {error.strerror}{advice}"
-            raise NetlinkError(error.errno or 0, text) from error
-        finally:
-            for fd in programs.values():
-                os.close(fd)
+            return [flow for places in tables for flow in places.leftover()]
+
+    async def clear(self, links: Links) -> None:
+        """Takes what a killed daemon left out of the kernel, with its counts. After `leftover`."""
+        for index in await self._ours(links):
+            await self._control.detach(index)
+
+    async def _ours(self, links: Links) -> dict[int, set[int]]:
+        """By interface, the numbers of the programs there that we, or a daemon before us, have put there."""
+        found: dict[int, set[int]] = {}
+        for link in (await links.all()).values():
+            filters = await self._control.filters(link.index)
+            numbers = {each.program for each in filters if each.program is not None}
+            if numbers:
+                found[link.index] = numbers
+        return found
 
 
-def _tables(programs: Iterable[int]) -> Iterator[list[tuple[Flow, int, int]]]:
-    """Of each map once, whichever programs use it. Raises OSError."""
+def _tables(programs: Iterable[int], stack: ExitStack) -> Iterator[Places]:
+    """Of each map once, whichever programs use it; open until the stack is closed. Raises OSError."""
     seen: set[int] = set()
     for program in programs:
         numbers = set(syscalls.map_ids(program))
-        places = None if numbers & seen else Places.of_program(program)
+        if seen & numbers:
+            continue
         seen |= numbers
-        if places is not None:
-            try:
-                yield list(places.leftover())
-            finally:
-                places.close()
+        places = Places.of_program(program) if syscalls.is_program(program, _PROGRAM_NAMES) else None
+        if places is None:
+            log.warning("what a daemon before us has carried is not in a table as ours are: it is not billed")
+        else:
+            stack.callback(places.close)
+            yield places
+
+
+def _keeps_priority() -> bool:
+    try:
+        return _UPDATE_PRIORITY.read_text().strip() == "0"
+    except OSError:
+        return False
+
+
+def _program_name(name: str) -> str:
+    return name.replace("from", "meshd")
 
 
 def _load(program: dict[str, list[object]], name: str, map_fd: int) -> int:
@@ -294,4 +344,4 @@ def _load(program: dict[str, list[object]], name: str, map_fd: int) -> int:
         at = int(str(number)) * 8
         code[at + 1] |= _LOAD_IMMEDIATE_MAP
         struct.pack_into("=i", code, at + 4, map_fd)
-    return syscalls.load_program(bytes(code), name.replace("from", "meshd"), licence=_LICENCE)
+    return syscalls.load_program(bytes(code), name, licence=_LICENCE)

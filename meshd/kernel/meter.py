@@ -125,6 +125,11 @@ class Meter:
     def unexpect(self, interface: str, mac: bytes) -> None:
         self._nft.unexpect(interface, mac)
 
+    def generations(self) -> set[int]:
+        """Those whose sets are in the kernel."""
+        draining = () if self._draining is None else (self._draining,)
+        return {self._nft.generation, *draining, *(generation for _, generation in self._old)}
+
     async def read(self) -> list[FlowCount]:
         """All that was counted since the last reading. Raises NetlinkError, NftError.
 

@@ -7,8 +7,9 @@ costs milliseconds and a row microseconds. No secrets are in it: channel keys de
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import astuple, replace
 from itertools import groupby
@@ -42,8 +43,10 @@ from payments.records import (
     Splice,
 )
 
-SCHEMA_VERSION = 7
-MAX_READINGS = 100_000  # flows come and go; many times what the kernel keeps counters for
+SCHEMA_VERSION = 8
+NEW_READINGS = 25_000  # after so many, those of counters that are no more are forgotten: flows come and go
+MAX_LEFTOVER = 1_000_000  # more than the kernel keeps counters for, so that it takes several crashes
+LEFTOVER_LIFETIME = 7 * 86400  # seconds; the neighbour has not come back
 UNITS_BYTES = 16  # debts outgrow SQLite's 64-bit integers
 
 _COUNTS_TABLE = """
@@ -76,6 +79,14 @@ CREATE TABLE kept (
   peer BLOB PRIMARY KEY,
   body BLOB NOT NULL
 ) STRICT, WITHOUT ROWID;
+"""
+
+_LEFTOVER_TABLE = """
+CREATE TABLE leftover (
+  flow BLOB NOT NULL UNIQUE,
+  bytes INTEGER NOT NULL,
+  kept_at INTEGER NOT NULL
+) STRICT;
 """
 
 # Money in msat fits: there are 2.1 * 10^18 msat, and 9.2 * 10^18 fit.
@@ -126,12 +137,14 @@ INSERT INTO chain VALUES (1, 0);
 CREATE TABLE reading (
   flow BLOB NOT NULL UNIQUE,
   bytes INTEGER NOT NULL,
-  price_msat_per_gb INTEGER NOT NULL
+  price_msat_per_gb INTEGER NOT NULL,
+  counter INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 """
     + _COUNTS_TABLE
     + _CREDIT_TABLE
     + _KEPT_TABLE
+    + _LEFTOVER_TABLE
 )
 
 # By the version that each step leads away from.
@@ -149,6 +162,7 @@ ALTER TABLE channel ADD COLUMN base_msat INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE channel ADD COLUMN splice BLOB;
 """,
     6: _KEPT_TABLE,
+    7: "ALTER TABLE reading ADD COLUMN counter INTEGER NOT NULL DEFAULT 0;" + _LEFTOVER_TABLE,
 }
 
 _CHANNEL_COLUMNS = (
@@ -172,8 +186,18 @@ _CREDIT_COLUMNS = (
 )
 _PUT_CREDIT = f"INSERT OR REPLACE INTO credit ({_CREDIT_COLUMNS}) VALUES ({', '.join('?' * 9)})"  # noqa: S608
 
-_PRUNE_READINGS = "DELETE FROM reading WHERE rowid <= (SELECT rowid FROM reading ORDER BY rowid DESC LIMIT 1 OFFSET ?)"
-
+# `json_each`: a list of any length in one parameter. What is not billed yet is billed by its last reading's price.
+_FORGET_READINGS = """
+DELETE FROM reading WHERE counter NOT IN (SELECT value FROM json_each(?)) AND flow NOT IN (SELECT flow FROM leftover)
+"""
+_PUT_LEFTOVER = """
+INSERT INTO leftover VALUES (?, ?, ?) ON CONFLICT (flow) DO UPDATE SET bytes = max(bytes, excluded.bytes)
+"""
+_FORGET_BILLED = """
+DELETE FROM leftover WHERE EXISTS
+(SELECT 1 FROM reading WHERE reading.flow = leftover.flow AND reading.bytes = leftover.bytes)
+"""
+_FORGET_OLDEST = "DELETE FROM leftover WHERE rowid <= (SELECT rowid FROM leftover ORDER BY rowid DESC LIMIT 1 OFFSET ?)"
 
 # What a database of the first version has.
 _TABLES = {"ledger", "channel", "chain", "reading"}
@@ -191,8 +215,10 @@ class Store:
     """Open with `Store.open`, end with `close`. One process at a time may have it open."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
+        """Raises sqlite3.Error."""
         self._connection = connection
-        self._readings_since_pruned = 0
+        self._new_readings = int(connection.execute("SELECT COUNT(*) FROM reading").fetchone()[0])
+        self._leftover = {flow for (flow,) in connection.execute("SELECT flow FROM leftover")}
 
     @classmethod
     def open(cls, path: Path) -> Store:
@@ -205,39 +231,70 @@ class Store:
             raise StoreError(f"{path}: {error}") from error
         try:
             _prepare(connection, path)
+            return cls(connection)
         except (OSError, sqlite3.Error, StoreError) as error:
             connection.close()
             raise StoreError(f"{path}: {error}. {_ADVICE}") from error
-        return cls(connection)
 
     def close(self) -> None:
         self._connection.close()
 
-    def apply(self, changes: Iterable[Change], readings: Mapping[bytes, Reading] = MappingProxyType({})) -> None:
+    @property
+    def has_many_readings(self) -> bool:
+        """It is time to say which counters there still are (`apply`)."""
+        return self._new_readings > NEW_READINGS
+
+    def apply(
+        self,
+        changes: Iterable[Change],
+        readings: Mapping[bytes, Reading] = MappingProxyType({}),
+        counters: Collection[int] | None = None,
+    ) -> None:
         """All or nothing, in this order, on the disk when it returns. Raises StoreError; then nothing was written.
 
         `readings`: how far the counter of each flow (the caller's name for it) had come when it was last billed, and
         the price; what the ledger rows of the same call say is then true of exactly so much traffic.
+        `counters`: the numbers of those that still exist; readings of others are forgotten.
         """
+        billed: list[bytes] = []
         with self._transaction() as connection:
             for kind, group in groupby(changes, type):
                 statement, row_of = _WRITTEN[kind]
                 connection.executemany(statement, map(row_of, group))
             rows = ((flow, *reading) for flow, reading in readings.items())
-            connection.executemany("INSERT OR REPLACE INTO reading VALUES (?, ?, ?)", rows)
-            self._readings_since_pruned += len(readings)
-            if self._readings_since_pruned > MAX_READINGS // 4:
-                # A replaced row gets a new rowid: the lowest are those that were not billed for the longest time.
-                connection.execute(_PRUNE_READINGS, (MAX_READINGS,))
-                self._readings_since_pruned = 0
+            connection.executemany("INSERT OR REPLACE INTO reading VALUES (?, ?, ?, ?)", rows)
+            if self._leftover:
+                billed = [flow for flow in readings if flow in self._leftover]
+                connection.executemany("DELETE FROM leftover WHERE flow = ?", ((flow,) for flow in billed))
+            if counters is not None:
+                connection.execute(_FORGET_READINGS, (json.dumps(list(counters)),))
+        self._leftover.difference_update(billed)
+        self._new_readings = 0 if counters is not None else self._new_readings + len(readings)
 
-    def take_readings(self) -> dict[bytes, Reading]:
-        """The readings of an earlier run; they are forgotten, since the counters start anew."""
-        with self._transaction() as connection, closing(connection.cursor()) as cursor:
-            rows = cursor.execute("SELECT flow, bytes, price_msat_per_gb FROM reading")
-            readings = {flow: Reading(total_bytes, price) for flow, total_bytes, price in rows}
-            cursor.execute("DELETE FROM reading")
-        return readings
+    def readings(self) -> dict[bytes, Reading]:
+        """Of this run and of those before, as far as they are not forgotten. Raises StoreError."""
+        with self._transaction() as connection:
+            rows = connection.execute("SELECT flow, bytes, price_msat_per_gb, counter FROM reading")
+            return {flow: Reading(*reading) for flow, *reading in rows}
+
+    def keep_leftover(self, bytes_by_flow: Mapping[bytes, int], *, now: float) -> int:
+        """How far the counters had come that a killed daemon has left, before they go. Kept until a reading says that a
+        flow is billed. How many were forgotten, as too many or too old. `now`: seconds since 1970. Raises StoreError.
+        """
+        with self._transaction() as connection:
+            rows = ((flow, size, int(now)) for flow, size in bytes_by_flow.items())
+            connection.executemany(_PUT_LEFTOVER, rows)
+            connection.execute(_FORGET_BILLED)
+            forgotten: int = connection.execute(_FORGET_OLDEST, (MAX_LEFTOVER,)).rowcount
+            too_old = "DELETE FROM leftover WHERE kept_at < ?"
+            forgotten += connection.execute(too_old, (int(now) - LEFTOVER_LIFETIME,)).rowcount
+            self._leftover = {flow for (flow,) in connection.execute("SELECT flow FROM leftover")}
+        return forgotten
+
+    def leftover(self) -> dict[bytes, int]:
+        """What was kept and is not billed yet. Raises StoreError."""
+        with self._transaction() as connection:
+            return dict(connection.execute("SELECT flow, bytes FROM leftover").fetchall())
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -25,7 +25,12 @@ STATUS = {
     "chain": {"backend": "kernel", "height": 117, "connected": True},
     "wallet": {"balance_sat": 1_234_567},
     "totals": {"carried_bytes": 104_857_600, "earned_msat": 10_485, "spent_msat": 0},
-    "fast_lane": {"problem": None, "flows": 12, "bytes": 52_428_800},
+    "fast_lane": {
+        "problem": None,
+        "outside": {"wlan0": "others have filters (tc) there"},
+        "flows": 12,
+        "bytes": 52_428_800,
+    },
     "counters": {"malformed": 3},
 }
 NEIGHBOURS = [
@@ -194,7 +199,7 @@ paying      yes
 chain       kernel, height 117, connected
 wallet      1,234,567 sat
 carried     104.9 MB
-fast lane   12 flows, 52.4 MB carried
+fast lane   12 flows, 52.4 MB carried; not on wlan0: others have filters (tc) there
 earned      10.485 sat
 spent       0 msat
 

@@ -9,8 +9,10 @@ import json
 import os
 import signal
 import socket
+import struct
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ import trio
 from meshd.kernel import Blocked, FlowCount, Kernel, KernelConfig, Link, NetlinkError, Route, clean
 from meshd.kernel import meter as meter_module
 from meshd.kernel import nft as nft_module
+from meshd.kernel.bpf import syscalls
 from meshd.kernel.gate import Tier
+from meshd.kernel.netlink import NETLINK_ROUTE, NLM_F_CREATE, NLM_F_EXCL, NetlinkSocket, Request, attribute
 from meshd.recovery import flow_name, unbilled
 from payments.records import Reading
 
@@ -30,8 +34,9 @@ _UDP_SIZE = 1200
 
 
 class Agent:
-    def __init__(self, kernel: Kernel, nursery: trio.Nursery) -> None:
+    def __init__(self, kernel: Kernel, nursery: trio.Nursery, leftover: Sequence[FlowCount]) -> None:
         self.kernel = kernel
+        self._leftover = leftover
         self.nursery = nursery
         self.received = 0
         self.flows: list[FlowCount] = []
@@ -142,15 +147,15 @@ class Agent:
 
     async def lane(self) -> dict[str, Any]:
         lane = self.kernel.lane
-        return {"problem": lane.problem, "flows": lane.flows, "bytes": lane.bytes}
+        return {"problem": lane.problem, "outside": lane.outside, "flows": lane.flows, "bytes": lane.bytes}
 
     async def leftover(self) -> list[dict[str, Any]]:
-        return [_plain(flow) for flow in self.kernel.leftover]
+        return [_plain(flow) for flow in self._leftover]
 
     async def recovered(self, readings: dict[str, int]) -> list[dict[str, Any]]:
         """Of what the last daemon left, what is not in its books yet."""
         books = {bytes.fromhex(name): Reading(total, 0) for name, total in readings.items()}
-        return [_plain(entry.flow) for entry in unbilled(self.kernel.leftover, books)]
+        return [_plain(entry.flow) for entry in unbilled(self._leftover, books)]
 
     async def send_frame(self, interface: str, frame: str) -> None:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
@@ -248,9 +253,29 @@ class Agent:
             await udp.bind((source, 0))
             await udp.sendto(bytes(100), (address, _PORT))
 
-    async def send_datagrams(self, address: str, port: int, size: int, count: int) -> None:
+    async def drop_priority(self, interface: str, priority: int) -> None:
+        """Somebody else's filter: nothing of this priority goes out there."""
+        instructions = (
+            (0x61, 0x12, 32, 0),  # r2 = skb->priority
+            (0xB7, 0, 0, 0),  # r0 = TC_ACT_OK
+            (0x55, 2, 1, priority),  # leave out the next one if r2 is another
+            (0xB7, 0, 0, 2),  # r0 = TC_ACT_SHOT
+            (0x95, 0, 0, 0),  # return r0
+        )
+        code = b"".join(struct.pack("=BBhi", *instruction) for instruction in instructions)
+        fd = syscalls.load_program(code, "theirs", licence="GPL")
+        header = struct.pack("=BxxxiIII", 0, socket.if_nametoindex(interface), 0, 0xFFFFFFF3, 7 << 16 | 0x0300)
+        options = attribute(6, struct.pack("=I", fd)) + attribute(7, b"theirs\0") + attribute(8, struct.pack("=I", 1))
+        with NetlinkSocket(NETLINK_ROUTE) as rtnetlink:
+            payload = header + attribute(1, b"bpf\0") + attribute(2, options)
+            await rtnetlink.request(Request(44, payload, NLM_F_CREATE | NLM_F_EXCL))  # RTM_NEWTFILTER
+        os.close(fd)
+
+    async def send_datagrams(self, address: str, port: int, size: int, count: int, tos: int = 0) -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with trio.socket.socket(family, socket.SOCK_DGRAM) as udp:
+            if tos:
+                udp.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, tos)
             for _ in range(count):
                 await udp.sendto(bytes(size), (address, port))
 
@@ -332,11 +357,19 @@ async def _leave_on_sigterm(scope: trio.CancelScope) -> None:
             scope.cancel()
 
 
-async def _main(record: Path) -> None:
+async def _main(record: Path, *, is_slow: bool = False) -> None:
     async with trio.open_nursery() as outer:
         outer.start_soon(_leave_on_sigterm, outer.cancel_scope)
-        async with Kernel.open(KernelConfig(record)) as kernel, trio.open_nursery() as nursery:
-            await _obey(Agent(kernel, nursery))
+        leftover: list[FlowCount] = []
+
+        async def keep(found: Sequence[FlowCount]) -> None:
+            leftover.extend(found)
+            if is_slow:
+                print(json.dumps({"ok": "keeping"}), flush=True)
+                await trio.sleep_forever()
+
+        async with Kernel.open(KernelConfig(record), keep=keep) as kernel, trio.open_nursery() as nursery:
+            await _obey(Agent(kernel, nursery, leftover))
             nursery.cancel_scope.cancel()
         outer.cancel_scope.cancel()
 
@@ -345,4 +378,4 @@ if __name__ == "__main__":
     if sys.argv[2:] == ["clean"]:
         trio.run(clean, KernelConfig(Path(sys.argv[1])))
     else:
-        trio.run(_main, Path(sys.argv[1]))
+        trio.run(partial(_main, is_slow=sys.argv[2:] == ["slow"]), Path(sys.argv[1]))

@@ -41,16 +41,24 @@ class Node:
         self.ip4 = f"10.9.0.{ord(name) - ord('a') + 1}"
         self.process: subprocess.Popen[str] | None = None
 
-    def start(self, *, path: str | None = None) -> None:
-        """`path`: where the agent looks for programs, if not where everybody does."""
+    def start(self, *, path: str | None = None, is_slow: bool = False) -> None:
+        """`path`: where the agent looks for programs, if not where everybody does. `is_slow`: it gets no further than
+        to what a dead one has counted (`await_leftover`)."""
         environment = ["env", f"PATH={path}"] if path else []
-        argv = [*environment, sys.executable, _AGENT, str(self.record)]
+        argv = [*environment, sys.executable, _AGENT, str(self.record), *(["slow"] if is_slow else [])]
         self.process = self.lab.namespaces.popen(self.name, argv, stdin=subprocess.PIPE, env=_ENVIRONMENT)
 
+    def await_leftover(self) -> None:
+        assert self._answer() == "keeping"
+
     def call(self, *request: Any) -> Any:
-        assert self.process is not None and self.process.stdin is not None and self.process.stdout is not None
+        assert self.process is not None and self.process.stdin is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self.process is not None and self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, f"the agent in {self.name} is gone"
         answer = json.loads(line)

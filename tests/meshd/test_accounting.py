@@ -17,7 +17,7 @@ from meshd.billing import Billing, LinkKey
 from meshd.enforcement import Enforcement, HeldFile, State
 from meshd.kernel import Direction, NetlinkError, NftError
 from meshd.neighbours import Neighbours
-from meshd.recovery import Unbilled, flow_name, unbilled
+from meshd.recovery import Unbilled, flow_name, flow_of, unbilled
 from payments.counts import Traffic
 from payments.events import MeteredTraffic
 from payments.records import Reading
@@ -488,83 +488,6 @@ def test_ever_new_mac_addresses_fill_nothing(monkeypatch: pytest.MonkeyPatch) ->
     run(scenario)
 
 
-def recovered(direction: Direction, size: int, *, price: int | None) -> list[Unbilled]:
-    """Of a counter that stood 5 bytes lower when it was last billed, at `price`, or was never billed before."""
-    counter = flow(direction, MAC, size if price is None else size + 5, to=THERE)  # type: ignore[arg-type]
-    readings = {} if price is None else {flow_name(counter): Reading(5, price)}
-    return unbilled([counter], readings)
-
-
-def test_what_was_carried_while_no_daemon_ran_costs_what_it_cost_before() -> None:
-    """Those who sent it had heard no other price."""
-
-    async def scenario() -> None:
-        books = Books(recovered=recovered(Direction.FORWARD_IN, 100, price=40))
-        async with books.running() as accounts:
-            await books.meet()
-            await accounts.read()
-            assert books.earned[PEER] == 100 * 40
-            await trio.sleep(100)
-            assert books.earned[PEER] == 100 * 40
-
-    run(scenario)
-
-
-def test_a_flow_that_began_while_no_daemon_ran_is_not_billed_at_the_price_of_a_detour() -> None:
-    """The first route of a node that has lost its state may lead back through a neighbour."""
-
-    async def scenario() -> None:
-        books = Books(recovered=recovered(Direction.FORWARD_IN, 100, price=None), is_known=False)
-        async with books.running() as accounts:
-            await books.meet()
-            books.billing.announced(NET, 7 * ASKED, now=trio.current_time())
-            await accounts.read()
-            await trio.sleep(1)
-            books.billing.announced(NET, ASKED, now=trio.current_time())
-            await accounts.read()
-            assert not books.earned
-            await trio.sleep(10)
-            assert books.earned[PEER] == 100 * ASKED
-
-    run(scenario)
-
-
-@pytest.mark.parametrize(("before", "now", "limit"), [(None, HEARD, HEARD), (40, HEARD, HEARD), (400, HEARD, 400)])
-def test_the_limit_covers_what_a_seller_may_ask_for_the_time_without_a_daemon(
-    before: int | None, now: int, limit: int
-) -> None:
-    async def scenario() -> None:
-        books = Books(recovered=recovered(Direction.OUT, 100, price=before), is_known=False)
-        async with books.running() as accounts:
-            await books.meet()
-            await trio.sleep(1)
-            assert not books.owed  # the neighbour has not said its price yet
-            books.billing.learned(LINK, NET, now, now=trio.current_time())
-            await accounts.read()
-            await trio.sleep(10)
-            assert books.owed[PEER] == 100 * limit
-
-    run(scenario)
-
-
-def test_what_cannot_be_priced_does_not_wait_for_ever() -> None:
-    async def scenario() -> None:
-        books = Books(recovered=recovered(Direction.OUT, 100, price=40), is_known=False)
-        async with books.running():
-            await books.meet()
-            await trio.sleep(100)
-            assert books.owed[PEER] == 100 * 40
-
-    run(scenario)
-
-
-def test_a_counter_below_its_reading_has_begun_anew() -> None:
-    counter = flow(Direction.FORWARD_IN, MAC, 7, to=THERE)  # type: ignore[arg-type]
-    (entry,) = unbilled([counter], {flow_name(counter): Reading(1000, 40)})
-    assert (entry.flow.bytes, entry.price_msat_per_gb) == (7, 40)
-    assert not unbilled([counter], {flow_name(counter): Reading(7, 40)})
-
-
 def test_readings_say_how_far_a_counter_had_come_and_at_which_price() -> None:
     async def scenario() -> None:
         books = Books()
@@ -572,7 +495,10 @@ def test_readings_say_how_far_a_counter_had_come_and_at_which_price() -> None:
             await books.meet()
             books.carry(100)
             await accounts.read()
-            assert list(books.readings.values()) == [Reading(100, ASKED)]
+            ((name, reading),) = books.readings.items()
+            assert (reading.total_bytes, reading.price_msat_per_gb) == (100, ASKED)
+            assert flow_name(flow_of(name, 100)) == name
+            assert flow_of(name, 100).counter == reading.counter
 
     run(scenario)
 

@@ -9,9 +9,15 @@ import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
+import trio
 
+from meshd.kernel.bpf import syscalls
+from meshd.kernel.bpf.places import FLOWS, Places
+from meshd.kernel.lane import Lane
+from meshd.kernel.netlink import NetlinkSocket
 from tests.meshd.kernel_lab import Flow, Node, eventually, lab, line, link_local, mac, plain, prepare, total
 from tests.meshd.kernel_lab import needs_namespaces as pytestmark  # noqa: F401
 
@@ -251,6 +257,9 @@ def test_a_killed_daemon_loses_nothing_of_what_the_lane_carried_before_and_after
         assert b.call("lane")["bytes"] == carried  # nobody has read what the lane carries now
         b.kill()
         burst(a, c)  # and it goes on
+        b.start(is_slow=True)
+        b.await_leftover()
+        b.kill()  # before it was written down anywhere
         sent = total(a.call("read"), "out", interface="ab")
         b.start()
         found = b.call("recovered", readings)
@@ -268,6 +277,57 @@ def test_a_killed_daemon_loses_nothing_of_what_the_lane_carried_before_and_after
         assert "clsact" not in b.run("tc qdisc show")
 
 
+def test_what_queues_go_by_is_as_if_the_kernel_had_carried_it(nodes: Line) -> None:
+    a, b, c = nodes
+    into_the_lane(nodes, 4)
+    b.call("drop_priority", "bc", 6)  # of a TOS byte that asks for little delay
+    try:
+        b.call("read")
+        before, carried = c.call("sunk"), b.call("lane")["bytes"]
+        a.call("send_datagrams", c.ip4, 7000, _SIZE, _BURST, 0x10)
+        a.call("send_datagrams", c.ip4, 7000, _SIZE, _BURST, 0x08)
+        a.call("send_datagrams", c.ip4, 7000, _SIZE, _BURST)
+        assert eventually(lambda: c.call("sunk") == before + 2 * _BURST * _SIZE)
+        b.call("read")
+        assert b.call("lane")["bytes"] - carried > 2 * _BURST * _SIZE  # the others, too
+    finally:
+        b.run("tc filter del dev bc egress")
+    burst(a, c, 4)
+
+
+def test_counts_are_believed_of_a_table_as_ours_alone() -> None:
+    lane = Lane(cast("NetlinkSocket", None), cast("NetlinkSocket", None))
+    lane.open()
+    if lane.problem:
+        pytest.skip(lane.problem)
+    assert lane._places is not None
+    program = lane._programs["from_link"]
+    found = Places.of_program(program)
+    assert found is not None
+    found.close()
+    struct.pack_into("@Q", lane._places._memory, FLOWS * 128 + 8, 1)  # as of another version
+    assert Places.of_program(program) is None
+    assert syscalls.is_program(program, ["meshd_link"]) and not syscalls.is_program(program, ["theirs"])
+    trio.run(lane.close)
+
+
+def test_filters_that_others_have_added_stay_with_their_qdisc(tmp_path: Path) -> None:
+    with lab(tmp_path, "mk-fs-") as made:
+        a, b = made.node("a"), made.node("b")
+        made.wire(a, "ab", b, "ba")
+        for end in (a.stop, lambda: (a.kill(), a.clean())):
+            a.start()
+            need_lane(a)
+            prepare(a, ["ab"])
+            a.call("drop_priority", "ab", 6)
+            assert "meshd" in a.run("tc filter show dev ab ingress")
+            end()
+            assert "clsact" in a.run("tc qdisc show dev ab")
+            assert "meshd" not in a.run("tc filter show dev ab ingress")
+            assert "theirs" in a.run("tc filter show dev ab egress")
+            a.run("tc qdisc del dev ab clsact")
+
+
 def test_where_the_operator_has_filters_of_his_own_the_lane_stays_away(tmp_path: Path) -> None:
     with lab(tmp_path, "mk-fo-") as made:
         a, b = made.node("a"), made.node("b")
@@ -279,5 +339,7 @@ def test_where_the_operator_has_filters_of_his_own_the_lane_stays_away(tmp_path:
         need_lane(a)
         prepare(a, ["ab"])
         assert a.run("tc filter show dev ab ingress; tc qdisc show dev ab") == before
+        assert a.call("lane")["outside"]["ab"].startswith("others have ")
+        assert a.call("lane")["problem"] == ""
         a.stop()
         assert a.run("tc filter show dev ab ingress; tc qdisc show dev ab") == before

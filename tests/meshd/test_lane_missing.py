@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import platform
 import struct
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import cast
 from unittest.mock import AsyncMock
@@ -13,30 +14,38 @@ import pytest
 import trio
 import trio.testing
 
+from meshd.kernel import lane as lane_module
 from meshd.kernel.bpf import syscalls
+from meshd.kernel.bpf.places import Places
 from meshd.kernel.foreign import foreign_hook
 from meshd.kernel.lane import Lane
+from meshd.kernel.links import Link
 from meshd.kernel.netlink import Message, NetlinkError, NetlinkSocket, Request, attribute
 from meshd.kernel.traffic_control import Filter, TrafficControl
 
 
 class Played:
-    """Gives `answer` to every question, or refuses it with `code`; takes orders, each after a moment."""
+    """Gives `answer` to every question, or refuses it with `code`; takes orders, each message after a moment."""
 
     def __init__(self, code: int = 0, answer: bytes = b"") -> None:
         self.code = code
         self.answer = answer
-        self.orders: list[int] = []
+        self.orders: list[list[int]] = []
+        self.refusals: dict[int, int] = {}  # by kind of request
 
-    async def dump(self, request: Request) -> list[Message]:
+    async def dump(self, request: Request, *, is_whole: bool = False) -> list[Message]:
         await trio.lowlevel.checkpoint()
         if self.code:
             raise NetlinkError(self.code)
-        return [Message(0, self.answer)]
+        return [Message(0, self.answer)] if self.answer else []
 
-    async def request(self, request: Request) -> None:
+    async def batch(self, requests: Sequence[Request]) -> list[NetlinkError | None]:
         await trio.sleep(1)
-        self.orders.append(request.kind)
+        self.orders.append([request.kind for request in requests])
+        return [NetlinkError(self.refusals[r.kind]) if r.kind in self.refusals else None for r in requests]
+
+
+_NEW_QDISC, _DELETE_QDISC, _NEW_FILTER = 36, 37, 44
 
 
 def control(played: Played) -> TrafficControl:
@@ -53,14 +62,78 @@ def test_that_the_filters_are_not_known_is_an_error() -> None:
 
 
 def test_whoever_gives_up_attaching_leaves_no_qdisc_without_a_filter() -> None:
-    played = Played(errno.EINVAL)
+    played = Played()
 
     async def give_up() -> None:
         with trio.move_on_after(0.5):
             await control(played).attach(1, 5)
 
     trio.run(give_up, clock=trio.testing.MockClock(autojump_threshold=0))
-    assert played.orders == [36, 44]  # RTM_NEWQDISC, RTM_NEWTFILTER
+    assert played.orders == [[_NEW_QDISC, _NEW_FILTER]]  # in one message: a kill leaves neither without the other
+
+
+def test_a_qdisc_whose_filter_is_refused_is_taken_away_and_nobody_elses() -> None:
+    async def attach(played: Played) -> None:
+        with pytest.raises(NetlinkError):
+            await control(played).attach(1, 5)
+
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    played = Played()
+    played.refusals = {_NEW_FILTER: errno.EINVAL}
+    trio.run(attach, played, clock=clock)
+    assert played.orders[1:] == [[_DELETE_QDISC]]
+    played = Played()
+    played.refusals = {_NEW_QDISC: errno.EEXIST}  # somebody was faster
+    trio.run(attach, played, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert played.orders[1:] == []
+
+
+def test_where_others_rules_cannot_be_seen_all_goes_the_long_way_and_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(lane_module.log, "warning", lambda text, **_: told.append(text))
+
+    async def scenario() -> None:
+        played = Played(errno.EAGAIN)
+        lane = Lane(cast(NetlinkSocket, played), cast(NetlinkSocket, played))
+        lane._places = cast(Places, object())  # it is open
+        for _ in range(3):
+            await lane.make_way()
+            assert "cannot be seen" in lane.problem and lane._is_blocked
+            assert list(lane.parts()) == []
+            await trio.sleep(2)
+        played.code = 0
+        await lane.make_way()
+        assert not lane.problem and not lane._is_blocked
+
+    trio.run(scenario, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert len(told) == 1
+
+
+def test_each_interface_that_is_not_in_the_lane_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def attach(control: TrafficControl, index: int, program: int) -> str:
+        if index == 1:
+            raise NetlinkError(errno.EPERM)
+        return "" if index in (2, 4) else "others have filters (tc) there"
+
+    monkeypatch.setattr(TrafficControl, "attach", attach)
+
+    async def scenario() -> None:
+        played = cast(NetlinkSocket, Played())
+        lane = Lane(played, played)
+        lane._places, lane._programs = cast(Places, object()), {"from_link": 5}
+        for index in (1, 2, 3):
+            await lane.attach(Link(index, f"e{index}", bytes(6), 1500, True, None))
+        await lane.make_way()  # has nothing to do with it
+        assert set(lane.outside) == {"e1", "e3"}
+        assert lane.outside["e1"].startswith("tc refuses it: EPERM")
+        await lane.attach(Link(4, "e3", bytes(6), 1500, True, None))  # made anew
+        assert set(lane.outside) == {"e1"}
+        lane.leave(1)
+        assert not lane.outside
+
+    trio.run(scenario)
 
 
 def test_a_chain_may_have_any_name() -> None:
@@ -72,7 +145,7 @@ def test_a_chain_may_have_any_name() -> None:
 
 def test_what_a_daemon_with_more_rights_has_left_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     async def filters(control: TrafficControl, index: int) -> list[Filter]:
-        return [Filter(program=index)]
+        return [Filter(program=index, header=b"")]
 
     def program_by_id(number: int) -> int:
         raise PermissionError(errno.EPERM, "Operation not permitted")

@@ -32,7 +32,7 @@ STATUS: dict[str, Any] = {
     "chain": {"backend": "kernel", "height": 1000, "connected": True},
     "wallet": {"balance_sat": 77},
     "totals": {"carried_bytes": 2**60, "earned_msat": 5, "spent_msat": 6},
-    "fast_lane": {"problem": None, "flows": 3, "bytes": 2**59},
+    "fast_lane": {"problem": None, "outside": {}, "flows": 3, "bytes": 2**59},
     "counters": {"packet_malformed": 4},
 }
 NEIGHBOUR: dict[str, Any] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from payments import events as ev
 from payments.adapters.store import Store, StoreError
 from payments.engine import PaymentEngine
 from payments.ports import BroadcastResult, ChainError, ChainPort, ChainTip, SignedTransaction, WalletError, WalletPort
-from payments.records import HeightRecord
+from payments.records import HeightRecord, LedgerRecord, Reading
 
 PEER = b"P" * 32
 PERSIST = ev.Persist((HeightRecord(7),))
@@ -125,9 +125,13 @@ class Desk:
             drop=lambda peer: self.journal.append(("drop", peer)),
             set_carrying=self._set_carrying,
             set_trusted=self._set_trusted,
+            counters=lambda: {7, 8},
         )
+        self.has_many_readings = False
+        self.applied: list[tuple[Mapping[bytes, Reading], object]] = []
 
-    def apply(self, changes: Sequence[object], readings: object = None) -> None:
+    def apply(self, changes: Sequence[object], readings: Mapping[bytes, Reading], counters: object) -> None:
+        self.applied.append((readings, counters))
         if self.store_failure is not None:
             raise self.store_failure
         self.journal.append("persist")
@@ -232,6 +236,24 @@ def test_what_waits_at_the_end_is_taken_in_and_written() -> None:
             await paymaster.put(ev.MeteredTraffic(PEER, 5, 0))
         assert desk.given(ev.MeteredTraffic) == [ev.MeteredTraffic(PEER, 5, 0)]
         assert desk.journal == ["persist", "flush"]
+
+    run(scenario)
+
+
+def test_readings_are_written_with_their_sums_and_those_of_nothing_with_anything() -> None:
+    async def scenario(desk: Desk) -> None:
+        paid, free = Reading(9, 5, 7), Reading(9, 0, 8)
+        desk.engine.answers[ev.PeerConnected] = [ev.Persist(())]
+        async with desk.running() as paymaster:
+            await paymaster.put_metered(ev.MeteredTraffic(PEER, 45, 0), {b"paid": paid, b"free": free})
+            await paymaster.put(ev.PeerConnected(PEER))
+            await desk.until(lambda: desk.applied == [({b"free": free}, None)])
+            desk.has_many_readings = True
+            desk.engine.answers[ev.PeerConnected] = [ev.Persist((LedgerRecord(PEER, 0, 0, 0, 0, 0, 0, 1, 0),))]
+            await paymaster.put(ev.PeerConnected(PEER))
+            await desk.until(lambda: len(desk.applied) == 2)
+            readings, counters = desk.applied[1]
+            assert readings[b"paid"] == paid and counters == {7, 8}
 
     run(scenario)
 

@@ -104,7 +104,7 @@ class Node:
             accounting=Accounting(kernel, Billing(price_notice=1), enforcement, report=None, strangers_window_msat=1),
             enforcement=enforcement,
             router=SimpleNamespace(speaker=speaker, attached={}, counters={}, put=self._put),
-            lane=SimpleNamespace(problem="", flows=2, bytes=77),
+            lane=SimpleNamespace(problem="", outside={"e1": "why not"}, flows=2, bytes=77),
             sessions=SimpleNamespace(counters={}, peer_on=lambda *_: None),
             tunnels=None,
             price_follower=SimpleNamespace(load=1.5e6),

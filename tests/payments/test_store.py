@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from payments.adapters.store import Store, StoreError
+from payments.adapters.store import LEFTOVER_LIFETIME, Store, StoreError
 from payments.channel import Channel
 from payments.channel_tx import MAX_MONEY_SAT, ChannelTerms, public_key
 from payments.counts import CountReport, Traffic
@@ -151,6 +151,7 @@ def test_a_database_of_the_first_version_keeps_what_it_holds(tmp_path: Path) -> 
         " DROP TABLE counts; DROP TABLE credit; DROP TABLE kept; ALTER TABLE channel DROP COLUMN payout_script;"
         " ALTER TABLE channel DROP COLUMN number;"
         " ALTER TABLE channel DROP COLUMN base_msat; ALTER TABLE channel DROP COLUMN splice; PRAGMA user_version = 1;"
+        " ALTER TABLE reading DROP COLUMN counter; DROP TABLE leftover;"
     )
     connection.close()
     for _ in range(2):  # brought up to date, then found to be so
@@ -163,7 +164,7 @@ def test_a_database_of_the_first_version_keeps_what_it_holds(tmp_path: Path) -> 
     assert connection.execute("SELECT * FROM reading").fetchall() == [(b"flow", 10)]
     connection.close()
     store = Store.open(path)
-    assert store.take_readings() == {b"flow": Reading(10, 0)}
+    assert store.readings() == {b"flow": Reading(10, 0)}
     store.close()
 
 
@@ -250,26 +251,72 @@ def test_a_torn_log_loses_the_last_rounds_whole(tmp_path: Path) -> None:
     assert len(seen) > 4
 
 
-def test_readings_are_written_with_the_rows_and_taken_once(tmp_path: Path) -> None:
+def reopened(store: Store, path: Path) -> Store:
+    store.close()
+    return Store.open(path)
+
+
+def test_readings_are_written_with_the_rows(tmp_path: Path) -> None:
     path = tmp_path / "payments.sqlite"
     store = Store.open(path)
-    store.apply([LEDGER], {b"flow 1": Reading(10, 5), b"flow 2": Reading(2**62, 2**32 - 2)})
+    store.apply([LEDGER], {b"flow 1": Reading(10, 5), b"flow 2": Reading(2**62, 2**32 - 2, 2**63 - 1)})
     store.apply([], {b"flow 1": Reading(11, 6)})
     with pytest.raises(StoreError):
         store.apply([HeightRecord(None)], {b"flow 1": Reading(99, 7)})  # type: ignore[arg-type]
+    for _ in range(2):
+        store = reopened(store, path)
+        assert store.readings() == {b"flow 1": Reading(11, 6), b"flow 2": Reading(2**62, 2**32 - 2, 2**63 - 1)}
     store.close()
+
+
+def test_what_a_dead_daemon_counted_is_kept_until_the_rows_that_bill_it_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "payments.sqlite"
     store = Store.open(path)
-    assert store.take_readings() == {b"flow 1": Reading(11, 6), b"flow 2": Reading(2**62, 2**32 - 2)}
-    assert store.take_readings() == {}
+    store.apply([LEDGER], {b"flow 1": Reading(10, 5), b"done": Reading(7, 5), b"anew": Reading(9, 5)})
+    assert store.keep_leftover({b"flow 1": 30, b"flow 2": 4, b"done": 7, b"anew": 3}, now=1000.5) == 0
+    for _ in range(2):  # killed, before and after its counters were removed from the kernel
+        store = reopened(store, path)
+        assert store.leftover() == {b"flow 1": 30, b"flow 2": 4, b"anew": 3}
+        store.keep_leftover({b"flow 1": 30}, now=2000)
+    with pytest.raises(StoreError):
+        store.apply([HeightRecord(None)], {b"flow 1": Reading(30, 5)})  # type: ignore[arg-type]
+    assert b"flow 1" in store.leftover()
+    store.apply([], {b"another": Reading(1, 1, counter=3)}, [3])
+    assert store.readings()[b"flow 1"] == Reading(10, 5)  # says at which price it is billed
+    store.apply([LEDGER], {b"flow 1": Reading(30, 5)})
+    store.apply([], {b"flow 2": Reading(4, 5)})
+    store = reopened(store, path)
+    assert store.leftover() == {b"anew": 3}
     store.close()
 
 
-def test_readings_of_flows_long_gone_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("payments.adapters.store.MAX_READINGS", 8)
+def test_readings_of_counters_that_are_no_more_are_forgotten_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("payments.adapters.store.NEW_READINGS", 8)
+    path = tmp_path / "payments.sqlite"
+    store = Store.open(path)
+    store.apply([], {b"idle": Reading(1, 1, counter=1)})
+    for number in range(9):
+        assert store.has_many_readings is (number == 8)
+        store.apply([], {b"flow %d" % number: Reading(number, 1, counter=number % 3)})
+    store = reopened(store, path)
+    assert store.has_many_readings
+    store.apply([], {b"last": Reading(1, 1, counter=2**62)}, {1, 2**62})
+    assert not store.has_many_readings
+    assert set(store.readings()) == {b"idle", b"flow 1", b"flow 4", b"flow 7", b"last"}
+    store.close()
+
+
+def test_what_is_kept_is_bounded_and_how_much_is_forgotten_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("payments.adapters.store.MAX_LEFTOVER", 3)
     store = Store.open(tmp_path / "payments.sqlite")
-    for number in range(30):
-        store.apply([], {b"always": Reading(number, 1), b"flow %d" % number: Reading(number, 1)})
-    readings = store.take_readings()
+    assert store.keep_leftover({b"a": 1, b"b": 1}, now=0) == 0
+    assert store.keep_leftover({b"c": 1, b"d": 1, b"e": 1}, now=1) == 2
+    assert set(store.leftover()) == {b"c", b"d", b"e"}
+    assert store.keep_leftover({b"e": 2, b"f": 1}, now=1 + LEFTOVER_LIFETIME) == 1
+    assert store.keep_leftover({}, now=2 + LEFTOVER_LIFETIME) == 2
+    assert store.leftover() == {b"f": 1}
     store.close()
-    assert readings[b"always"] == readings[b"flow 29"] == Reading(29, 1)
-    assert 8 <= len(readings) <= 8 + 8 // 4 + 2

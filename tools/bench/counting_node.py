@@ -36,20 +36,17 @@ class Books:
         self._by_lane_before: int = stored["by_lane"]
         self._readings: dict[str, int] = stored["readings"]
 
-    def recover(self, leftover: Iterable[FlowCount]) -> None:
+    async def recover(self, leftover: Iterable[FlowCount]) -> None:
         """What the kernel counted while nobody read."""
         readings = {name.encode(): Reading(total, 0) for name, total in self._readings.items()}
-        self.add([entry.flow for entry in unbilled(leftover, readings)], forget=True)
+        self.add([entry.flow for entry in unbilled(leftover, readings)])
 
-    def add(self, flows: Iterable[FlowCount], *, by_lane: int = 0, forget: bool = False) -> None:
-        """`forget`: those counters are gone. `by_lane`: bytes that the fast lane has carried since this start."""
-        if forget:
-            self._readings.clear()
+    def add(self, flows: Iterable[FlowCount], *, by_lane: int = 0) -> None:
+        """`by_lane`: bytes that the fast lane has carried since this start."""
         for flow in flows:
             key = f"{flow.direction.value} {flow.interface}"
             self.totals[key] = self.totals.get(key, 0) + flow.bytes
-            if not forget:
-                self._readings[flow_name(flow).decode()] = flow.total_bytes
+            self._readings[flow_name(flow).decode()] = flow.total_bytes
         new = self._path.with_suffix(".new")
         new.write_text(
             json.dumps({"totals": self.totals, "readings": self._readings, "by_lane": self._by_lane_before + by_lane})
@@ -59,8 +56,10 @@ class Books:
 
 async def _run(wanted: dict[str, Any]) -> None:
     books = Books(Path(wanted["state"]))
-    async with Kernel.open(KernelConfig(Path(wanted["record"]))) as kernel, trio.open_nursery() as nursery:
-        books.recover(kernel.leftover)
+    async with (
+        Kernel.open(KernelConfig(Path(wanted["record"])), keep=books.recover) as kernel,
+        trio.open_nursery() as nursery,
+    ):
         for interface in wanted["interfaces"]:
             await kernel.manage(interface)
         for interface, mac in wanted["neighbours"]:

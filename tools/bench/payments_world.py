@@ -288,6 +288,7 @@ def build_end(
         drop=lambda peer: manager_by_peer[peer].disconnect(peer, "payment protocol"),
         set_carrying=ignore,
         set_trusted=ignore,
+        counters=tuple,
     )
     return End(direction, pairs, store, paymaster, managers)
 

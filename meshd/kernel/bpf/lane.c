@@ -20,6 +20,8 @@
 #define MILLISECOND 1000000ull
 #define ROUTE_LIFETIME (100 * MILLISECOND)
 #define LONG_WAY_INTERVAL (1000 * MILLISECOND)
+// Of the two bits of the TOS byte that tell them apart: best effort, bulk, interactive, interactive bulk.
+#define PRIORITIES 0x4620u
 
 static void *(*map_lookup)(void *map, const void *key) = (void *)BPF_FUNC_map_lookup_elem;
 static __u64 (*now_ns)(void) = (void *)BPF_FUNC_ktime_get_coarse_ns;
@@ -51,6 +53,8 @@ struct flow {
 
 struct head {
   __u64 routes_changed_at;  // daemon: what was looked up before does not hold any more
+  __u64 layout;             // daemon: by which the next one knows this table
+  __u32 keeps_priority;     // daemon: net.ipv4.ip_forward_update_priority is 0
 };
 
 extern char places[];  // the map, of 128-byte values; the loader puts its file descriptor there
@@ -197,6 +201,9 @@ ALWAYS_INLINE int carry(struct __sk_buff *skb, const int has_mac)
     const __u32 sum = ip->check + 1;  // one less in the high byte of a word: RFC 1624
     ip->check = sum + (sum >= 0xffff);
     ip->ttl--;
+    // Queues go by it. The kernel sets it where it carries IPv4 (rt_tos2priority), and leaves it where it carries IPv6.
+    if (!head->keeps_priority)
+      skb->priority = PRIORITIES >> ((ip->tos >> 3 & 3) * 4) & 7;
   } else {
     struct ipv6hdr *ip = data + start;
     if ((void *)(ip + 1) > end)

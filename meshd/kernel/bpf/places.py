@@ -30,6 +30,11 @@ _TIMES_AT, _COUNTS_AT = 24, 40
 # In the machine's own way ("@"): a number that the program changes meanwhile is read and written whole.
 _TIMES = _COUNTS = struct.Struct("@QQ")
 _FIRST_BYTES_AT, _KEY_AT, _IS_TAKEN_AT, _SERIAL_AT = 56, 64, 108, 112
+_HEAD = struct.Struct("@QQI")  # routes changed at, layout, keeps priority
+_HEAD_AT = FLOWS * _PLACE_SIZE
+_LAYOUT_AT = _HEAD_AT + 8
+_LAYOUT = int.from_bytes(b"meshd  1", "big")  # another one for each change of it: counts are read as they were written
+_MAX_COUNT = 1 << 62  # the books take it
 _U32, _WORD = struct.Struct("@I"), struct.Struct("@Q")
 
 IPAddress = IPv4Address | IPv6Address
@@ -59,27 +64,33 @@ class Places:
         self._taken: set[int] = set()
 
     @classmethod
-    def create(cls) -> Places:
-        """Raises OSError."""
+    def create(cls, *, keeps_priority: bool = False) -> Places:
+        """`keeps_priority`: what is carried of IPv4 keeps its own. Raises OSError."""
         fd = syscalls.create_array(NAME, value_size=_PLACE_SIZE, entries=FLOWS + 1)
         try:
-            return cls(fd)
+            made = cls(fd)
         except BaseException:
             os.close(fd)
             raise
+        _HEAD.pack_into(made._memory, _HEAD_AT, 0, _LAYOUT, keeps_priority)
+        return made
 
     @classmethod
     def of_program(cls, program_fd: int) -> Places | None:
-        """The one that an earlier daemon made, if it is as ours are."""
+        """The one that an earlier daemon made; None: it has none, or one that is not as ours are."""
         for number in syscalls.map_ids(program_fd):
             fd = syscalls.map_by_id(number)
             try:
-                if syscalls.map_shape(fd) == (NAME, _PLACE_SIZE, FLOWS + 1):
-                    return cls(fd)
+                found = cls(fd) if syscalls.is_array(fd, NAME, value_size=_PLACE_SIZE, entries=FLOWS + 1) else None
             except BaseException:
                 os.close(fd)
                 raise
-            os.close(fd)
+            if found is None:
+                os.close(fd)
+            elif _WORD.unpack_from(found._memory, _LAYOUT_AT)[0] == _LAYOUT:
+                return found
+            else:
+                found.close()
         return None
 
     def close(self) -> None:
@@ -113,6 +124,10 @@ class Places:
         """No packet that comes from now on is carried."""
         _U32.pack_into(self._memory, place * _PLACE_SIZE, 0)
 
+    def shut_all(self) -> None:
+        for place in range(FLOWS):
+            self.shut(place)
+
     def free(self, place: int) -> None:
         """Another flow may have it. Not before what was counted is in the books."""
         _U32.pack_into(self._memory, place * _PLACE_SIZE + _IS_TAKEN_AT, 0)
@@ -121,7 +136,7 @@ class Places:
 
     def routes_changed(self, now_ns: int) -> None:
         """All routes are looked up again for the next packet. `now_ns`: of CLOCK_MONOTONIC."""
-        _WORD.pack_into(self._memory, FLOWS * _PLACE_SIZE, now_ns)
+        _WORD.pack_into(self._memory, _HEAD_AT, now_ns)
 
     def counts(self, place: int) -> tuple[int, int]:
         """Bytes and packets, of this flow and of those that had the place before."""
@@ -140,6 +155,8 @@ class Places:
             (serial,) = _WORD.unpack_from(self._memory, base + _SERIAL_AT)
             came = (index, mac if any(mac) else b"")
             goes = (out, to if has_mac else b"")
+            if not 0 <= carried - first < _MAX_COUNT:
+                continue
             yield Flow(came, _address(source), _address(destination), goes), serial, carried - first
 
 

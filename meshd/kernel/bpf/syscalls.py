@@ -11,6 +11,8 @@ import errno
 import os
 import platform
 import struct
+from collections.abc import Collection
+from typing import Any
 
 _SYSCALL_BY_MACHINE = {"x86_64": 321, "aarch64": 280}
 _MAP_CREATE, _PROG_LOAD = 0, 5
@@ -65,17 +67,29 @@ def map_by_id(number: int) -> int:
 def map_ids(program_fd: int) -> list[int]:
     """Of the maps that the program uses."""
     ids = (ctypes.c_uint32 * _MAX_MAPS)()
-    info = bytearray(_PROG_INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, 0, _MAX_MAPS, ctypes.addressof(ids), b""))
+    count = _program_info(program_fd, ctypes.addressof(ids))[9]
+    return list(ids[: min(count, _MAX_MAPS)])
+
+
+def is_program(program_fd: int, names: Collection[str]) -> bool:
+    """Whether it is for tc, and is called so."""
+    kind, *_, name = _program_info(program_fd, 0)
+    return kind == _SCHED_CLS and name.rstrip(b"\0").decode(errors="replace") in names
+
+
+def _program_info(program_fd: int, ids_at: int) -> tuple[Any, ...]:
+    info = bytearray(_PROG_INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, 0, _MAX_MAPS if ids_at else 0, ids_at, b""))
     _info(program_fd, info)
-    return list(ids[: min(_PROG_INFO.unpack(info)[9], _MAX_MAPS)])
+    return _PROG_INFO.unpack(info)
 
 
-def map_shape(map_fd: int) -> tuple[str, int, int]:
-    """Name, size of a value, number of entries."""
+def is_array(map_fd: int, name: str, *, value_size: int, entries: int) -> bool:
+    """Whether it is one that `create_array` has made so."""
     info = bytearray(_MAP_INFO.size)
     _info(map_fd, info)
-    _, _, _, value_size, entries, _, name = _MAP_INFO.unpack(info)
-    return name.rstrip(b"\0").decode(errors="replace"), value_size, entries
+    kind, _, *shape, found = _MAP_INFO.unpack(info)
+    is_alike = (kind, *shape) == (_ARRAY, _U32_SIZE, value_size, entries, _MMAPABLE)
+    return is_alike and found.rstrip(b"\0") == name.encode()
 
 
 def _info(fd: int, info: bytearray) -> None:
