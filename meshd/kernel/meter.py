@@ -127,8 +127,10 @@ class Meter:
 
     def generations(self) -> set[int]:
         """Those whose sets are in the kernel."""
-        draining = () if self._draining is None else (self._draining,)
-        return {self._nft.generation, *draining, *(generation for _, generation in self._old)}
+        read = (
+            generation for _, generation in self._counters
+        )  # while counting goes over to new ones, the old ones, too
+        return {self._nft.generation, *read, *(generation for _, generation in self._old)}
 
     async def read(self) -> list[FlowCount]:
         """All that was counted since the last reading. Raises NetlinkError, NftError.

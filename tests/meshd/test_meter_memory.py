@@ -108,6 +108,35 @@ def test_when_most_flows_have_ended_counting_begins_anew_in_empty_sets(counted: 
     trio.run(scenario, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
+def test_a_generation_is_known_as_long_as_its_sets_are_there(counted: list[tuple[bytes, int, int]]) -> None:
+    """Readings of others are forgotten: without its own, a crash would bill it all again."""
+    seen: list[tuple[int, set[int]]] = []
+
+    class Watching(NoNft):
+        async def switch_generation(self) -> None:
+            old = self.generation
+            await super().switch_generation()
+            seen.append((old, meter.generations()))  # the meter does not know yet that it is done
+
+        async def delete(self, generation: int) -> None:
+            seen.append((generation, meter.generations()))
+            await super().delete(generation)
+
+    nft = Watching(counted)
+    meter = made(nft)
+
+    async def scenario() -> None:
+        meter.name_interface(7, "eth0")
+        counted.extend(element(7, 2 * mac, 1) for mac in range(1, 2000))
+        while not nft.deleted:
+            await meter.read()
+            await trio.sleep(1)
+        assert [generation in known for generation, known in seen] == [True, True]
+        assert meter.generations() == {nft.generation}
+
+    trio.run(scenario, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
 def test_live_flows_are_not_counted_anew_all_the_time_where_there_are_many(
     counted: list[tuple[bytes, int, int]],
 ) -> None:
