@@ -15,6 +15,7 @@ from meshd.enforcement import Enforcement
 from meshd.kernel import Direction, FlowCount, Kernel, NetlinkError, NftError, Port
 from meshd.logs import Logger
 from meshd.recovery import Unbilled, flow_name, is_priced
+from meshd.ticks import tick_after
 from payments.counts import NO_TRAFFIC, Traffic
 from payments.events import MeteredTraffic
 from payments.records import Reading
@@ -22,7 +23,8 @@ from payments.records import Reading
 log = Logger("meshd.accounting")
 # Under load, the settlement at W/2 is noticed this late; it adds to the exposure (design section 8).
 BUSY_INTERVAL = 0.1
-IDLE_INTERVAL = 0.5
+IDLE_INTERVAL = 0.5  # between two looks whether a reading is worth while
+QUIET_INTERVAL = 5.0  # between two readings, where it never is
 UNPAID_INTERVAL = 5.0  # where the readings are only for show
 FRESH = 0.02
 MAX_LOAD = 0.25  # of the time, for readings that messages ask for: whoever sends many must not keep us busy with them
@@ -113,6 +115,7 @@ class Accounting:
         self._connected: set[LinkKey] = set()
         self._nursery: trio.Nursery | None = None
         self._reading_lock = trio.Lock()
+        self._unrest = trio.Event()
         self._read_at = -math.inf
         self._reading_took = 0.0
         self._recovered = list(recovered)
@@ -124,15 +127,43 @@ class Accounting:
             self._nursery = nursery
             task_status.started()
             while True:
+                self._unrest = trio.Event()
                 busy = await self.read()
                 await self._enforcement.apply()  # what the kernel refused before
-                idle_interval = IDLE_INTERVAL if self._report is not None else UNPAID_INTERVAL
-                await trio.sleep(BUSY_INTERVAL if busy else idle_interval)
+                if busy:
+                    await trio.sleep(BUSY_INTERVAL)
+                elif self._report is None:
+                    await trio.sleep(UNPAID_INTERVAL)
+                else:
+                    await self._rest()
+
+    async def _rest(self) -> None:
+        """While next to nothing is carried, and nobody turns up whom something was counted for."""
+        until = trio.current_time() + QUIET_INTERVAL
+        while trio.current_time() < until:
+            with trio.move_on_at(tick_after(trio.current_time(), IDLE_INTERVAL)):
+                await self._unrest.wait()
+            if self._recovered or self._unrest.is_set() or await self._is_worth_reading():
+                return
+            await self._enforcement.apply()
+
+    async def _is_worth_reading(self) -> bool:
+        try:
+            return await self._kernel.meter.is_worth_reading()
+        except NetlinkError as error:
+            log.error("not known whether the meter is to be read", reason=error)
+            return True
 
     async def refresh(self) -> None:
         """Make sure that the last reading is not older than `FRESH`, or as fresh as is affordable."""
         if trio.current_time() - self._read_at > max(FRESH, self._reading_took / MAX_LOAD):
             await self.read()
+
+    async def look(self) -> None:
+        """For who wants to see figures: none is older than `IDLE_INTERVAL` when it returns, and the engine has them."""
+        if trio.current_time() - self._read_at > IDLE_INTERVAL:
+            await self.read()
+            await trio.lowlevel.checkpoint()
 
     async def read(self) -> bool:
         """One reading. True when there was traffic worth looking at again soon.
@@ -290,6 +321,7 @@ class Accounting:
             return False
         if link in self._present:
             self.neighbours.learn_port(link, mac)
+            self._unrest.set()
             await self._expect(link[0], mac)
             self._place()
             await self._enforcement.apply()
@@ -322,6 +354,7 @@ class Accounting:
         """A session says who is at the other end of the link."""
         self.neighbours.peer_by_link[link] = peer
         self._connected.add(link)
+        self._unrest.set()
         if link in self.neighbours.port_by_link:
             await self._learn_port(link)  # it may have come back with another network card
         await self._enforcement.apply()

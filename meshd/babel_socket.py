@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv6Address
-from typing import cast
 
 import trio
 
@@ -33,7 +33,9 @@ class BabelSocket:
         self.port = port
         self.refused = 0  # datagrams that no Babel speaker can have sent
         self._joined: set[int] = set()
-        self._socket = trio.socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        # Not by trio's calls: for each datagram they take a turn of its loop more, and an idle node does little else.
+        self._raw = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        self._socket = trio.socket.from_stdlib_socket(self._raw)
         for option, value in (
             (socket.IPV6_V6ONLY, 1),
             (socket.IPV6_RECVPKTINFO, 1),
@@ -73,9 +75,13 @@ class BabelSocket:
     async def receive(self) -> Datagram:
         """The next datagram that came from a link-local address and port 6696 (RFC 8966 section 4)."""
         while True:
-            data, control, _flags, address = await self._socket.recvmsg(MAX_PACKET, socket.CMSG_SPACE(20))
-            host, port = cast("tuple[str, int, int, int]", address)[:2]
-            source = IPv6Address(host.partition("%")[0])
+            await trio.lowlevel.wait_readable(self._raw)
+            try:
+                data, control, _flags, address = self._raw.recvmsg(MAX_PACKET, socket.CMSG_SPACE(20))
+            except BlockingIOError:
+                continue
+            host, port = address[:2]
+            source = _address(host)
             arrived = _packet_info(control)
             if arrived is None or not source.is_link_local or port != self.port:
                 self.refused += 1
@@ -86,14 +92,25 @@ class BabelSocket:
     async def send(
         self, interface_index: int, data: bytes, *, source: IPv6Address, destination: IPv6Address | None
     ) -> None:
-        """None: to the group. Raises OSError when the interface is down, or `source` is not an address of it."""
+        """None: to the group. Raises OSError when the interface is down, or `source` is not an address of it. Does not
+        wait, unless the kernel has no room for it."""
         target = BABEL_GROUP if destination is None else destination
         sent_from = source.packed + struct.pack("@I", interface_index)
         ancillary = [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, sent_from)]
-        await self._socket.sendmsg([data], ancillary, 0, (str(target), self.port, 0, interface_index))
+        to = str(target), self.port, 0, interface_index
+        try:
+            self._raw.sendmsg([data], ancillary, 0, to)
+        except BlockingIOError:
+            await self._socket.sendmsg([data], ancillary, 0, to)
 
     def close(self) -> None:
         self._socket.close()
+
+
+@lru_cache(maxsize=256)
+def _address(host: str) -> IPv6Address:
+    """Without the interface, if it is named."""
+    return IPv6Address(host.partition("%")[0])
 
 
 def _packet_info(control: list[tuple[int, int, bytes]]) -> tuple[IPv6Address, int] | None:

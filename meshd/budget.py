@@ -21,6 +21,7 @@ import msgspec
 import trio
 
 from meshd.logs import Logger
+from meshd.ticks import tick_after
 from payments.budget import LENGTH_BY_PERIOD, NO_LIMIT, Budget, Window
 from payments.events import LedgerView
 
@@ -62,7 +63,7 @@ class BudgetKeeper:
         """Until cancelled."""
         while True:
             await self.check()
-            await trio.sleep(CHECK_INTERVAL)
+            await trio.sleep_until(tick_after(trio.current_time(), CHECK_INTERVAL))
 
     async def check(self) -> None:
         """Look at what has been spent, and act on it."""

@@ -50,6 +50,7 @@ from meshd.redistribution import Redistribution
 from meshd.router import Router
 from meshd.rpc import methods, path_of
 from meshd.tcp import LinkLocalTcp
+from meshd.ticks import tick_after
 from meshd.tunnel import Tunnel
 from meshd.tunnels import SILENCE, Tunnels, next_incarnation
 from meshd.waypoints import Waypoint, Waypoints
@@ -444,7 +445,7 @@ class Daemon:
             ledgers = self.paymaster.engine.ledgers()
             paid = {ledger.peer: ledger.received_msat + ledger.sent_msat for ledger in ledgers}
             self.tunnels.discovery.set_worth({peer: msat for peer, msat in paid.items() if msat > 0})
-            await trio.sleep(RANK_INTERVAL)
+            await trio.sleep_until(tick_after(trio.current_time(), RANK_INTERVAL))
 
     async def _metered(self, traffic: pay.MeteredTraffic, readings: Mapping[bytes, Reading]) -> None:
         await self.paymaster.put_metered(self.peer_rules.billed(traffic), readings)
@@ -479,7 +480,7 @@ class Daemon:
     async def _report_loss(self) -> None:
         """Both ends' counts may differ by what the link loses: the larger share, of a neighbour on several links."""
         while True:
-            await trio.sleep(LOSS_INTERVAL)
+            await trio.sleep_until(tick_after(trio.current_time(), LOSS_INTERVAL))
             share_by_peer: dict[bytes, float] = {}
             for neighbour in self.router.speaker.neighbours():
                 peer = self.sessions.peer_on(neighbour.interface, neighbour.address)
@@ -559,8 +560,9 @@ async def running(config: Config, identity: Identity, config_path: Path) -> Asyn
         store = await trio.to_thread.run_sync(Store.open, Path(state / "payments.sqlite"))
         files.callback(store.close)
         keep = partial(keep_leftover, store) if config.payments.enabled else None
+        secured = [interface.name for interface in config.interfaces if interface.security == "wireguard"]
         async with (
-            Kernel.open(kernel_config, held_file.load(), keep=keep) as kernel,
+            Kernel.open(kernel_config, held_file.load(), keep=keep, guarded=secured) as kernel,
             trio.open_nursery() as nursery,
         ):
             daemon = Daemon(config, identity, kernel, store, held_file, config_path=config_path, recorder=recorder)

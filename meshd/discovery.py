@@ -23,6 +23,7 @@ LIFETIME_INTERVALS = 3.5
 EARLY_INTERVALS = (0.1, 0.3)  # a beacon that is lost while a node comes up is repeated soon
 # Between beacons of who has nobody there, and so takes nobody's air: who comes into range is known in under a second.
 LONELY_INTERVAL = 0.5
+TOGETHER = 0.1  # of its interval: so much earlier a beacon goes with one that is due on another interface
 ANSWER_TIMEOUT = 0.02  # news waits so long for more of it, and no beacon follows another sooner than...
 BEACON_SPACING = 0.1
 MAX_REMEMBERED = 4096  # keys of which the newest beacon is known, so that no older one counts again
@@ -178,8 +179,10 @@ class Discovery:
                     outputs.append(PeerLost(name, key))
             if not interface.peers:
                 interface.beacon_at = min(interface.beacon_at, now + LONELY_INTERVAL)
-            if interface.beacon_at <= now:
-                outputs.append(SendBeacon(name, self._beacon(interface, now=now)))
+        if any(interface.beacon_at <= now for interface in self._interfaces.values()):
+            for name, interface in self._interfaces.items():
+                if interface.beacon_at <= now + TOGETHER * (interface.beacon_at - interface.last_sent_at):
+                    outputs.append(SendBeacon(name, self._beacon(interface, now=now)))
         return outputs
 
     def receive(self, interface: str, source: IPv6Address, data: bytes, *, now: float) -> list[Output]:
@@ -240,6 +243,8 @@ class Discovery:
             # Somebody who has just come does not say our port; the old one is as good as none.
             peer.found = found
             outputs.append(found)
+            if port is None:
+                self._hasten(interface, now=now)  # it has been started anew, and knows nothing of us
         peer.age = heard.age
         peer.lifetime = min(heard.lifetime, LIFETIME_MAX)
         peer.expires_at = now + peer.lifetime

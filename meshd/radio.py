@@ -23,6 +23,7 @@ from meshd.kernel import NetlinkError
 from meshd.kernel.batman import Mesh, Path
 from meshd.kernel.nl80211 import Radio, Station
 from meshd.logs import Logger
+from meshd.ticks import tick_after
 from routing import rules
 from routing.events import LinkQuality
 from routing.speaker import NeighbourView
@@ -151,7 +152,7 @@ class QualityReader:
         try:
             while self._configured:
                 await self.read(now=trio.current_time())
-                await trio.sleep(READ_INTERVAL)
+                await trio.sleep_until(tick_after(trio.current_time(), READ_INTERVAL))
         finally:
             self._radios.close()
             self._meshes.close()

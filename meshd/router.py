@@ -76,7 +76,10 @@ class Router:
         self._managed: dict[str, int] = {}  # interface name -> index under which the kernel meters it
 
     async def put(self, event: events.Input) -> None:
-        await self._send.send(event)
+        try:
+            self._send.send_nowait(event)  # mostly there is room
+        except trio.WouldBlock:
+            await self._send.send(event)
 
     async def add_interface(self, interface: InterfaceConfig, far_end: IPv6Address) -> None:
         """A tunnel, whose neighbour can have no other address than `far_end`."""
@@ -249,10 +252,14 @@ class Router:
             return
         authenticator = attached.authenticator
         reserve = 0 if authenticator is None else authenticator.overhead
-        for data in codec.pack(packet.tlvs, mtu=attached.mtu, reserve=reserve):
+        for number, data in enumerate(codec.pack(packet.tlvs, mtu=attached.mtu, reserve=reserve)):
+            if number:
+                await trio.lowlevel.checkpoint()  # a long one: others have their turn
             if authenticator is not None:
-                data = authenticator.protect(data, destination=packet.destination or BABEL_GROUP)  # noqa: PLW2901
-            await self._send_datagram(packet.interface, attached, packet.destination, data)
+                protected = authenticator.protect(data, destination=packet.destination or BABEL_GROUP)
+            else:
+                protected = data
+            await self._send_datagram(packet.interface, attached, packet.destination, protected)
 
     async def _send_datagram(self, interface: str, attached: Attached, to: IPv6Address | None, data: bytes) -> None:
         try:

@@ -40,6 +40,7 @@ class Methods:
 
     async def status(self, _: dict[str, Any]) -> Any:
         node = self._node
+        await node.accounting.look()
         paymaster, ledgers = node.paymaster, node.paymaster.engine.ledgers()
         return {
             "name": node.config.node.name,
@@ -142,6 +143,7 @@ class Methods:
 
     async def neighbours(self, _: dict[str, Any]) -> Any:
         node = self._node
+        await node.accounting.look()
         ledger_by_peer = {ledger.peer: ledger for ledger in node.paymaster.engine.ledgers()}
         rows = []
         for neighbour in node.router.speaker.neighbours():

@@ -63,6 +63,7 @@ class MoneyMethods:
         ]
 
     async def ledger(self, _: dict[str, Any]) -> Any:
+        await self.node.accounting.look()
         counts_by_peer = {view.peer: _counts(view) for view in self.node.paymaster.engine.counts()}
         return [
             {

@@ -29,6 +29,7 @@ import trio
 from meshd.identity import Identity, x25519_public_key
 from meshd.logs import Logger
 from meshd.tcp import Connection, Interface, LinkLocalTcp, Network
+from meshd.ticks import tick_after
 from payments.noise import HandshakeState, NoiseError, Transport
 
 log = Logger(__name__)
@@ -301,15 +302,20 @@ class _Session:
         """Keep-alives when there is nothing else to say; the end when nothing is heard."""
         while True:
             silent_at = self._heard_at + self._limits.idle_timeout
-            quiet_at = self._sent_at + self._limits.keepalive_interval
-            await trio.sleep_until(min(silent_at, quiet_at))
+            await trio.sleep_until(min(silent_at, self._keepalive_at))
             now = trio.current_time()
             if now >= self._heard_at + self._limits.idle_timeout:
                 raise _PeerError("idle_timeout", f"nothing heard for {self._limits.idle_timeout:g} s")
-            if now >= self._sent_at + self._limits.keepalive_interval:
+            if now >= self._keepalive_at:
                 self._sent_at = now
                 if not self._unsent and not self._queue:
                     self._send_now([b""])
+
+    @property
+    def _keepalive_at(self) -> float:
+        """At the same time as those of the other sessions, and neither too soon after what was sent nor too late."""
+        interval = self._limits.keepalive_interval
+        return tick_after(self._sent_at + interval / 2, interval)
 
 
 class SessionManager:

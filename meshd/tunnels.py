@@ -21,7 +21,7 @@ import trio
 from meshd import beacon
 from meshd.babel_socket import IPV6_MULTICAST_ALL
 from meshd.config import DiscoveryConfig, InterfaceConfig, PeerConfig
-from meshd.discovery import Discovery, Output, PeerFound, PeerLost, SendBeacon
+from meshd.discovery import NEVER, Discovery, Output, PeerFound, PeerLost, SendBeacon
 from meshd.following import follow_links
 from meshd.identity import Identity, tunnel_address, x25519_public_key
 from meshd.kernel import Kernel, Link, NftError
@@ -87,7 +87,7 @@ class Tunnels:
             on_up=on_up,
             on_down=on_down,
         )
-        self._wake = trio.Event()
+        self._wake, self._wakes_at = trio.Event(), NEVER
         self._nursery: trio.Nursery | None = None
         self._socket = _beacon_socket()
 
@@ -204,8 +204,8 @@ class Tunnels:
 
     async def _keep_time(self) -> None:
         while True:
-            self._wake = trio.Event()
-            with trio.move_on_at(self.discovery.next_deadline()):
+            self._wake, self._wakes_at = trio.Event(), self.discovery.next_deadline()
+            with trio.move_on_at(self._wakes_at):
                 await self._wake.wait()
             await self._execute(self.discovery.expire(now=trio.current_time()))
 
@@ -219,7 +219,8 @@ class Tunnels:
                     self._lost(output)
                 case SendBeacon():
                     pass
-        self._wake.set()
+        if self.discovery.next_deadline() < self._wakes_at:
+            self._wake.set()
         for output in outputs:
             if isinstance(output, SendBeacon):
                 await self._send(output.interface, output.data)

@@ -7,13 +7,16 @@ Chains that have no rules and accept everything do not count.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 
 from meshd.kernel.netlink import Message, NetlinkSocket, Request, attributes
 from meshd.kernel.nft import TABLE
 
-_NFT_MSG_GETCHAIN = (10 << 8) | 4  # NFNL_SUBSYS_NFTABLES
+EVENTS = 1 << (7 - 1)  # NFNLGRP_NFTABLES
+_NFT_MSG_GETCHAIN, _NFT_MSG_NEWGEN = (10 << 8) | 4, (10 << 8) | 15  # NFNL_SUBSYS_NFTABLES
 _NFGENMSG = struct.Struct(">BBH")
+_TABLE = 1  # its name, in what is told of tables, and of chains, rules, sets and all else that they have
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_USE = 1, 3, 4, 5, 6
 _HOOK_NUMBER = 1
 _FAMILIES = {1: "inet", 2: "ip", 5: "netdev", 7: "bridge", 10: "ip6"}
@@ -28,12 +31,30 @@ _OLD_TABLES = (Path("/proc/net/ip_tables_names"), Path("/proc/net/ip6_tables_nam
 
 
 async def foreign_hook(netfilter: NetlinkSocket) -> str | None:
-    """The name of such a chain. Raises NetlinkError."""
+    """The name of such a chain of nftables. Raises NetlinkError."""
     for message in await netfilter.dump(Request(_NFT_MSG_GETCHAIN, _NFGENMSG.pack(0, 0, 0)), is_whole=True):
         name = _foreign_chain(message)
         if name is not None:
             return name
+    return None
+
+
+def old_hook() -> str | None:
+    """The same of the old iptables, of which the kernel tells no news."""
     return "iptables" if any(map(_is_in_use, _OLD_TABLES)) else None
+
+
+def is_foreign_news(events: Iterable[Message] | None) -> bool:
+    """Of the kernel's news of nftables (`EVENTS`): may the rules of others have changed? None: some were lost."""
+    return events is None or any(not _is_ours(event) for event in events)
+
+
+def _is_ours(event: Message) -> bool:
+    if event.kind == _NFT_MSG_NEWGEN:  # at the end of each transaction
+        return True
+    data = event.payload
+    names = (data[start:end] for kind, start, end in attributes(data, _NFGENMSG.size, len(data)) if kind == _TABLE)
+    return next(names, b"").rstrip(b"\0") == TABLE.encode()
 
 
 def _foreign_chain(message: Message) -> str | None:

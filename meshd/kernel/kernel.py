@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from types import MappingProxyType
-from typing import Self
+from typing import Self, TypeVar
 
 import trio
 
+from meshd.kernel import foreign
 from meshd.kernel.changes import Changes
 from meshd.kernel.gate import Port, Tier
 from meshd.kernel.lane import Lane
@@ -23,6 +24,8 @@ from meshd.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkError,
 from meshd.kernel.nft import Gate, Nft
 from meshd.kernel.route_watch import RouteWatch
 from meshd.kernel.routes import RouteTable
+
+AnyKernel = TypeVar("AnyKernel", bound="Kernel")
 
 _CLEANUP_TIMEOUT = 10.0
 _LOCK = "\0meshd"
@@ -54,9 +57,11 @@ class KernelConfig:
 class Kernel:
     """Routes, links, metering and enforcement of one network namespace. Use `Kernel.open`."""
 
-    def __init__(self, config: KernelConfig, rtnetlink: NetlinkSocket, netfilter: NetlinkSocket) -> None:
+    def __init__(
+        self, config: KernelConfig, rtnetlink: NetlinkSocket, netfilter: NetlinkSocket, rules: NetlinkSocket
+    ) -> None:
         self.config = config
-        self.lane = Lane(rtnetlink, netfilter)
+        self.lane = Lane(rtnetlink, netfilter, rules)
         table = config.table, config.protocol, config.rule_priority
         self.routes = RouteTable(rtnetlink, *table, changed=self.lane.routes_changed)
         self.route_watch = RouteWatch(rtnetlink, config.table, config.protocol)
@@ -74,27 +79,28 @@ class Kernel:
         held: Mapping[Port, bool] = MappingProxyType({}),
         *,
         keep: Callable[[Sequence[FlowCount]], Awaitable[None]] | None = None,
+        guarded: Collection[str] = (),
     ) -> AsyncIterator[Self]:
         """Remove what a killed daemon left, set up rules, forwarding and metering; undo all of it at the end.
 
         `held`: who is held to the free tier from the first packet on, and whether in the shared one (`Gate.suspend`).
         `keep`: given what a killed daemon's counters hold, before they are removed; the kernel forwards and counts on.
         What is not durable when it returns is lost with the next kill.
+        `guarded`: interfaces that are guarded as soon, if they are there (`guard`).
 
         The removal at the end is shielded from cancellation, and bounded by ten seconds.
         Raises KernelInUseError, NetlinkError, NftError or OSError.
         """
         async with AsyncExitStack() as stack:
             stack.enter_context(_exclusive())
-            rtnetlink = stack.enter_context(NetlinkSocket(NETLINK_ROUTE))
-            netfilter = stack.enter_context(NetlinkSocket(NETLINK_NETFILTER))
-            kernel = cls(config, rtnetlink, netfilter)
+            kernel = stack.enter_context(_made(cls, config))
             await kernel.routes.cleanup()  # first: what is carried after the look at the counters is in none
             leftover = lane_counts(await kernel.lane.leftover(kernel.links)) + await kernel.meter.leftover()
             if keep is not None:
                 await keep(leftover)
             await kernel.lane.clear(kernel.links)
             kernel._nft.hold_before_load(held)
+            kernel._nft.guard_before_load(guarded)
             for port in held:
                 kernel.lane.shut(port)
             try:
@@ -125,7 +131,7 @@ class Kernel:
         await self.lane.attach(link)
 
     async def guard(self, interface: str, index: int) -> None:
-        """Carry nothing that comes in there outside of the tunnels that go over it. Raises NftError."""
+        """Carry nothing that comes in there outside of the tunnels that go over it. Idempotent. Raises NftError."""
         await self._nft.guard_interface(interface, index)
 
     def record_device(self, name: str) -> None:
@@ -204,7 +210,17 @@ def _exclusive() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _made(kind: type[AnyKernel], config: KernelConfig) -> Iterator[AnyKernel]:
+    with (
+        NetlinkSocket(NETLINK_ROUTE) as rtnetlink,
+        NetlinkSocket(NETLINK_NETFILTER) as netfilter,
+        NetlinkSocket(NETLINK_NETFILTER, foreign.EVENTS) as rules,
+    ):
+        yield kind(config, rtnetlink, netfilter, rules)
+
+
 async def clean(config: KernelConfig) -> None:
     """Remove what a killed daemon left in this network namespace. Raises as `Kernel.open` does."""
-    with _exclusive(), NetlinkSocket(NETLINK_ROUTE) as rtnetlink, NetlinkSocket(NETLINK_NETFILTER) as netfilter:
-        await Kernel(config, rtnetlink, netfilter)._remove_all()
+    with _exclusive(), _made(Kernel, config) as kernel:
+        await kernel._remove_all()

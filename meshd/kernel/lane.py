@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import secrets
 import struct
@@ -23,7 +24,7 @@ import trio
 
 from meshd.kernel.bpf import syscalls
 from meshd.kernel.bpf.places import Flow, Places
-from meshd.kernel.foreign import foreign_hook
+from meshd.kernel.foreign import foreign_hook, is_foreign_news, old_hook
 from meshd.kernel.gate import Port
 from meshd.kernel.links import ARPHRD_NONE, Link, Links
 from meshd.kernel.netlink import NetlinkError, NetlinkSocket
@@ -38,7 +39,8 @@ _LOAD_IMMEDIATE_MAP = 0x10  # in the second byte of an instruction: the source i
 _IDLE_TIMEOUT = 60.0
 _DRAIN_PERIOD = 0.1  # much more than a packet spends in the program
 _KEEP_PERIOD = 20.0  # after the last reading of a flow: several ticks, until the books have what was read
-_FOREIGN_INTERVAL = 1.0
+_OLD_INTERVAL = 1.0  # between two looks for rules of iptables, whose changes the kernel does not tell
+_CHAINS_INTERVAL = 60.0  # between two looks at the chains of nftables, whose changes it tells
 _FLOWS_AT_ONCE = 256  # more would hold up everybody else
 
 log = Logger("meshd.kernel")
@@ -80,12 +82,14 @@ class _Interface:
 
 class Lane:
     """`problem`: why there is none, in words; empty: there is. `outside`: by interface, why it carries nothing from and
-    to there. `flows`, `bytes`: in it now, carried since the start."""
+    to there. `flows`, `bytes`: in it now, carried since the start. `rules`: subscribed to the news of
+    nftables (`foreign.EVENTS`)."""
 
-    def __init__(self, rtnetlink: NetlinkSocket, netfilter: NetlinkSocket) -> None:
+    def __init__(self, rtnetlink: NetlinkSocket, netfilter: NetlinkSocket, rules: NetlinkSocket) -> None:
         self.problem = "not started"
         self.bytes = 0
         self._netfilter = netfilter
+        self._rules = rules
         self._control = TrafficControl(rtnetlink)
         self._places: Places | None = None
         self._programs: dict[str, int] = {}
@@ -94,7 +98,8 @@ class Lane:
         self._entries: dict[int, _Entry] = {}  # by place
         self._place_by_key: dict[bytes, int] = {}  # the newest of each
         self._shut: set[Port] = set()
-        self._look_at = 0.0
+        self._old_at = self._chains_at = -math.inf  # when to look again
+        self._chains_problem = ""
         self._is_blocked = False
 
     @property
@@ -247,23 +252,37 @@ class Lane:
         if is_last:
             entry.read_at = now
 
-    async def make_way(self) -> None:
+    async def make_way(self) -> bool:
         """Others' rules for what is carried hold for all of it: then nothing takes the lane; nor where it cannot be
-        seen whether there are any. To be called often."""
-        if self._places is None or trio.current_time() < self._look_at:
-            return
-        self._look_at = trio.current_time() + _FOREIGN_INTERVAL
-        try:
-            hook = await foreign_hook(self._netfilter)
-            problem = "" if hook is None else f"others have rules for what is carried: {hook}"
-        except NetlinkError as error:
-            problem = f"whether others have rules for what is carried cannot be seen: {error}"
-            if problem != self.problem:
-                log.warning("nothing takes the fast lane", reason=problem)
-        self.problem = problem
-        self._is_blocked = bool(problem)
+        seen whether there are any. To be called often: while nobody changes rules it takes some microseconds.
+
+        Returns whether any rules have changed since the last call, ours included.
+        """
+        news = self._rules.waiting_events()
+        has_changed = news is None or bool(news)
+        now = trio.current_time()
+        is_due = is_foreign_news(news) or now >= self._chains_at
+        if self._places is None or not (is_due or now >= self._old_at):
+            return has_changed
+        if is_due:
+            await self._look_at_chains(now=now)
+        problem = self._chains_problem or _problem_of(old_hook())
+        self._old_at = now + _OLD_INTERVAL
+        self.problem, self._is_blocked = problem, bool(problem)
         if self._is_blocked:
             self._shut_where(lambda _: True)
+        return has_changed
+
+    async def _look_at_chains(self, *, now: float) -> None:
+        self._chains_at = now  # if it is cancelled, the next call looks
+        try:
+            self._chains_problem = _problem_of(await foreign_hook(self._netfilter))
+            self._chains_at = now + _CHAINS_INTERVAL
+        except NetlinkError as error:
+            problem = f"whether others have rules for what is carried cannot be seen: {error}"
+            if problem != self._chains_problem:
+                log.warning("nothing takes the fast lane", reason=problem)
+            self._chains_problem, self._chains_at = problem, now + _OLD_INTERVAL
 
     def _shut_where(self, is_meant: Callable[[_Entry], bool]) -> None:
         for place in [place for place, entry in self._entries.items() if is_meant(entry)]:
@@ -309,6 +328,10 @@ class Lane:
             if numbers:
                 found[link.index] = numbers
         return found
+
+
+def _problem_of(hook: str | None) -> str:
+    return "" if hook is None else f"others have rules for what is carried: {hook}"
 
 
 def _tables(programs: Iterable[int], stack: ExitStack) -> Iterator[Places]:

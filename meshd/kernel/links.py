@@ -14,6 +14,7 @@ from typing import Any
 
 import trio
 
+from meshd.kernel.interface_bytes import BytesByInterface, read_interface_bytes
 from meshd.kernel.netlink import (
     NETLINK_ROUTE,
     NLM_F_CREATE,
@@ -100,6 +101,11 @@ class Links:
         if link is None:
             raise NetlinkError(errno.ENODEV, name)
         return link
+
+    @staticmethod
+    def byte_counts() -> BytesByInterface:
+        """(received, sent) of all interfaces since they were made. Raises OSError."""
+        return read_interface_bytes()
 
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[AsyncIterator[Link]]:

@@ -21,6 +21,7 @@ import trio
 from meshd.kernel.bpf.places import Flow
 from meshd.kernel.elements import elements
 from meshd.kernel.gate import Port
+from meshd.kernel.interface_bytes import BytesByInterface, read_interface_bytes
 from meshd.kernel.lane import Carried, Lane
 from meshd.kernel.netlink import NetlinkError, NetlinkSocket, Request, attribute, attributes
 from meshd.kernel.nft import COUNTER_SETS, SET_SIZE, TABLE, CounterSet, Direction, Nft, NftError
@@ -41,6 +42,8 @@ _KEEP_PERIOD = 20.0  # of old sets: several ticks, until the books have what was
 _FLOWS_AT_ONCE = 256  # new ones in the lane; each takes some ten microseconds
 _ESTABLISHED = 8  # packets: such a flow is worth a place in the fast lane
 _IDLE_TIMEOUT = 60.0
+_QUIET_BYTES = 2000  # of one interface: Hellos and keep-alives of many seconds, or two packets
+_LONG = 4096  # bytes of elements: a millisecond's work, after which others have their turn
 _GRACE_PERIOD = 0.1  # much more than a packet spends in the rules
 
 IPAddress = IPv4Address | IPv6Address
@@ -107,6 +110,7 @@ class Meter:
         self._draining: int | None = None  # the generation to be read a last time
         self._old: list[tuple[float, int]] = []  # generations that were, and when they can be deleted
         self._unreported: list[FlowCount] = []
+        self._bytes_before: BytesByInterface = {}  # when it was last said that a reading is worth while
         self._lock = trio.Lock()
 
     def name_interface(self, index: int, interface: str) -> None:
@@ -132,37 +136,59 @@ class Meter:
         )  # while counting goes over to new ones, the old ones, too
         return {self._nft.generation, *read, *(generation for _, generation in self._old)}
 
+    async def is_worth_reading(self) -> bool:
+        """Whether an interface has carried more than a little since a reading that this was said before, or it is not
+        known. True is said once: whoever hears it reads. Costs little. Raises NetlinkError."""
+        has_news = self._lane is not None and await self._lane.make_way()  # somebody may have deleted our rules
+        try:
+            now = read_interface_bytes()
+        except (OSError, ValueError) as error:
+            log.debug("bytes of the interfaces not read", reason=error)
+            return True
+        before, names = self._bytes_before, self._interface_by_index.values()
+        if not has_news and not self._gone and all(_is_quiet(before.get(name), now.get(name)) for name in names):
+            return False
+        self._bytes_before = now
+        return True
+
     async def read(self) -> list[FlowCount]:
         """All that was counted since the last reading. Raises NetlinkError, NftError.
 
         If it is cancelled or fails, nothing is lost: the next reading has it.
         """
         async with self._lock:
-            gone = frozenset(self._gone)
             try:
-                await self._read_generation(self._nft.generation)
-                if self._draining is None and self._should_rotate(now=trio.current_time()):
-                    old = self._nft.generation
-                    await self._nft.switch_generation()
-                    self._draining = old
-                if self._draining is not None:
-                    await self._drain(self._draining)
-                await self._delete_old(now=trio.current_time())
-            except NetlinkError as error:
-                if error.code != errno.ENOENT:
-                    raise
-                # Our tables are gone (`nft flush ruleset`): traffic must not go on uncounted.
-                await self._nft.load()
-                self._counters.clear()
-                self._draining = None
-                self._old.clear()
-                self.reloads += 1
-            await self._read_lane()
-            for index in gone:
-                self._interface_by_index.pop(index, None)
-            self._gone -= gone
-            flows, self._unreported = self._unreported, []
-            return flows
+                return await self._read()
+            except BaseException:
+                self._bytes_before = {}  # what it did not read is worth another one
+                raise
+
+    async def _read(self) -> list[FlowCount]:
+        gone = frozenset(self._gone)
+        try:
+            await self._read_generation(self._nft.generation)
+            if self._draining is None and self._should_rotate(now=trio.current_time()):
+                old = self._nft.generation
+                await self._nft.switch_generation()
+                self._draining = old
+            if self._draining is not None:
+                await self._drain(self._draining)
+            await self._delete_old(now=trio.current_time())
+        except NetlinkError as error:
+            if error.code != errno.ENOENT:
+                raise
+            # Our tables are gone (`nft flush ruleset`): traffic must not go on uncounted.
+            await self._nft.load()
+            self._counters.clear()
+            self._draining = None
+            self._old.clear()
+            self.reloads += 1
+        await self._read_lane()
+        for index in gone:
+            self._interface_by_index.pop(index, None)
+        self._gone -= gone
+        flows, self._unreported = self._unreported, []
+        return flows
 
     async def _drain(self, generation: int) -> None:
         """Nothing is counted in this generation any more: read it a last time."""
@@ -248,10 +274,11 @@ class Meter:
         return found
 
     async def _read_generation(self, generation: int, *, is_last: bool = False) -> None:
-        for counter_set in self._nft.counter_sets:
+        for counter_set in self._nft.sets_in_use:
             for part in await self._dump(counter_set, generation, is_whole=is_last):
                 self._book(counter_set, generation, part)
-                await trio.lowlevel.checkpoint()  # what is booked is reported, by the next reading if not by this one
+                if len(part) > _LONG:
+                    await trio.lowlevel.checkpoint()  # what is booked is reported, if not by this reading by the next
 
     async def _dump(self, counter_set: CounterSet, generation: int, *, is_whole: bool = False) -> list[bytes]:
         """Messages of the kernel, some hundred elements in each (`elements`)."""
@@ -322,6 +349,14 @@ def lane_counts(leftover: Iterable[tuple[Flow, int, int]]) -> list[FlowCount]:
             found.append(_lane_count(carried, Direction.FORWARD_IN, carried.came))
             found.append(_lane_count(carried, Direction.OUT, carried.goes))
     return found
+
+
+def _is_quiet(before: tuple[int, int] | None, now: tuple[int, int] | None) -> bool:
+    """An interface, by (received, sent); None: it was not there, or is not."""
+    if before is None or now is None:
+        return False
+    received, sent = now[0] - before[0], now[1] - before[1]
+    return received >= 0 and sent >= 0 and received + sent < _QUIET_BYTES
 
 
 def _set_name(payload: bytes) -> str:

@@ -149,14 +149,23 @@ class NetlinkSocket(Conversation):
         """Return `pause` seconds after the next event, with all that have come until then taken."""
         await self.events()
         await trio.sleep(pause)
+        self.waiting_events()
+
+    def waiting_events(self) -> list[Message] | None:
+        """All that have come, without waiting. None: some were lost (ENOBUFS), look at everything again."""
+        found: list[Message] = []
+        is_whole = True
         while True:
             try:
-                self._raw.recv(_RECEIVE_SIZE)
+                data = self._raw.recv(_RECEIVE_SIZE)
             except BlockingIOError:
-                return
+                return found if is_whole else None
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
+                is_whole = False
+            else:
+                found += [Message(kind, payload) for kind, _, _, payload in _split(data)]
 
     async def _batch(self, requests: Sequence[Request]) -> list[NetlinkError | None]:
         first = self._sequence + 1
@@ -177,7 +186,11 @@ class NetlinkSocket(Conversation):
         """The answer, and whether it was interrupted."""
         messages: list[Message] = []
         seen = 0
-        async with self._lock:
+        try:
+            self._lock.acquire_nowait()  # mostly it is free, and a turn of trio's loop costs more than a short answer
+        except trio.WouldBlock:
+            await self._lock.acquire()
+        try:
             sequence = self._next_sequence()
             try:
                 await self._send(_pack(request.kind, request.flags | flags | NLM_F_REQUEST, sequence, request.payload))
@@ -191,6 +204,8 @@ class NetlinkSocket(Conversation):
             except BaseException:
                 self._start_over()
                 raise
+        finally:
+            self._lock.release()
         return messages, bool(seen & _NLM_F_DUMP_INTR)
 
     async def _send(self, data: bytes) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -135,7 +135,20 @@ class Nft:
         self._shared_by_port: dict[Port, bool] = {}  # those that are held
         self._held: frozenset[Held] = frozenset()  # what the kernel knows of them
         self._expected: frozenset[Port] = frozenset()  # neighbours on links
+        # Whether anything can ever have been counted of links, and of those who are held.
+        self._had_links = self._had_held = False
         self._lock = trio.Lock()
+
+    @property
+    def sets_in_use(self) -> list[CounterSet]:
+        """Those that can have elements; one at least, for who reads none does not notice that somebody deleted them."""
+        in_use = [
+            counters
+            for counters in self.counter_sets
+            if (self._had_links or not counters.has_mac)
+            and (self._had_held or counters.direction not in (Direction.FREE, Direction.REFUSED))
+        ]
+        return in_use or [self.counter_sets[0]]
 
     async def load(self) -> None:
         """All of it, anew, in one transaction; counters start at zero. Raises NftError."""
@@ -166,6 +179,7 @@ class Nft:
             old = self._index_by_interface.get(interface)
             self._index_by_interface = self._index_by_interface | {interface: index}
             lines = _remove_interface_lines(old) if old is not None else []
+            self._had_links |= not is_tunnel
             if is_tunnel:
                 self._tunnels |= {interface}
                 if self.counter_sets is LINK_SETS:
@@ -195,8 +209,9 @@ class Nft:
         With another index than before, it was made anew.
         """
         async with self._lock, self._rollback():
-            self._guarded = self._guarded | {interface: index}
-            await _run(self._ingress_lines())
+            if self._guarded.get(interface) != index:
+                self._guarded = self._guarded | {interface: index}
+                await _run(self._ingress_lines())
 
     async def remove_interface(self, interface: str) -> int | None:
         """The index that it had; None if it was not there."""
@@ -237,6 +252,7 @@ class Nft:
 
     async def _set_held(self, shared_by_port: dict[Port, bool]) -> None:
         before, self._shared_by_port = self._shared_by_port, shared_by_port
+        self._had_held |= bool(shared_by_port)
         # The rules that look them up are only there when there is somebody to look up.
         if before != shared_by_port:
             await _run([*self._ingress_lines(), *self._gate_lines()])
@@ -321,6 +337,12 @@ class Nft:
     def hold_before_load(self, shared_by_port: Mapping[Port, bool]) -> None:
         """Whom the rules hold from the first moment that they are there."""
         self._shared_by_port = dict(shared_by_port)
+        self._had_held = bool(shared_by_port)
+
+    def guard_before_load(self, interfaces: Iterable[str]) -> None:
+        """Those of them that are there, from the first moment on (`guard_interface`)."""
+        indices = {interface: _index_of(interface) for interface in interfaces}
+        self._guarded = {interface: index for interface, index in indices.items() if index is not None}
 
     @property
     def held(self) -> frozenset[Port]:

@@ -32,6 +32,7 @@ class FakeMeter:
     waiting: list[FlowCount] = field(default_factory=list)
     failures: list[Exception] = field(default_factory=list)
     readings: int = 0
+    is_unknown: bool = False
     takes: float = 0.0
     expected: set[tuple[str, bytes]] = field(default_factory=set)
 
@@ -41,6 +42,12 @@ class FakeMeter:
 
     def unexpect(self, interface: str, mac: bytes) -> None:
         self.expected.discard((interface, mac))
+
+    async def is_worth_reading(self) -> bool:
+        await trio.lowlevel.checkpoint()
+        if self.is_unknown:
+            raise NetlinkError(errno.EBUSY)
+        return bool(self.waiting)
 
     async def read(self) -> list[FlowCount]:
         self.readings += 1
@@ -82,6 +89,7 @@ class FakeLinks:
         self.resolve_takes = 0.0
         self.journal = journal
         self.failures = 0
+        self.received: dict[str, int] = {}
         self.send, self._changes = trio.open_memory_channel[Link](100)
         self.fail, self._failures = trio.open_memory_channel[tuple[int, IPv6Address]](100)
 
@@ -94,6 +102,9 @@ class FakeLinks:
             self.failures -= 1
             raise NetlinkError(errno.EBUSY)
         return dict(self.link_by_name)
+
+    def byte_counts(self) -> dict[str, tuple[int, int]]:
+        return {name: (received, 0) for name, received in self.received.items()}
 
     def change(self, link: Link) -> None:
         self.link_by_name[link.name] = link

@@ -320,6 +320,7 @@ def test_a_reading_that_fails_is_tried_again(error: Exception) -> None:
         books = Books()
         async with books.running() as accounts:
             await books.meet()
+            await trio.sleep(0.1)  # the meter is read once then
             books.carry(100)
             books.kernel.meter.failures = [error]
             assert not await accounts.read()
@@ -453,6 +454,7 @@ def test_a_gate_that_the_kernel_did_not_set_is_set_later() -> None:
         books = Books()
         async with books.running():
             await books.meet()
+            await trio.sleep(0.1)  # the meter is read once then
             books.kernel.gate.failures = 1
             await books.enforcement.set_carrying(PEER, False)
             assert not books.kernel.gate.shut

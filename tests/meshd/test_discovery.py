@@ -120,6 +120,37 @@ def test_two_nodes_find_each_other_with_ports_within_a_moment() -> None:
     ]
 
 
+def test_who_is_started_anew_is_answered_at_once() -> None:
+    alice, bob = node(ALICE), node(BOB)
+    (first,) = beacons(alice.interface_up("wlan0", ADDRESS[ALICE], now=0.0))
+    bob.interface_up("eth0", ADDRESS[BOB], now=0.0)
+    bob.receive("eth0", ADDRESS[ALICE], first, now=0.0)
+    bob.listening("eth0", ALICE.public_key, 4242, now=0.1)
+    port_by_tag = {wire.peer_tag(BOB.public_key): 4343}
+    said = Beacon(ALICE.public_key, 1, 2, LIFETIME_INTERVALS * INTERVAL, ADDRESS[ALICE], port_by_tag)
+    for n in range(1, 31):
+        bob.expire(now=n / 10)
+    bob.receive("eth0", ADDRESS[ALICE], wire.encode(said, ALICE, network=NETWORK), now=3.0)
+    assert bob.next_deadline() > 3.5  # it is content
+    (first,) = beacons(node(ALICE, incarnation=2).interface_up("wlan0", ADDRESS[ALICE], now=0.0))
+    assert bob.receive("eth0", ADDRESS[ALICE], first, now=4.0) == [
+        PeerFound("eth0", ALICE.public_key, ADDRESS[ALICE], None)
+    ]
+    assert bob.next_deadline() <= 4.1
+    (answer,) = beacons(bob.expire(now=4.1))
+    assert decode(answer, source=ADDRESS[BOB], network=NETWORK).port_by_tag == {wire.peer_tag(ALICE.public_key): 4242}
+
+
+def test_beacons_that_are_nearly_due_go_together() -> None:
+    alice = node(ALICE)
+    alice.interface_up("wlan0", ADDRESS[ALICE], now=0.0)
+    alice.interface_up("eth0", ADDRESS[CAROL], now=0.0)
+    alice.receive("wlan0", ADDRESS[BOB], beacon_of(BOB, ADDRESS[BOB]), now=1.0)
+    alice.receive("eth0", ADDRESS[BOB], beacon_of(BOB, ADDRESS[BOB]), now=1.3)
+    sent = [len(beacons(alice.expire(now=n / 10))) for n in range(20, 160)]
+    assert sorted(set(sent)) == [0, 2]
+
+
 def test_a_beacon_is_taken_once_and_an_older_one_never() -> None:
     alice = node(ALICE)
     alice.interface_up("wlan0", ADDRESS[ALICE], now=0.0)

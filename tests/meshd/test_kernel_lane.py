@@ -296,7 +296,7 @@ def test_what_queues_go_by_is_as_if_the_kernel_had_carried_it(nodes: Line) -> No
 
 
 def test_counts_are_believed_of_a_table_as_ours_alone() -> None:
-    lane = Lane(cast("NetlinkSocket", None), cast("NetlinkSocket", None))
+    lane = Lane(*[cast("NetlinkSocket", None)] * 3)
     lane.open()
     if lane.problem:
         pytest.skip(lane.problem)

@@ -17,7 +17,7 @@ import trio.testing
 from meshd.kernel import lane as lane_module
 from meshd.kernel.bpf import syscalls
 from meshd.kernel.bpf.places import Places
-from meshd.kernel.foreign import foreign_hook
+from meshd.kernel.foreign import foreign_hook, is_foreign_news
 from meshd.kernel.lane import Lane
 from meshd.kernel.links import Link
 from meshd.kernel.netlink import Message, NetlinkError, NetlinkSocket, Request, attribute
@@ -38,6 +38,9 @@ class Played:
         if self.code:
             raise NetlinkError(self.code)
         return [Message(0, self.answer)] if self.answer else []
+
+    def waiting_events(self) -> list[Message]:
+        return []
 
     async def batch(self, requests: Sequence[Request]) -> list[NetlinkError | None]:
         await trio.sleep(1)
@@ -96,7 +99,7 @@ def test_where_others_rules_cannot_be_seen_all_goes_the_long_way_and_is_read(
 
     async def scenario() -> None:
         played = Played(errno.EAGAIN)
-        lane = Lane(cast(NetlinkSocket, played), cast(NetlinkSocket, played))
+        lane = Lane(*[cast(NetlinkSocket, played)] * 3)
         lane._places = cast(Places, object())  # it is open
         for _ in range(3):
             await lane.make_way()
@@ -121,7 +124,7 @@ def test_each_interface_that_is_not_in_the_lane_is_told_with_its_reason(monkeypa
 
     async def scenario() -> None:
         played = cast(NetlinkSocket, Played())
-        lane = Lane(played, played)
+        lane = Lane(played, played, played)
         lane._places, lane._programs = cast(Places, object()), {"from_link": 5}
         for index in (1, 2, 3):
             await lane.attach(Link(index, f"e{index}", bytes(6), 1500, True, None))
@@ -143,6 +146,28 @@ def test_a_chain_may_have_any_name() -> None:
     assert trio.run(foreign_hook, cast(NetlinkSocket, played)) == "inet \ufffd theirs"
 
 
+def test_news_of_our_own_rules_is_none() -> None:
+    def news(kind: int, content: bytes) -> Message:
+        return Message((10 << 8) | kind, bytes([2, 0, 0, 0]) + content)
+
+    ours = [news(0, attribute(1, b"meshd\0")), news(12, attribute(2, b"in_ip4_7\0") + attribute(1, b"meshd\0"))]
+    end = news(15, attribute(1, b"\0\0\0\7"))
+    assert not is_foreign_news([]) and not is_foreign_news([*ours, end])
+    assert is_foreign_news([*ours, news(6, attribute(1, b"filter\0")), end])
+    assert is_foreign_news([news(6, b"")])  # whose is not known
+    assert is_foreign_news(None)
+
+
+@pytest.mark.parametrize(("news", "expected"), [([], False), ([Message(0x0A02, bytes(4))], True), (None, True)])
+def test_whoever_has_changed_rules_it_is_told_also_without_a_lane(news: list[Message] | None, expected: bool) -> None:
+    class Rules:
+        def waiting_events(self) -> list[Message] | None:
+            return news
+
+    netlink = cast(NetlinkSocket, Played())
+    assert trio.run(Lane(netlink, netlink, cast(NetlinkSocket, Rules())).make_way) is expected
+
+
 def test_what_a_daemon_with_more_rights_has_left_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     async def filters(control: TrafficControl, index: int) -> list[Filter]:
         return [Filter(program=index, header=b"")]
@@ -155,7 +180,7 @@ def test_what_a_daemon_with_more_rights_has_left_is_said(monkeypatch: pytest.Mon
     netlink = cast(NetlinkSocket, Played())
     links = SimpleNamespace(all=AsyncMock(return_value={"e0": SimpleNamespace(index=7)}))
     with pytest.raises(NetlinkError, match="meshd clean"):
-        trio.run(Lane(netlink, netlink).leftover, links)
+        trio.run(Lane(netlink, netlink, netlink).leftover, links)
 
 
 def test_a_program_of_32_bits_does_not_use_the_numbers_of_64(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 from typing import cast
 
@@ -11,7 +12,7 @@ import trio.testing
 
 from meshd.kernel import meter as meter_module
 from meshd.kernel.meter import Meter
-from meshd.kernel.netlink import NetlinkSocket, attribute
+from meshd.kernel.netlink import NetlinkError, NetlinkSocket, attribute
 from meshd.kernel.nft import LINK_SETS, CounterSet, Direction, Nft
 
 OUT = next(s for s in LINK_SETS if s.direction is Direction.OUT and not s.address_size)
@@ -52,7 +53,9 @@ class NoNft(Nft):
 
 
 def made(nft: Nft | None = None) -> Meter:
-    return Meter(cast("NetlinkSocket", None), nft or Nft())
+    nft = nft or Nft()
+    nft._had_links = True
+    return Meter(cast("NetlinkSocket", None), nft)
 
 
 def message(elements: list[tuple[bytes, int, int]]) -> bytes:
@@ -170,3 +173,52 @@ def test_a_set_that_is_nearly_full_is_left_for_an_empty_one_but_not_at_each_read
         assert nft.switches == 1 + 1  # the first at once
 
     trio.run(scenario, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_reading_is_worth_while_once_an_interface_has_carried_more_than_a_little(
+    counted: list[tuple[bytes, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carried = {"eth0": (10_000, 0), "mw7": (0, 0), "lo": (0, 0)}
+    monkeypatch.setattr(meter_module, "read_interface_bytes", lambda: dict(carried))
+
+    async def scenario() -> None:
+        meter = made()
+        meter.name_interface(2, "eth0")
+        assert [await meter.is_worth_reading() for _ in range(2)] == [True, False]
+        meter.name_interface(7, "mw7")
+        carried["lo"] = (0, 10**9)  # is not ours
+        carried["mw7"] = (800, 800)
+        assert not await meter.is_worth_reading()
+        carried["mw7"] = (1200, 800)  # what came a little at a time is added up
+        assert [await meter.is_worth_reading() for _ in range(2)] == [True, False]
+        carried["eth0"] = (0, 0)  # it was made anew
+        assert [await meter.is_worth_reading() for _ in range(2)] == [True, False]
+        del carried["mw7"]
+        assert [await meter.is_worth_reading() for _ in range(2)] == [True, True]
+        meter.interface_gone(7)
+        await meter.read()
+        assert not await meter.is_worth_reading()
+
+    trio.run(scenario)
+
+
+def test_after_a_reading_that_failed_another_one_is_worth_while(
+    counted: list[tuple[bytes, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meter_module, "read_interface_bytes", lambda: {"eth0": (0, 0)})
+
+    async def scenario() -> None:
+        meter = made()
+        meter.name_interface(2, "eth0")
+        assert [await meter.is_worth_reading() for _ in range(2)] == [True, False]
+        with monkeypatch.context() as patch:
+            patch.setattr(Meter, "_dump", refuse)
+            with pytest.raises(NetlinkError):
+                await meter.read()
+        assert await meter.is_worth_reading()
+
+    trio.run(scenario)
+
+
+async def refuse(meter: Meter, counter_set: CounterSet, generation: int, *, is_whole: bool = False) -> list[bytes]:
+    raise NetlinkError(errno.EBUSY)

@@ -9,7 +9,7 @@ import trio
 
 from meshd.kernel import nft as nft_module
 from meshd.kernel.gate import Tier
-from meshd.kernel.nft import Nft
+from meshd.kernel.nft import Direction, Nft
 
 
 @pytest.fixture
@@ -149,3 +149,25 @@ def test_of_two_who_are_held_at_once_neither_is_forgotten(given: list[list[str]]
         assert {interface for interface, _ in nft.held} == {"eth0", "eth1", "eth2"}
 
     trio.run(scenario)
+
+
+def test_only_sets_in_which_something_may_have_been_counted_are_read(
+    given: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nft_module, "_index_of", {"eth0": 3, "mw1": 4}.get)
+
+    async def scenario() -> None:
+        nft = Nft()
+        assert len(nft.sets_in_use) == 1  # so that it is noticed when somebody deletes them
+        await nft.add_interface("mw1", 4, is_tunnel=True)
+        assert {(s.has_mac, s.direction) for s in nft.sets_in_use} == {(False, d) for d in usual}
+        await nft.add_interface("eth0", 3)
+        assert {(s.has_mac, s.direction) for s in nft.sets_in_use} == {(m, d) for m in (True, False) for d in usual}
+        await nft.hold("mw1", b"", is_shared=False)
+        await nft.release("mw1", b"")
+        await nft.remove_interface("eth0")
+        assert nft.sets_in_use == list(nft.counter_sets)  # what was counted before stays to be read
+
+    usual = Direction.IN, Direction.FORWARD_IN, Direction.OUT
+    trio.run(scenario)
+    assert given

@@ -70,6 +70,7 @@ class FakeDevice:
         self.keys = (b"", b"")
         self.configured = (0, 0)
         self.configurations = 0
+        self.questions = 0
         self.fails = False
 
     async def configure(self, private_key: bytes, peer_key: bytes, *, port: int = 0, mark: int = 0) -> None:
@@ -85,6 +86,7 @@ class FakeDevice:
         self.endpoint = endpoint
 
     async def status(self) -> Status:
+        self.questions += 1
         if self.fails:
             raise WireGuardError("gone")
         with trio.CancelScope(shield=True):
@@ -424,6 +426,28 @@ def test_a_peer_by_name_has_a_tunnel_and_its_next_address_is_tried_when_it_is_si
             assert device.endpoint == FIRST
             assert tunnels.set_cost("gw", 9) == [device.name]
         assert node.closed == [device.name] and node.kernel.devices == []
+
+    run(scenario)
+
+
+def test_what_comes_out_of_a_tunnel_shows_that_its_peer_is_there(
+    internet: Internet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        node = Node(monkeypatch, [GATEWAY])
+        async with node.running() as tunnels:
+            node.handshake_at = 1
+            await trio.sleep(2)
+            (device,) = node.devices
+            asked = device.questions
+            for _ in range(100):
+                node.kernel.links.received[device.name] = node.kernel.links.received.get(device.name, 0) + 80
+                await trio.sleep(1.0)
+            assert len(internet.asked) == 1 and device.questions - asked <= 5
+            asked = device.questions
+            await trio.sleep(SILENCE + STATUS_INTERVAL_UP)  # nothing comes: WireGuard is asked, and the peer looked for
+            assert len(internet.asked) == 2 and device.questions > asked
+            assert tunnels.all()[0].is_up
 
     run(scenario)
 

@@ -1,0 +1,10 @@
+"""Times that are the same for all who look at something now and then: to wake up for all of them at once costs less."""
+
+from __future__ import annotations
+
+import math
+
+
+def tick_after(now: float, interval: float) -> float:
+    """The first multiple of `interval` after `now`, on the same clock."""
+    return (math.floor(now / interval) + 1) * interval
