@@ -39,7 +39,7 @@ from meshd.kernel.batman import Batman
 from meshd.kernel.nl80211 import Nl80211
 from meshd.logs import Logger
 from meshd.neighbours import Neighbours
-from meshd.paymaster import Paymaster
+from meshd.paymaster import METERED_DELAY, Paymaster
 from meshd.peer_rules import PeerRules
 from meshd.policy import policy_of
 from meshd.pricing import PriceFollower
@@ -261,6 +261,7 @@ class Daemon:
         config = PaymentConfig(
             chain=self.config.chain.network,
             tick_interval=wanted.tick,
+            metered_delay=METERED_DELAY,
             start_window_msat=wanted.window_msat,
             max_window_msat=wanted.max_window_msat,
             capacity_sat=wanted.channel_capacity_sat,

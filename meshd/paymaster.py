@@ -25,6 +25,7 @@ log = Logger("meshd.payments")
 QUEUE = 4096
 CHAIN_RETRY_INTERVAL = 1.0
 FLUSH_TIMEOUT = 5.0
+METERED_DELAY = 1.0  # of the engine: half of what it costs under load are readings from which nothing follows
 # More inputs than this in one round only delay the answers to the first of them.
 MAX_ROUND = 512
 

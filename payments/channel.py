@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from payments.channel_tx import (
     ChannelTerms,
@@ -22,18 +22,20 @@ from payments.channel_tx import (
     sign_payment,
     verify_payment,
 )
-from payments.life import Cause, InvariantError, check_channel_step, next_state
+from payments.life import Cause, InvariantError, check_channel_step, check_payment_step, next_state
 from payments.mutual_tx import is_payment_claim, paid_to
 from payments.ports import Outpoint, OutputStatus
-from payments.records import ChannelRecord, ChannelState, Direction, Splice
+from payments.records import ChannelRecord, ChannelState, Direction, PaidRecord, Splice
 from payments.units import MSAT_PER_SAT, msat_to_sat
 
 _PENDING, _OPEN, _CLOSING = ChannelState.PENDING, ChannelState.OPEN, ChannelState.CLOSING
 _CLAIMING, _REFUNDING, _CLOSED = ChannelState.CLAIMING, ChannelState.REFUNDING, ChannelState.CLOSED
 _SPLICING, _COOPERATING = ChannelState.SPLICING, ChannelState.COOPERATING
 
-# What a Channel begins with, in this order.
-_row = attrgetter(*(field.name for field in fields(ChannelRecord)))
+# What a Channel begins with, in this order; and where in it the columns of `PaidRecord` are.
+_COLUMNS = [field.name for field in fields(ChannelRecord)]
+_row = attrgetter(*_COLUMNS)
+_PAID = slice(_COLUMNS.index("cumulative_msat"), _COLUMNS.index("acknowledged_msat") + 1)
 # Where money can still be in the funding output.
 WATCHED = frozenset({_PENDING, _OPEN, _SPLICING, _COOPERATING, _CLOSING, _CLAIMING, _REFUNDING})
 # Where the payer may have payments stored at the payee.
@@ -101,7 +103,7 @@ class Channel:
     splice: Splice | None = None
     # Payer: the payee has said what our last payment was. What comes from a disk may be old: it is asked first.
     is_synced: bool = True
-    written: ChannelRecord | None = None  # as it is on the disk, or will be before anything leaves
+    _written: tuple[Any, ...] | None = None  # as it is on the disk, or will be before anything leaves
     refusals: int = 0
     is_close_ready: bool = False  # payee: it is no use to wait for the payer, which has answered or is gone
     is_payer_done: bool = False  # payee: the payer has said that it will not pay through it any more
@@ -120,9 +122,15 @@ class Channel:
 
     @classmethod
     def from_record(cls, record: ChannelRecord) -> Channel:
-        channel = cls(*_row(record))
-        channel.written, channel.is_synced = record, not record.cumulative_msat
+        """Of a row on the disk."""
+        channel = cls.from_elsewhere(record)
+        channel._written, channel.is_synced = _row(record), not record.cumulative_msat
         return channel
+
+    @classmethod
+    def from_elsewhere(cls, record: ChannelRecord) -> Channel:
+        """Of a row that is not on the disk yet."""
+        return cls(*_row(record))
 
     def record(self) -> ChannelRecord:
         return ChannelRecord(*_row(self))
@@ -132,11 +140,21 @@ class Channel:
         self.state = next_state(self.direction, self.state, cause)
         self.check()
 
-    def written_as(self, record: ChannelRecord) -> None:
-        """Raises InvariantError unless that may follow what was written before."""
-        if self.written is not None:
-            check_channel_step(self.written, record)
-        self.written = record
+    def write(self) -> ChannelRecord | PaidRecord:
+        """The row to be written, or what a payment has changed of it. Raises InvariantError unless it may follow what
+        was written before."""
+        self.check()
+        row, before = _row(self), self._written
+        self._written = row
+        if before is None:
+            return ChannelRecord(*row)
+        if row[: _PAID.start] == before[: _PAID.start] and row[_PAID.stop :] == before[_PAID.stop :]:
+            paid = PaidRecord(self.channel_id, *row[_PAID])
+            check_payment_step(self.state, PaidRecord(self.channel_id, *before[_PAID]), paid)
+            return paid
+        record = ChannelRecord(*row)
+        check_channel_step(ChannelRecord(*before), record)
+        return record
 
     def check(self) -> None:
         """Raises InvariantError unless every sum is within the channel and every state has what it needs."""

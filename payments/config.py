@@ -35,6 +35,8 @@ class PaymentConfig:
     opening_timeout: float = 30.0
     closing_timeout: float = 5.0  # how long a claim waits for the payers' last payments
     open_retry_interval: float = 10.0
+    # How long a reading of the meter may wait for a look at what follows; `PaymentEngine` says which may not.
+    metered_delay: float = 0.0
     start_window_msat: int = 10_000
     max_window_msat: int = 1_000_000
     capacity_sat: int = 100_000  # of the channels that we fund
@@ -59,8 +61,8 @@ class PaymentConfig:
         if not 1 <= len(self.chain) <= 64:
             raise ValueError("chain: a name of 1 to 64 characters")
         intervals = (self.tick_interval, self.min_interval, self.opening_timeout, self.open_retry_interval)
-        if min(*intervals, self.counts_interval, self.keep_interval) <= 0:
-            raise ValueError("intervals must be above 0")
+        if min(*intervals, self.counts_interval, self.keep_interval) <= 0 or self.metered_delay < 0:
+            raise ValueError("intervals must be above 0, metered_delay at least 0")
         if not 1 <= self.start_window_msat <= self.max_window_msat:
             raise ValueError("start_window_msat must be between 1 and max_window_msat")
         if self.open_debt_msat < 1:

@@ -1,9 +1,9 @@
 """What the parts of the engine share: peers, channels, the outputs of the current call, and what must be written first.
 
 State changes are of two kinds. *Hard* ones are written before any output of the same call runs. *Soft* ones (metering,
-what a peer said) are written with the next hard one, at the tick, or when they reach a quarter of the window: losing
-them is allowed for (`payments.ledger`). Nothing that we tell a peer about its debt is ever ahead of the disk:
-`accounts_to_send` makes the ledger hard.
+what a peer said) are written with the next hard one of the same peer, at the tick, or when they reach a quarter of the
+window: losing them is allowed for (`payments.ledger`). Nothing that we tell a peer about its debt is ever ahead of the
+disk: `accounts_to_send` makes the ledger hard.
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ class Peer:
     keep_at: float = -math.inf  # when we may leave something with it again
     left: int = -1  # as of which `Core.paid_version` we have
     wake_at: float = math.inf
+    unreviewed_units: int = 0  # that we may have come to owe it since its last review
     # Of the session.
     is_connected: bool = False
     is_ready: bool = False  # it said hello, and speaks our protocol on our chain
@@ -163,12 +164,14 @@ class Core:
         self._methods = methods
         self._outputs: list[Output] = []
         self._touched: dict[bytes, None] = {}
-        self._dirty_ledgers: dict[bytes, None] = {}
-        self._dirty_channels: dict[bytes, None] = {}
-        self._dirty_counts: dict[bytes, None] = {}
-        self._dirty_credits: dict[bytes, None] = {}
+        # Not written yet: the keys of rows, and of their peers.
+        self._dirty_ledgers: dict[bytes, bytes] = {}
+        self._dirty_channels: dict[bytes, bytes] = {}
+        self._dirty_counts: dict[bytes, bytes] = {}
+        self._dirty_credits: dict[bytes, bytes] = {}
         self._other_changes: list[Change] = []
-        self._is_hard = False
+        self._hard: set[bytes] = set()  # peers of which something must be written in this call
+        self._is_hard = False  # other changes must be
 
     def peer(self, key: bytes) -> Peer:
         """Made on first sight, without a row until something is owed."""
@@ -224,7 +227,7 @@ class Core:
     def accounts_to_send(self, peer: Peer) -> Accounts:
         """For a message of this call: what it says is written first."""
         if peer.key in self._dirty_ledgers:
-            self._is_hard = True
+            self._hard.add(peer.key)
         return peer.ledger.accounts()
 
     def set_gate(self, peer: Peer) -> None:
@@ -249,25 +252,31 @@ class Core:
 
     # --- what must be written ---
 
+    def _dirty(self, rows: dict[bytes, bytes], key: bytes, peer: bytes, hard: bool) -> None:
+        rows[key] = peer
+        if hard:
+            self._hard.add(peer)
+
     def ledger_changed(self, peer: Peer, *, hard: bool = False) -> None:
-        self._dirty_ledgers[peer.key] = self._touched[peer.key] = None
-        self._is_hard = self._is_hard or hard
+        self._dirty(self._dirty_ledgers, peer.key, peer.key, hard)
+        self._touched[peer.key] = None
+
+    def ledger_metered(self, peer: Peer) -> None:
+        """It has changed, and nothing need follow from that in this call."""
+        self._dirty(self._dirty_ledgers, peer.key, peer.key, peer.ledger.must_be_written)
 
     def counts_changed(self, peer: Peer, *, hard: bool = False) -> None:
-        self._dirty_counts[peer.key] = None
-        self._is_hard = self._is_hard or hard
+        self._dirty(self._dirty_counts, peer.key, peer.key, hard)
 
     def credit_changed(self, peer: Peer, *, hard: bool = True) -> None:
         """Recounts, as `channel_changed` does."""
-        self._dirty_credits[peer.key] = None
-        self._is_hard = self._is_hard or hard
+        self._dirty(self._dirty_credits, peer.key, peer.key, hard)
         self.recount(peer)
         self.touch(peer)
 
     def channel_changed(self, channel: Channel, *, hard: bool = True) -> None:
         """Recounts what the ledger takes from the channels: sums are never counted anywhere else."""
-        self._dirty_channels[channel.channel_id] = None
-        self._is_hard = self._is_hard or hard
+        self._dirty(self._dirty_channels, channel.channel_id, channel.peer, hard)
         self.paid_version += channel.direction is Direction.IN
         peer = self.peer(channel.peer)
         self.recount(peer)
@@ -308,13 +317,13 @@ class Core:
         self.peer(channel.peer).channels.remove(channel)
         self._dirty_channels.pop(channel.channel_id, None)
         self._other_changes.append(ForgottenChannel(channel.channel_id))
-        self._is_hard = True
+        self._hard.add(channel.peer)
 
     def drain(self, *, flush: bool = False) -> list[Output]:
         """The outputs of this call, `Persist` first if there is something to write."""
         outputs, self._outputs = self._outputs, []
-        if self._is_hard or flush:
-            changes = self._take_changes()
+        if self._is_hard or self._hard or flush:
+            changes = self._take_changes(flush=flush)
             if changes:
                 outputs.insert(0, Persist(changes))
         return outputs
@@ -324,30 +333,29 @@ class Core:
         if self._paid_sums(peer) != (peer.ledger.sent_msat, peer.ledger.received_msat):
             raise InvariantError("the ledger and the channels disagree on what was paid")
 
-    def _take_changes(self) -> tuple[Change, ...]:
-        changes = self._other_changes
-        for key in self._dirty_ledgers:
+    def _take(self, rows: dict[bytes, bytes], *, flush: bool) -> list[bytes]:
+        """The keys of those that are to be written now: of all peers, or of those with a hard change."""
+        taken = [key for key, peer in rows.items() if flush or peer in self._hard]
+        for key in taken:
+            del rows[key]
+        return taken
+
+    def _take_changes(self, *, flush: bool) -> tuple[Change, ...]:
+        changes, self._other_changes = self._other_changes, []
+        for key in self._take(self._dirty_ledgers, flush=flush):
             peer = self.peers.get(key)
             if peer is not None:
                 self._check_conservation(peer)
                 peer.ledger.unwritten_units = 0
                 if peer.method.is_paid:
                     changes.append(peer.ledger.write())
-        for key in self._dirty_counts:
+        for key in self._take(self._dirty_counts, flush=flush):
             counts = self.peers[key].book.record(key) if key in self.peers else None
             if counts is not None and not self.peers[key].ledger.is_empty:
                 changes.append(counts)
-        changes += [self.peers[key].credit.write() for key in self._dirty_credits if key in self.peers]
-        for channel_id in self._dirty_channels:
-            channel = self.channels[channel_id]
-            channel.check()
-            record = channel.record()
-            channel.written_as(record)
-            changes.append(record)
-        self._other_changes = []
-        self._dirty_ledgers.clear()
-        self._dirty_counts.clear()
-        self._dirty_credits.clear()
-        self._dirty_channels.clear()
+        credits_ = self._take(self._dirty_credits, flush=flush)
+        changes += [self.peers[key].credit.write() for key in credits_ if key in self.peers]
+        changes += [self.channels[key].write() for key in self._take(self._dirty_channels, flush=flush)]
+        self._hard.clear()
         self._is_hard = False
         return tuple(changes)

@@ -38,12 +38,12 @@ class Traffic:
     refused: int = 0
 
     def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(
-            min(self.sent + other.sent, MAX_BYTES),
-            min(self.received + other.received, MAX_BYTES),
-            min(self.carried + other.carried, MAX_BYTES),
-            min(self.refused + other.refused, MAX_BYTES),
-        )
+        sent, received = self.sent + other.sent, self.received + other.received
+        carried, refused = self.carried + other.carried, self.refused + other.refused
+        if sent > MAX_BYTES or received > MAX_BYTES or carried > MAX_BYTES or refused > MAX_BYTES:
+            most = MAX_BYTES
+            return Traffic(min(sent, most), min(received, most), min(carried, most), min(refused, most))
+        return Traffic(sent, received, carried, refused)
 
     def is_at_least(self, other: Traffic) -> bool:
         return (

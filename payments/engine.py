@@ -24,6 +24,10 @@ from payments.ledger import Ledger
 from payments.life import Cause
 from payments.records import ChannelState, Direction, EngineState
 from payments.settlement_methods import METHODS
+from payments.units import msat_to_units
+from payments.window import is_due
+
+METERED_SHARE = 16  # of a window: what we buy of a neighbour meanwhile is looked at before `metered_delay` has passed
 
 __all__ = ["PaymentConfig", "PaymentEngine"]
 
@@ -31,7 +35,11 @@ __all__ = ["PaymentConfig", "PaymentEngine"]
 class PaymentEngine:
     """`seed`: 32 secret bytes, from which channel keys derive. `state` as loaded from the store. `rng`: of channel
     identifiers and epochs. `signer`: signs our counts; None: none are exchanged. Times are seconds of the caller's
-    monotonic clock."""
+    monotonic clock.
+
+    Under load there is a reading of the meter for each neighbour ten times a second, and most change nothing but sums.
+    What follows from them may wait for `metered_delay`; but who owes us half a window is looked at with each reading,
+    so that what is at risk has the same bound, and so is a neighbour that waits for what our meter allows."""
 
     def __init__(
         self,
@@ -47,6 +55,8 @@ class PaymentEngine:
         self._core = core = Core(config, seed=seed, rng=rng, height=state.height, signer=signer, methods=METHODS)
         self._tick_at = now + config.tick_interval
         self._is_flush_due = False
+        self._unreviewed: set[bytes] = set()  # peers that were metered
+        self._unreviewed_until = math.inf
         for record in state.ledgers:
             ledger = core.peer(record.peer).ledger = Ledger.from_record(record)
             ledger.allow_for_restart()
@@ -96,7 +106,7 @@ class PaymentEngine:
 
     def next_deadline(self) -> float:
         """When to give `TimerExpired`."""
-        deadlines = [self._tick_at, *(peer.wake_at for peer in self._core.peers.values())]
+        deadlines = [self._tick_at, self._unreviewed_until, *(peer.wake_at for peer in self._core.peers.values())]
         if self._core.claim_at is not None and self._core.fee_rate is not None and self._core.script is not None:
             deadlines.append(self._core.claim_at)
         return min(deadlines)
@@ -141,7 +151,7 @@ class PaymentEngine:
             case ev.ReceivedMessage():
                 self._handle_message(event, now=now)
             case ev.MeteredTraffic():
-                self._handle_metered(event)
+                self._handle_metered(event, now=now)
             case ev.LinkLossMeasured():
                 core.peer(event.peer).book.link_loss = min(max(event.share, 0.0), 1.0)
             case ev.TimerExpired():
@@ -184,19 +194,25 @@ class PaymentEngine:
                 core.script = event.script_pubkey
                 self._touch_all()
 
-    def _handle_metered(self, event: ev.MeteredTraffic) -> None:
+    def _handle_metered(self, event: ev.MeteredTraffic, *, now: float) -> None:
         if event.earned_units < 0 or event.owed_limit_units < 0:
             raise ValueError("metered traffic never goes back")
         peer = self._core.peer(event.peer)
         peer.book.our = peer.book.our + event.traffic
-        self._core.touch(peer)
         if event.earned_units or event.owed_limit_units:
             peer.ledger.add_metered(earned_units=event.earned_units, owed_limit_units=event.owed_limit_units)
-            self._core.ledger_changed(peer, hard=peer.ledger.must_be_written)
+            peer.unreviewed_units += event.owed_limit_units
+            self._core.ledger_metered(peer)
+        if not self._config.metered_delay or _is_urgent(peer):
+            self._core.touch(peer)
+        elif not self._unreviewed:
+            self._unreviewed_until = now + self._config.metered_delay
+        self._unreviewed.add(event.peer)
 
     def _handle_timer(self, *, now: float) -> None:
         for peer in self._core.peers.values():
-            if now >= peer.wake_at:
+            is_metered = now >= self._unreviewed_until and peer.key in self._unreviewed
+            if is_metered or now >= peer.wake_at:
                 self._core.touch(peer)
         if now >= self._tick_at:
             self._tick_at = now + self._config.tick_interval
@@ -340,7 +356,8 @@ class PaymentEngine:
         core = self._core
         closing.review_claims(core, now=now)
         for peer in core.take_touched():
-            peer.wake_at = math.inf
+            peer.wake_at, peer.unreviewed_units = math.inf, 0
+            self._unreviewed.discard(peer.key)
             settlement.review(core, peer, now=now)
             peer.method.review(core, peer, now=now)
             auditing.review(core, peer, now=now)
@@ -348,8 +365,19 @@ class PaymentEngine:
             if not peer.is_connected and not peer.opening and not peer.wanted_capacity_sat and _is_stranger(peer):
                 self._forget(peer)
         core.take_touched()
+        if not self._unreviewed:
+            self._unreviewed_until = math.inf
         is_flush_due, self._is_flush_due = self._is_flush_due, False
         return core.drain(flush=is_flush_due)
+
+
+def _is_urgent(peer: Peer) -> bool:
+    """What was metered may have to be acted on at once."""
+    ledger, window_msat = peer.ledger, peer.ledger.window.size_msat
+    if peer.unreviewed_units * METERED_SHARE >= msat_to_units(window_msat):
+        return True
+    is_owing = peer.method.is_paid and is_due(window_msat, ledger.unpaid_msat)
+    return is_owing or peer.is_settlement_wanted or ledger.is_disputed
 
 
 def _ledger_view(peer: Peer) -> ev.LedgerView:

@@ -106,8 +106,7 @@ def _remember(core: Core, row: ChannelRecord) -> None:
     if row.direction is not Direction.IN or row.funding is None or row.state not in WATCHED:
         return
     state = ChannelState.PENDING if row.splice is None else ChannelState.SPLICING
-    channel = Channel.from_record(replace(row, state=state))
-    channel.written = None
+    channel = Channel.from_elsewhere(replace(row, state=state))
     channel.check()
     core.add_channel(channel)
     core.channel_changed(channel)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from enum import Enum
 from operator import attrgetter, le
 
-from payments.records import ChannelRecord, ChannelState, Direction, LedgerRecord
+from payments.records import ChannelRecord, ChannelState, Direction, LedgerRecord, PaidRecord
 
 
 class InvariantError(Exception):
@@ -188,6 +188,18 @@ def check_channel_step(before: ChannelRecord, after: ChannelRecord) -> None:
         raise InvariantError("an acknowledgement was forgotten")
     is_same_output = before.number == after.number  # a payee with an old backup has no payment on a later one
     if before.signature is not None and after.signature is None and is_same_output:
+        raise InvariantError("a signature was lost")
+
+
+def check_payment_step(state: ChannelState, before: PaidRecord, after: PaidRecord) -> None:
+    """`check_channel_step` of two rows that differ in nothing else. Raises InvariantError."""
+    if state is _CLOSED and before != after:
+        raise InvariantError("a closed channel changed")
+    if after.cumulative_msat < before.cumulative_msat:
+        raise InvariantError("a payment was taken back")
+    if after.acknowledged_msat < before.acknowledged_msat:
+        raise InvariantError("an acknowledgement was forgotten")
+    if before.signature is not None and after.signature is None:
         raise InvariantError("a signature was lost")
 
 

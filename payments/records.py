@@ -97,6 +97,15 @@ class ChannelRecord:
     splice: Splice | None = None
 
 
+class PaidRecord(NamedTuple):
+    """What a payment, or its acknowledgement, changes of a written channel; nothing else has changed."""
+
+    channel_id: bytes
+    cumulative_msat: int
+    signature: bytes | None
+    acknowledged_msat: int
+
+
 @dataclass(frozen=True, slots=True)
 class CountsRecord:
     """The peer's last signed counts, as evidence (`payments.counts`), and its standing (`payments.agreement`)."""
@@ -146,7 +155,16 @@ class ForgottenChannel:
     channel_id: bytes
 
 
-Change = LedgerRecord | ChannelRecord | CountsRecord | CreditRecord | KeptRecord | HeightRecord | ForgottenChannel
+Change = (
+    LedgerRecord
+    | ChannelRecord
+    | PaidRecord
+    | CountsRecord
+    | CreditRecord
+    | KeptRecord
+    | HeightRecord
+    | ForgottenChannel
+)
 
 
 @dataclass(frozen=True, slots=True)

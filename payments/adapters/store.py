@@ -39,6 +39,7 @@ from payments.records import (
     HeightRecord,
     KeptRecord,
     LedgerRecord,
+    PaidRecord,
     Reading,
     Splice,
 )
@@ -177,6 +178,8 @@ _LEDGER_COLUMNS = (
 _PUT_CHANNEL = f"INSERT OR REPLACE INTO channel ({_CHANNEL_COLUMNS}) VALUES ({', '.join('?' * 23)})"  # noqa: S608
 _PUT_LEDGER = f"INSERT OR REPLACE INTO ledger ({_LEDGER_COLUMNS}) VALUES ({', '.join('?' * 10)})"  # noqa: S608
 
+_PUT_PAID = "UPDATE channel SET cumulative_msat = ?, signature = ?, acknowledged_msat = ? WHERE channel_id = ?"
+
 _COUNTS_COLUMNS = "peer, body, signature, standing, suspicion, suspensions"
 _PUT_COUNTS = f"INSERT OR REPLACE INTO counts ({_COUNTS_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608
 
@@ -260,9 +263,12 @@ class Store:
         with self._transaction() as connection:
             for kind, group in groupby(changes, type):
                 statement, row_of = _WRITTEN[kind]
-                connection.executemany(statement, map(row_of, group))
-            rows = ((flow, *reading) for flow, reading in readings.items())
-            connection.executemany("INSERT OR REPLACE INTO reading VALUES (?, ?, ?, ?)", rows)
+                rows = list(map(row_of, group))
+                written = connection.executemany(statement, rows).rowcount
+                if kind is PaidRecord and written != len(rows):
+                    raise StoreError("a payment through a channel that has no row")
+            flows = ((flow, *reading) for flow, reading in readings.items())
+            connection.executemany("INSERT OR REPLACE INTO reading VALUES (?, ?, ?, ?)", flows)
             if self._leftover:
                 billed = [flow for flow in readings if flow in self._leftover]
                 connection.executemany("DELETE FROM leftover WHERE flow = ?", ((flow,) for flow in billed))
@@ -482,6 +488,11 @@ def _channel_of(row: sqlite3.Row) -> ChannelRecord:
     )
 
 
+def _paid_row(record: PaidRecord) -> tuple[Value, ...]:
+    channel_id, *paid = record
+    return *paid, channel_id
+
+
 def _counts_row(record: CountsRecord) -> tuple[Value, ...]:
     return record.peer, record.body, record.signature, record.standing, record.suspicion, record.suspensions
 
@@ -490,6 +501,7 @@ def _counts_row(record: CountsRecord) -> tuple[Value, ...]:
 _WRITTEN: Mapping[type[Any], tuple[str, Callable[[Any], tuple[Value, ...]]]] = {
     LedgerRecord: (_PUT_LEDGER, _ledger_row),
     ChannelRecord: (_PUT_CHANNEL, _channel_row),
+    PaidRecord: (_PUT_PAID, _paid_row),
     CountsRecord: (_PUT_COUNTS, _counts_row),
     CreditRecord: (_PUT_CREDIT, astuple),
     KeptRecord: ("INSERT OR REPLACE INTO kept VALUES (?, ?)", lambda record: (record.peer, record.body)),

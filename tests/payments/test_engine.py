@@ -514,6 +514,58 @@ def test_metering_alone_is_written_at_the_tick_and_at_shutdown() -> None:
     assert world.b.store.ledgers[world.a.key].billed_units == 2 * 10**9
 
 
+def test_what_cannot_wait_writes_no_rows_of_others() -> None:
+    world = World().with_channel()
+    world.b.give(ev.MeteredTraffic(b"C" * 32, 10**9, 0))
+    world.meter(world.b, world.a, W / 2)
+    world.pump()
+    assert_settled(world, W // 2 + 1)
+    assert world.b.store.ledgers[world.a.key].billed_units == (W // 2 + 1) * 10**9
+    assert b"C" * 32 not in world.b.store.ledgers
+    world.advance(5.0)
+    assert world.b.store.ledgers[b"C" * 32].billed_units == 10**9
+
+
+def test_a_reading_from_which_nothing_follows_waits_for_others() -> None:
+    world = World(metered_delay=1.0)
+    world.connect()
+    world.meter(world.b, world.a, W / 16)
+    world.pump()
+    world.mine()
+    world.advance(5.0)
+    assert_settled(world, W // 16)
+    begun = world.time
+    sums = ev.MeteredTraffic(world.a.key, 10**9, 0)
+    assert world.b.engine.handle(sums, now=begun) == []
+    assert world.b.engine.next_deadline() <= begun + 1.0
+    world.meter(world.b, world.a, W / 2)  # half the window: not a moment later
+    world.pump()
+    assert world.time == begun
+    assert world.b.ledger(world.a).received_msat > W // 2
+
+
+def test_who_owes_more_than_the_window_is_suspended_with_the_reading() -> None:
+    world = World(metered_delay=1.0)
+    world.b.give(ev.MeteredTraffic(world.a.key, W * 10**9, 0))
+    assert not world.b.suspended
+    world.b.give(ev.MeteredTraffic(world.a.key, 10**9, 0))
+    assert world.b.suspended == {world.a.key}
+
+
+@pytest.mark.parametrize(("msat", "wait"), [(W // 16 - 1, 1.0), (W // 16, 0.0)])
+def test_a_buyer_looks_at_what_it_buys_after_a_sixteenth_of_the_window_or_a_second(msat: int, wait: float) -> None:
+    world = World(metered_delay=1.0)
+    world.connect()
+    world.advance(0.1)
+    world.meter(world.b, world.a, msat)
+    if wait:
+        world.advance(wait - 0.01)
+        assert not world.a.channels()
+        world.advance(0.02)
+    world.pump()
+    assert world.a.channels()  # one is being opened
+
+
 def test_no_more_than_a_quarter_of_the_window_is_ever_unwritten() -> None:
     world = World()
     world.meter(world.b, world.a, W / 4 - 1)

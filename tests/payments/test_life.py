@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -11,9 +12,17 @@ import pytest
 from payments import life
 from payments.channel import Channel
 from payments.channel_tx import ChannelTerms, public_key
-from payments.life import TABLE, Cause, InvariantError, check_channel_step, check_ledger_step, next_state
+from payments.life import (
+    TABLE,
+    Cause,
+    InvariantError,
+    check_channel_step,
+    check_ledger_step,
+    check_payment_step,
+    next_state,
+)
 from payments.ports import Outpoint
-from payments.records import ChannelRecord, ChannelState, Direction, LedgerRecord, Splice
+from payments.records import ChannelRecord, ChannelState, Direction, LedgerRecord, PaidRecord, Splice
 
 TERMS = ChannelTerms(public_key(b"\x01" * 32), public_key(b"\x02" * 32), 2_000, 10_000, b"\x00\x14" + bytes(20))
 SPECIFICATION = Path(__file__).parents[2] / "docs" / "spec" / "channel.md"
@@ -93,6 +102,47 @@ def test_a_payment_that_never_arrived_is_taken_back_only_when_the_chain_shows_it
     closed = replace(before, state=ChannelState.CLOSED)
     with pytest.raises(InvariantError):
         check_channel_step(closed, replace(closed, cumulative_msat=9_001))
+
+
+def _is_refused(check: Callable[[], None]) -> bool:
+    try:
+        check()
+    except InvariantError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("direction", Direction)
+@pytest.mark.parametrize("state", [ChannelState.OPEN, ChannelState.CLAIMING, ChannelState.CLOSED])
+def test_a_payment_is_checked_as_the_whole_row_would_be(direction: Direction, state: ChannelState) -> None:
+    before = record(direction, state)
+    first = PaidRecord(before.channel_id, before.cumulative_msat, before.signature, before.acknowledged_msat)
+    verdicts = []
+    for cumulative_msat, acknowledged_msat, signature in product(
+        (8_999, 9_000, 9_001), (6_999, 7_000), (b"s", b"t", None)
+    ):
+        paid = PaidRecord(before.channel_id, cumulative_msat, signature, acknowledged_msat)
+        after = replace(before, **paid._asdict())
+        verdicts.append(_is_refused(lambda paid=paid: check_payment_step(state, first, paid)))  # type: ignore[misc]
+        assert verdicts[-1] == _is_refused(lambda after=after: check_channel_step(before, after))  # type: ignore[misc]
+    assert verdicts.count(False) == (1 if state is ChannelState.CLOSED else 4)
+
+
+def test_what_is_written_of_a_payment_is_the_payment() -> None:
+    channel = Channel.from_record(replace(record(), splice=None))
+    channel.cumulative_msat, channel.signature = 9_500, b"t"
+    assert channel.write() == PaidRecord(channel.channel_id, 9_500, b"t", 7_000)
+    channel.refusals += 1  # in no row
+    channel.acknowledged_msat = 9_500
+    assert channel.write() == PaidRecord(channel.channel_id, 9_500, b"t", 9_500)
+    channel.spend_txid = b"u" * 32
+    assert channel.write() == channel.record()
+    channel.cumulative_msat = 9_499
+    channel.acknowledged_msat = 9_499
+    with pytest.raises(InvariantError):
+        channel.write()
+    fresh = Channel.from_elsewhere(record())
+    assert fresh.write() == record()
 
 
 def test_a_splice_takes_the_place_of_the_output_and_an_unsigned_one_may_be_withdrawn() -> None:

@@ -23,6 +23,7 @@ from payments.records import (
     ForgottenChannel,
     HeightRecord,
     LedgerRecord,
+    PaidRecord,
     Reading,
     Splice,
 )
@@ -86,6 +87,19 @@ def test_a_later_row_replaces_an_earlier_one_and_a_forgotten_one_is_gone(tmp_pat
     store.apply([FULL, newer, BARE])
     store.apply([ForgottenChannel(BARE.channel_id), replace(LEDGER, lost_meter_units=9)])
     assert store.load() == EngineState((replace(LEDGER, lost_meter_units=9),), (newer,), 0)
+    store.close()
+
+
+def test_a_payment_changes_its_row_and_one_without_a_row_is_refused(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "payments.db")
+    paid = PaidRecord(FULL.channel_id, FULL.cumulative_msat - 5, b"t" * 71, 4)
+    store.apply([FULL, BARE])
+    store.apply([paid])
+    after = replace(FULL, cumulative_msat=paid.cumulative_msat, signature=b"t" * 71, acknowledged_msat=4)
+    assert store.load().channels == (BARE, after)
+    with pytest.raises(StoreError, match="no row"):
+        store.apply([HeightRecord(9), paid._replace(channel_id=b"?" * 16)])
+    assert store.load() == EngineState(channels=(BARE, after))
     store.close()
 
 

@@ -26,6 +26,7 @@ from payments.records import (
     HeightRecord,
     KeptRecord,
     LedgerRecord,
+    PaidRecord,
 )
 from payments.units import UNITS_PER_MSAT
 
@@ -61,6 +62,9 @@ class MemoryStore:
                     self.ledgers[change.peer] = change
                 case ChannelRecord():
                     self.channels[change.channel_id] = change
+                case PaidRecord():
+                    row = self.channels[change.channel_id]
+                    self.channels[change.channel_id] = replace(row, **change._asdict())
                 case CountsRecord():
                     self.counts[change.peer] = change
                 case KeptRecord():

@@ -86,9 +86,10 @@ TALLY = Tally()
 class Peers(RuleBasedStateMachine):
     world: World
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(metered_delay=st.sampled_from([0.0, 1.0]))
+    def begin(self, metered_delay: float) -> None:
         self.world = World(
+            metered_delay=metered_delay,
             start_window_msat=START_WINDOW_MSAT,
             max_window_msat=MAX_WINDOW_MSAT,
             capacity_sat=1_500,

@@ -26,16 +26,16 @@ _PATIENCE = 120.0
 
 
 async def _read_meters(end: End) -> None:
-    """Of those that are there, by the clock, so that both ends count alike. A little less than one payment a tick."""
-    read_at: dict[int, float] = {}
-    while True:
-        now = time.monotonic()
-        connected = {ledger.peer for ledger in end.paymaster.engine.ledgers() if ledger.is_connected}
-        for pair in end.pairs:
-            if end.neighbour(pair) in connected:
-                await end.meter(pair, share=0.9 * (now - read_at.get(pair.number, now)) / _TICK)
-                read_at[pair.number] = now
+    """Once all are there, by the clock, so that both ends count alike. A little less than one payment a tick."""
+    while not end.is_ready:
         await trio.sleep(_READING_INTERVAL)
+    read_at = time.monotonic()
+    while True:
+        await trio.sleep(_READING_INTERVAL)
+        now = time.monotonic()
+        for pair in end.pairs:
+            await end.meter(pair, share=0.9 * (now - read_at) / _TICK)
+        read_at = now
 
 
 async def _daemon(directory: Path, neighbours: int, ticks: int) -> tuple[float, int]:

@@ -20,7 +20,7 @@ import trio
 
 from meshd import session as sessions
 from meshd.identity import Identity
-from meshd.paymaster import Paymaster
+from meshd.paymaster import METERED_DELAY, Paymaster
 from meshd.tcp import Connection, Interface, LinkLocalTcp, TcpConnection, TcpListener
 from payments import events as ev
 from payments.adapters.store import Store
@@ -70,6 +70,7 @@ def bench_config(*, tick_interval: float, min_interval: float) -> PaymentConfig:
         min_interval=min_interval,
         start_window_msat=window_msat,
         max_window_msat=window_msat,
+        metered_delay=METERED_DELAY,
     )
 
 
@@ -187,7 +188,7 @@ def _channel(pair: Pair, direction: Direction) -> ChannelRecord:
 class End:
     """The payment parts of one daemon: of the payers, or of the sellers, of some pairs.
 
-    `on_message` sees each message of a neighbour when the engine has been given it.
+    `before_message` sees each message of a neighbour before the engine is given it: when the daemon reads its meter.
     """
 
     direction: Direction
@@ -195,7 +196,7 @@ class End:
     store: Store
     paymaster: Paymaster
     managers: Sequence[sessions.SessionManager]
-    on_message: Callable[[bytes, bytes], Awaitable[None]] | None = None
+    before_message: Callable[[bytes, bytes], Awaitable[None]] | None = None
 
     def neighbour(self, pair: Pair) -> bytes:
         return (pair.seller if self.direction is Direction.OUT else pair.payer).public_key
@@ -222,7 +223,7 @@ class End:
                 manager.neighbour_up(_INTERFACE, _SELLER_ADDRESS)
 
     async def _follow(self) -> None:
-        """What `Daemon._follow_sessions` does, without the meter."""
+        """What `Daemon._follow_sessions` does, but for the kernel's meter."""
         while True:
             for event in await self.managers[0].next_events():
                 await self._handle_session(event)
@@ -232,9 +233,9 @@ class End:
             case sessions.PeerConnected():
                 await self.paymaster.put(ev.PeerConnected(event.peer))
             case sessions.PeerMessage():
+                if self.before_message is not None:
+                    await self.before_message(event.peer, event.data)
                 await self.paymaster.put(ev.ReceivedMessage(event.peer, event.data))
-                if self.on_message is not None:
-                    await self.on_message(event.peer, event.data)
             case sessions.PeerDisconnected():
                 raise RuntimeError(f"a session ended: {event.reason}")
 
