@@ -19,6 +19,11 @@ class Logger:
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(name)
 
+    @property
+    def is_debugging(self) -> bool:
+        """Is it worth the while to put the fields together, of what happens often?"""
+        return self._logger.isEnabledFor(logging.DEBUG)
+
     def _log(self, level: int, event: str, fields: dict[str, Any]) -> None:
         if self._logger.isEnabledFor(level):
             self._logger.log(level, event, extra={"fields": fields})

@@ -132,11 +132,12 @@ class Paymaster:
 
     async def _round(self) -> None:
         inputs: list[events.Input] = []
-        with trio.move_on_at(self.engine.next_deadline()):
+        deadline = self.engine.next_deadline()
+        with trio.move_on_at(deadline):
             inputs.append(self._take(await self._receive.receive()))
         inputs += self._waiting(MAX_ROUND)
         now = trio.current_time()
-        if now >= self.engine.next_deadline():
+        if now >= deadline:
             inputs.append(events.TimerExpired())
         await self._execute(self.engine.handle_all(inputs, now=now))
 
@@ -330,12 +331,11 @@ class Paymaster:
 
 def _report(notice: events.Notice) -> None:
     match notice:
-        case events.PaymentSent():
-            fields = {"peer": notice.peer, "msat": notice.amount_msat, "cumulative_msat": notice.cumulative_msat}
-            log.debug("payment sent", channel=notice.channel_id, **fields)
-        case events.PaymentReceived():
-            fields = {"peer": notice.peer, "msat": notice.amount_msat, "cumulative_msat": notice.cumulative_msat}
-            log.debug("payment received", channel=notice.channel_id, **fields)
+        case events.PaymentSent() | events.PaymentReceived():
+            if log.is_debugging:
+                event = "payment sent" if isinstance(notice, events.PaymentSent) else "payment received"
+                fields = {"peer": notice.peer, "msat": notice.amount_msat, "cumulative_msat": notice.cumulative_msat}
+                log.debug(event, channel=notice.channel_id, **fields)
         case events.CreditRedeemed():
             fields = {"msat": notice.amount_msat, "cumulative_msat": notice.cumulative_msat}
             log.info("credit redeemed", peer=notice.peer, **fields)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 
 import msgspec
 import trio
+from msgspec import structs
 
 from meshd.logs import Logger
 from payments.events import MeteredTraffic
@@ -82,7 +82,7 @@ class PeerRules:
 
     def billed(self, traffic: MeteredTraffic) -> MeteredTraffic:
         """What of it is to be paid for."""
-        return replace(traffic, earned_units=0) if self.of(traffic.peer) is Rule.FREE else traffic
+        return structs.replace(traffic, earned_units=0) if self.of(traffic.peer) is Rule.FREE else traffic
 
 
 def _load(file: Path | None) -> dict[bytes, Rule]:

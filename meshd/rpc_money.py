@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any
+
+from msgspec import structs
 
 from meshd import schemas
 from meshd.control import INVALID_PARAMS, NOT_FOUND, REFUSED, Method, RpcError
@@ -134,8 +135,8 @@ def _counts(view: CountsView) -> dict[str, Any]:
     return {
         "standing": view.standing.name.lower(),
         "finding": view.finding.value,
-        "ours": asdict(view.our),
-        "theirs": None if view.their is None else asdict(view.their),
+        "ours": structs.asdict(view.our),
+        "theirs": None if view.their is None else structs.asdict(view.their),
         "their_earned_msat": view.their_earned_units // UNITS_PER_MSAT,
         "their_owed_msat": view.their_owed_units // UNITS_PER_MSAT,
         "lost_to_them": round(view.lost_to_them, 4),

@@ -41,7 +41,7 @@ def review(core: Core, peer: Peer, *, now: float) -> None:
         peer.is_distrusted = book.is_suspended
         core.emit(Distrust(peer.key) if peer.is_distrusted else Trust(peer.key))
     if peer.is_ready and book.is_news:
-        due_at = peer.counts_at + core.config.counts_interval
+        due_at = core.when_others_are(peer.counts_at + core.config.counts_interval)
         if now >= due_at:
             _report(core, peer, now=now)
         else:

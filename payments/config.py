@@ -35,7 +35,7 @@ class PaymentConfig:
     opening_timeout: float = 30.0
     closing_timeout: float = 5.0  # how long a claim waits for the payers' last payments
     open_retry_interval: float = 10.0
-    # How long a reading of the meter may wait for a look at what follows; `PaymentEngine` says which may not.
+    # How long a reading of the meter, or a report of counts, may wait for others; `PaymentEngine` says which may not.
     metered_delay: float = 0.0
     start_window_msat: int = 10_000
     max_window_msat: int = 1_000_000

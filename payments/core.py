@@ -245,6 +245,11 @@ class Core:
         """Have its debts and timers looked at before this call ends."""
         self._touched[peer.key] = None
 
+    def when_others_are(self, at: float) -> float:
+        """That time or, where `metered_delay` allows, the next one at which all is done that can wait."""
+        delay = self.config.metered_delay
+        return math.ceil(at / delay) * delay if delay and math.isfinite(at) else at
+
     def take_touched(self) -> list[Peer]:
         touched = [self.peers[key] for key in self._touched if key in self.peers]
         self._touched.clear()

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
 from nacl import bindings
 from nacl.exceptions import CryptoError
 
@@ -28,8 +29,7 @@ class CountsError(Exception):
     """A report that no honest end makes: malformed, not signed by the peer, or taking back what it said."""
 
 
-@dataclass(frozen=True, slots=True)
-class Traffic:
+class Traffic(msgspec.Struct, frozen=True):
     """Layer-3 bytes: handed to the peer; taken from it; of these carried on for it, and dropped as it was suspended."""
 
     sent: int = 0

@@ -38,7 +38,7 @@ class PaymentEngine:
     monotonic clock.
 
     Under load there is a reading of the meter for each neighbour ten times a second, and most change nothing but sums.
-    What follows from them may wait for `metered_delay`; but who owes us half a window is looked at with each reading,
+    What follows from them may wait up to `metered_delay`; but who owes us half a window is looked at with each reading,
     so that what is at risk has the same bound, and so is a neighbour that waits for what our meter allows."""
 
     def __init__(
@@ -206,7 +206,7 @@ class PaymentEngine:
         if not self._config.metered_delay or _is_urgent(peer):
             self._core.touch(peer)
         elif not self._unreviewed:
-            self._unreviewed_until = now + self._config.metered_delay
+            self._unreviewed_until = self._core.when_others_are(now)
         self._unreviewed.add(event.peer)
 
     def _handle_timer(self, *, now: float) -> None:

@@ -1,7 +1,8 @@
 """What goes into the payment engine and what comes out of it.
 
 The engine is a sans-IO state machine: *input + now -> new state + ordered outputs*. Inputs are named by where they come
-from, outputs are imperatives, notices tell what happened. All are frozen.
+from, outputs are imperatives, notices tell what happened. All are frozen. What comes ten times a second for each
+neighbour is a msgspec.Struct: it is made in a sixth of the time.
 
 A peer is its 32-byte Ed25519 public key. Money is msat, sat only at the chain; debts are units (1 byte at 1 msat/GB).
 Times are seconds (float) of one monotonic clock that only the caller reads.
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from payments.agreement import Finding, Standing
 from payments.counts import NO_TRAFFIC, Traffic
@@ -44,8 +47,7 @@ class ReceivedMessage:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class MeteredTraffic:
+class MeteredTraffic(msgspec.Struct, frozen=True):
     """Since the last such input: what the peer came to owe us for what it handed us, and the most that we can have
     come to owe it for what we handed to it. Units, both >= 0. `traffic`: the bytes, free ones included, that this run
     of the daemon has counted; not those that it found counted by an earlier run."""

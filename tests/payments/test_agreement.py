@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from payments import agreement
 from payments.agreement import CALIBRATION, GOOD_RUN, CountBook, Finding, Standing
@@ -34,7 +35,7 @@ class End:
 
     def report(self) -> None:
         honest = self.book.make_report(earned_units=0, owed_units=0)
-        traffic = replace(
+        traffic = structs.replace(
             honest.traffic,
             sent=int(honest.traffic.sent * self.admit),
             received=int(honest.traffic.received * self.boast),
@@ -242,7 +243,7 @@ def test_an_end_that_echoes_old_reports_gains_a_bounded_blur() -> None:
         link.a.book.our += Traffic(sent=MEGABYTE)
         link.a.book.make_report(earned_units=0, owed_units=0)
         claimed = base.sent + int((link.a.book.our.sent - base.sent) * 1.5)
-        link.a.hear(CountReport(2, 1000 + number, 1, 1, replace(sold, received=claimed), 0, 0), now=link.now)
+        link.a.hear(CountReport(2, 1000 + number, 1, 1, structs.replace(sold, received=claimed), 0, 0), now=link.now)
         found += link.a.findings[-1] is Finding.OVERSTATED
     assert found > 3
 

@@ -61,6 +61,14 @@ class Pair:
     def seller(self) -> Identity:
         return Identity(hashlib.sha256(f"seller {self.shop}".encode()).digest())
 
+    @cached_property
+    def payer_key(self) -> bytes:
+        return self.payer.public_key
+
+    @cached_property
+    def seller_key(self) -> bytes:
+        return self.seller.public_key
+
 
 def bench_config(*, tick_interval: float, min_interval: float) -> PaymentConfig:
     """Half a window is one payment, and it does not grow, so that all payments are alike."""
@@ -199,7 +207,7 @@ class End:
     before_message: Callable[[bytes, bytes], Awaitable[None]] | None = None
 
     def neighbour(self, pair: Pair) -> bytes:
-        return (pair.seller if self.direction is Direction.OUT else pair.payer).public_key
+        return pair.seller_key if self.direction is Direction.OUT else pair.payer_key
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled; then the store is closed."""
