@@ -1,8 +1,8 @@
 """What goes into the payment engine and what comes out of it.
 
 The engine is a sans-IO state machine: *input + now -> new state + ordered outputs*. Inputs are named by where they come
-from, outputs are imperatives, notices tell what happened. All are frozen. What comes ten times a second for each
-neighbour is a msgspec.Struct: it is made in a sixth of the time.
+from, outputs are imperatives, notices tell what happened. All are frozen. What comes with every reading of the
+meter and every payment is a msgspec.Struct: it is made in a sixth of the time.
 
 A peer is its 32-byte Ed25519 public key. Money is msat, sat only at the chain; debts are units (1 byte at 1 msat/GB).
 Times are seconds (float) of one monotonic clock that only the caller reads.
@@ -38,8 +38,7 @@ class PeerDisconnected:
     peer: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class ReceivedMessage:
+class ReceivedMessage(msgspec.Struct, frozen=True):
     """Messages of one session come in the order in which they were sent; none of an earlier session comes after
     `PeerConnected`."""
 
@@ -197,8 +196,7 @@ class Persist:
     changes: tuple[Change, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class SendMessage:
+class SendMessage(msgspec.Struct, frozen=True):
     peer: bytes
     data: bytes
 
@@ -313,8 +311,7 @@ class Trust:
 # --- Outputs: notices, for logs and operators ---
 
 
-@dataclass(frozen=True, slots=True)
-class PaymentSent:
+class PaymentSent(msgspec.Struct, frozen=True):
     """channel_id: empty where it is paid on credit."""
 
     peer: bytes
@@ -323,8 +320,7 @@ class PaymentSent:
     cumulative_msat: int
 
 
-@dataclass(frozen=True, slots=True)
-class PaymentReceived:
+class PaymentReceived(msgspec.Struct, frozen=True):
     peer: bytes
     channel_id: bytes
     amount_msat: int

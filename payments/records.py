@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+import msgspec
+
 from payments.channel_tx import ChannelTerms
 from payments.ports import Outpoint
 
@@ -42,8 +44,7 @@ class Reading(NamedTuple):
     counter: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerRecord:
+class LedgerRecord(msgspec.Struct, frozen=True):
     """Debts are in units (1 unit = 1 byte at 1 msat/GB), cumulative since the first meeting, and never decrease."""
 
     peer: bytes

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec import structs
 
 from payments import events as ev
 from payments import messages as msg
@@ -143,7 +142,7 @@ def test_who_owes_three_quarters_of_the_window_is_after_a_restart_what_it_was_be
     world.advance(10.0)
     # As it is when it has paid a part of more than the window.
     ledgers = world.b.store.ledgers
-    ledgers[world.a.key] = replace(ledgers[world.a.key], is_suspended=is_suspended)
+    ledgers[world.a.key] = structs.replace(ledgers[world.a.key], is_suspended=is_suspended)
     for _ in range(2):
         world.crash(world.b)
         assert bool(world.b.suspended) is is_suspended

@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from payments import life
 from payments.channel import Channel
@@ -160,8 +161,8 @@ def test_a_splice_takes_the_place_of_the_output_and_an_unsigned_one_may_be_withd
 
 def test_no_debt_goes_back() -> None:
     before = LedgerRecord(b"p" * 32, 5, 4, 7, 6, 9, 3, 10_000, 5)
-    check_ledger_step(before, replace(before, window_msat=1, window_progress_msat=0, billed_units=6))
+    check_ledger_step(before, structs.replace(before, window_msat=1, window_progress_msat=0, billed_units=6))
     for name in ("billed", "acknowledged", "their_billed", "accepted", "owed_limit", "lost_meter"):
         field = f"{name}_units"
         with pytest.raises(InvariantError):
-            check_ledger_step(before, replace(before, **{field: getattr(before, field) - 1}))
+            check_ledger_step(before, structs.replace(before, **{field: getattr(before, field) - 1}))

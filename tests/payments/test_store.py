@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from payments.adapters.store import LEFTOVER_LIFETIME, Store, StoreError
 from payments.channel import Channel
@@ -37,7 +38,7 @@ TERMS = ChannelTerms(
     payer_change_script=b"\x00\x14" + bytes(20),
 )
 LEDGER = LedgerRecord(b"p" * 32, MAX_UNITS, 2**64, 2**63, 1, 0, 7, 10_000, 5)
-SUSPENDED = replace(LEDGER, peer=b"s" * 32, is_suspended=True)
+SUSPENDED = structs.replace(LEDGER, peer=b"s" * 32, is_suspended=True)
 COUNTS = CountsRecord(b"p" * 32, CountReport(1, 2, 3, 4, Traffic(5), 6, 7).pack(), b"signature", 2, 7, 1)
 CREDIT = CreditRecord(b"p" * 32, MAX_MSAT, 3, 4, 2, b"r" * 64, 9, 1, b"s" * 64)
 BARE = Channel(b"c" * 16, b"p" * 32, Direction.IN, ChannelState.OPENING, TERMS, 100).record()
@@ -85,8 +86,8 @@ def test_a_later_row_replaces_an_earlier_one_and_a_forgotten_one_is_gone(tmp_pat
     store = Store.open(tmp_path / "payments.db")
     newer = replace(FULL, cumulative_msat=5)
     store.apply([FULL, newer, BARE])
-    store.apply([ForgottenChannel(BARE.channel_id), replace(LEDGER, lost_meter_units=9)])
-    assert store.load() == EngineState((replace(LEDGER, lost_meter_units=9),), (newer,), 0)
+    store.apply([ForgottenChannel(BARE.channel_id), structs.replace(LEDGER, lost_meter_units=9)])
+    assert store.load() == EngineState((structs.replace(LEDGER, lost_meter_units=9),), (newer,), 0)
     store.close()
 
 
