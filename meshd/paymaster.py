@@ -153,10 +153,11 @@ class Paymaster:
     def _take(self, entry: tuple[events.Input, Mapping[bytes, Reading]]) -> events.Input:
         event, readings = entry
         if isinstance(event, events.MeteredTraffic):
-            self._readings.setdefault(event.peer, {}).update(readings)
-            self._free_readings |= {
-                flow: reading for flow, reading in readings.items() if not reading.price_msat_per_gb
-            }
+            unwritten = self._readings.setdefault(event.peer, {})
+            for flow, reading in readings.items():
+                # What is free adds to no sum; but what of the same flow was not is written before it, or with it.
+                is_free = not reading.price_msat_per_gb and flow not in unwritten
+                (self._free_readings if is_free else unwritten)[flow] = reading
         return event
 
     def _written_by(self, persist: events.Persist) -> dict[bytes, Reading]:

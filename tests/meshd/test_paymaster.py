@@ -258,6 +258,22 @@ def test_readings_are_written_with_their_sums_and_those_of_nothing_with_anything
     run(scenario)
 
 
+def test_what_was_free_of_a_flow_is_not_written_before_what_was_not() -> None:
+    async def scenario(desk: Desk) -> None:
+        paid, later = Reading(9, 5, 7), Reading(12, 0, 7)
+        desk.engine.answers[ev.PeerConnected] = [ev.Persist(())]
+        async with desk.running() as paymaster:
+            await paymaster.put_metered(ev.MeteredTraffic(PEER, 45, 0), {b"flow": paid})
+            await paymaster.put_metered(ev.MeteredTraffic(PEER, 0, 0), {b"flow": later})
+            await paymaster.put(ev.PeerConnected(PEER))  # which writes the ledger of nobody
+            await desk.until(lambda: desk.applied == [({}, None)])
+            desk.engine.answers[ev.PeerConnected] = [ev.Persist((LedgerRecord(PEER, 0, 0, 0, 0, 0, 0, 1, 0),))]
+            await paymaster.put(ev.PeerConnected(PEER))
+            await desk.until(lambda: desk.applied == [({}, None), ({b"flow": later}, None)])
+
+    run(scenario)
+
+
 def test_wallet_answers_and_refusals_come_back_as_inputs() -> None:
     async def scenario(desk: Desk) -> None:
         fund = ev.FundChannel(b"c" * 32, b"script", 1000)
