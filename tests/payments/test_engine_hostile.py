@@ -6,7 +6,7 @@ import pytest
 
 from payments import events as ev
 from payments import messages as msg
-from payments.channel_tx import public_key
+from payments.channel_tx import LOCKTIME_THRESHOLD, public_key
 from payments.records import ChannelState
 from payments.units import MAX_MSAT, MAX_UNITS
 from tests.payments.world import Node, World
@@ -260,3 +260,16 @@ def test_messages_of_a_peer_that_is_gone_are_dropped(world: World) -> None:
 def test_a_payee_that_denies_a_channel_gets_no_more_through_it(world: World) -> None:
     say(world, world.a, msg.RejectChannel(last_payment(world).channel_id, msg.REJECT_UNKNOWN))
     assert [c.state for c in world.a.channels()] == [ChannelState.CLOSING]
+
+
+@pytest.mark.parametrize("height", [LOCKTIME_THRESHOLD - 200, LOCKTIME_THRESHOLD, 2**40])
+def test_a_height_at_which_nothing_could_expire_is_not_believed(height: int) -> None:
+    """A channel would expire at `height` and 60: above 500,000,000 that is a time, which no channel can have."""
+    world = World().with_channel()
+    before = world.a.engine.records()
+    world.a.give(ev.ChainTipChanged(height, 1.0))
+    assert world.a.engine.records() == before
+    world.a.give(ev.OperatorOpenChannel(world.b.key))
+    world.pump()
+    world.mine()
+    assert [c.state for c in world.a.channels()] == [ChannelState.OPEN] * 2
