@@ -40,6 +40,7 @@ from routing.rules import METRIC_INFINITY
 from routing.speaker import Speaker, SpeakerConfig
 from routing.tlv import Tlv, identity
 from simulator.exact.pipe import UNLIMITED, Pipe
+from simulator.exact.processors import Processors, Work
 from simulator.scenario import INTERNET
 from simulator.trace import NO_ROUTE, RouteTrace
 
@@ -100,11 +101,18 @@ class _Packet:
 
 
 @dataclass(frozen=True, slots=True)
+class _Ready:
+    """A packet that has had its time of a processor."""
+
+    packet: _Packet
+
+
+@dataclass(frozen=True, slots=True)
 class _Call:
     function: Callable[[], None]
 
 
-_Event = _Start | _Packet | _Call | None  # None: look at the node's timers
+_Event = _Start | _Packet | _Ready | _Call | None  # None: look at the node's timers
 Tamper = Callable[[SendPacket], SendPacket]
 
 
@@ -129,6 +137,7 @@ class Options:
     wire: bool = False  # every packet through the codec, to bytes and back
     config: SpeakerConfig = field(default_factory=lambda: SpeakerConfig(router_id=b"\xff" * 7 + b"\0"))
     is_shared: bool = False  # a node has one interface, such as a radio, with all neighbours; else one for each link
+    work: Work | None = None  # None: nodes take no time to think
 
 
 class Network:
@@ -165,6 +174,7 @@ class Network:
         self.tampers: dict[int, Tamper] = {}  # by node: what becomes of a packet before it leaves
         self.on_price: Callable[[int, AnnouncedPrice | LearnedPrice], None] | None = None
         self._changes: list[RouteChange] = []
+        self._processors = Processors(options.work) if options.work is not None else None
         self._heap: list[tuple[float, int, int, _Event]] = []
         self._sequence = 0
         self._digest = hashlib.blake2b(digest_size=16)
@@ -252,12 +262,19 @@ class Network:
             case None:
                 if self.now != node.timer_at:
                     return []  # an entry that a nearer one has replaced
+                if self._processors is not None and self._processors.busy_until(number) > self.now:
+                    node.timer_at = self._processors.busy_until(number)
+                    self._push(node.timer_at, number, None)
+                    return []
                 node.timer_at = float("inf")
                 due = node.speaker.next_deadline() if node.is_up else None
                 outputs = (
                     node.speaker.handle(TimerExpired(), now=self.now) if due is not None and due <= self.now else []
                 )
-            case _Packet(sender, is_multicast, tlvs):
+            case _Packet() if self._processors is not None:
+                self._push(self._processors.take(number, now=self.now), number, _Ready(event))
+                return []
+            case _Packet(sender, is_multicast, tlvs) | _Ready(_Packet(sender, is_multicast, tlvs)):
                 if not node.is_up or sender in node.lowered:
                     return []
                 packet = ReceivedPacket(self.interface(sender), address_of(sender), tlvs, is_multicast)
@@ -349,11 +366,21 @@ class Network:
         for here, there in ((a, b), (b, a)):
             del self._pipes[here, there]
 
+    def raise_end(self, number: int, peer: int) -> None:
+        """One end of a link that failed with loss of carrier: packets can arrive at it again."""
+        for ends in ((number, peer), (peer, number)):
+            self._pipes[ends].is_up = True
+        self._raise(number, peer)
+
     def set_cost(self, a: int, b: int, cost: int) -> None:
-        self.graph.edges[a, b]["cost"] = cost
         for here, there in ((a, b), (b, a)):
-            if there not in self._nodes[here].lowered:
-                self.give(here, self._interface(here, there))
+            self.set_end_cost(here, there, cost)
+
+    def set_end_cost(self, number: int, peer: int, cost: int) -> None:
+        """Of one end of a link, which the other end's packets take."""
+        self.graph.edges[number, peer]["cost"] = cost
+        if peer not in self._nodes[number].lowered:
+            self.give(number, self._interface(number, peer))
 
     def _lower(self, number: int, peer: int) -> None:
         node = self._nodes[number]

@@ -5,6 +5,7 @@ All announce the same prefixes (one /128 for each node) over links of kind wired
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -137,6 +138,7 @@ class Meshd(Daemon):
 
     name = "meshd"
     is_priced = False  # then it has a fee, and no chain: fine as long as nobody carries anything
+    log_level = "warning"
 
     def config(self) -> str:
         document: dict[str, Any] = {
@@ -144,7 +146,8 @@ class Meshd(Daemon):
                 "name": f"n{self.node}",
                 "state_dir": str(self.directory / "state"),
                 "control_socket": str(self.directory / "sock"),
-                "log_level": "warning",
+                "log_level": self.log_level,
+                "log_format": "json",
             },
             "routing": {"hello_interval": self.times.hello, "update_interval": self.times.update},
             "price": {"fee_msat_per_gb": 0},
@@ -166,6 +169,11 @@ class Meshd(Daemon):
 
     def set_fee(self, msat_per_gb: int) -> None:
         self.rpc("price.set", fee_msat_per_gb=msat_per_gb)
+
+    def log(self) -> list[dict[str, Any]]:
+        """What it has logged so far."""
+        lines = (self.directory / "log").read_text(errors="replace").splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
     def rpc(self, method: str, **params: Any) -> Any:
         return call(str(self.directory / "sock"), method, params, timeout=10)

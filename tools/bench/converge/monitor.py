@@ -49,6 +49,11 @@ class Monitor:
         self._thread.start()
         return self
 
+    @property
+    def thread_id(self) -> int:
+        """Of the operating system."""
+        return self._thread.native_id or 0
+
     def __exit__(self, *_: object) -> None:
         self._is_ending = True
         self._thread.join()
