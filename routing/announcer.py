@@ -48,8 +48,9 @@ class Announcer:
         if new is None:
             entry.retract_until = now + RETRACTION_HOLD_INTERVALS * self._state.config.update_interval
             self._state.timers.set_earlier("scan", entry.retract_until)
-        if old is not None and old[0] in entry.sources:
-            entry.sources[old[0]].used_at = now
+        source = entry.source_of(old[0]) if old is not None else None
+        if source is not None:
+            source.used_at = now
         self._report_price(entry, old, new)
         delay = self._delay(entry, old, new, now=now)
         news = _judge(old, new)
@@ -326,9 +327,9 @@ class Announcer:
 
     @staticmethod
     def _note_distance(entry: PrefixEntry, router_id: bytes, seqno: int, metric: int) -> None:
-        source = entry.sources.get(router_id)
+        source = entry.source_of(router_id)
         if source is None:
-            entry.sources[router_id] = Source(seqno, metric, 0.0)
+            entry.source = Source(router_id, seqno, metric, 0.0, entry.source)
         elif rules.distance_less(seqno, metric, source.seqno, source.metric):
             source.seqno = seqno
             source.metric = metric

@@ -110,7 +110,7 @@ class Neighbourhood:
         if budget is None:
             self._state.counters["newcomer_limit"] += 1
             return None
-        return self._meet(Neighbour(interface, packet.source, HelloHistory(), HelloHistory(), budget, now), now=now)
+        return self._meet(self._newcomer(interface, packet.source, budget, now=now), now=now)
 
     def receive_hello(self, neighbour: Neighbour, hello: Hello, *, now: float) -> Neighbour:
         """Returns the neighbour's entry, which is a new one if it has restarted."""
@@ -121,7 +121,7 @@ class Neighbourhood:
                 return neighbour
             self._forget([neighbour], now=now)
             interface, budget = neighbour.interface, neighbour.budget
-            fresh = Neighbour(interface, neighbour.address, HelloHistory(), HelloHistory(), budget, now)
+            fresh = self._newcomer(interface, neighbour.address, budget, now=now)
             neighbour = self._meet(fresh, now=now)
             record = neighbour.unicast if hello.unicast else neighbour.multicast
         is_wired = neighbour.interface.is_wired and self._state.config.is_eager
@@ -275,6 +275,10 @@ class Neighbourhood:
         for key in missed:
             prefix, source_prefix = key if isinstance(key, tuple) else (key, None)
             self._state.send(neighbour, RouteRequest(prefix, source_prefix))
+
+    def _newcomer(self, interface: Interface, address: IPv6Address, budget: Budget, *, now: float) -> Neighbour:
+        number = self._state.free_number()
+        return Neighbour(interface, address, HelloHistory(), HelloHistory(), budget, now, number)
 
     def _meet(self, neighbour: Neighbour, *, now: float) -> Neighbour:
         interface = neighbour.interface

@@ -56,7 +56,10 @@ class Requests:
     def chase(self, entry: PrefixEntry, *, now: float) -> None:
         """Sections 3.8.2.1 and 3.8.2.2: ask for a newer seqno where it would give us a route, or a better one."""
         for router_id, routes in self._unfeasible(entry).items():
-            seqno = rules.seqno_add(entry.sources[router_id].seqno, 1)
+            source = entry.source_of(router_id)
+            if source is None:
+                continue  # cannot be: it made them unfeasible
+            seqno = rules.seqno_add(source.seqno, 1)
             pending = entry.requests.get(router_id) if entry.requests else None
             if pending is not None and pending.is_ours and not rules.seqno_less(pending.seqno, seqno):
                 # Its resend timer is running. But a route that we want since has not been asked for yet.
@@ -160,7 +163,7 @@ class Requests:
         """The selected route's, else that of the shortest feasible, else of the shortest unfeasible one."""
         if entry.selected is not None and entry.selected.neighbour is not requester:
             return entry.selected.neighbour
-        others = [r for r in entry.routes.values() if r.neighbour is not requester and r.metric < METRIC_INFINITY]
+        others = [r for r in entry.by_age() if r.neighbour is not requester and r.metric < METRIC_INFINITY]
         if not others:
             return None
         return min(others, key=lambda r: (not is_route_feasible(r), r.metric)).neighbour
@@ -170,7 +173,7 @@ class Requests:
         current = entry.selected
         limit = current.metric if current is not None else METRIC_INFINITY
         found: dict[bytes, list[Route]] = {}
-        for route in sorted(entry.routes.values(), key=lambda r: r.metric):
+        for route in sorted(entry.by_age(), key=lambda r: r.metric):
             is_wanted = route is current or route.metric < limit
             if is_wanted and route.price <= self._state.price_max and not is_route_feasible(route):
                 found.setdefault(route.update.router_id, []).append(route)
@@ -240,5 +243,5 @@ class Requests:
 
 def is_route_feasible(route: Route) -> bool:
     update = route.update
-    source = route.entry.sources.get(update.router_id)
+    source = route.entry.source_of(update.router_id)
     return source is None or rules.distance_less(update.seqno, update.metric, source.seqno, source.metric)

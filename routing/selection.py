@@ -38,6 +38,7 @@ class Selection:
         self._announcer = announcer
         self._requests = requests
         self._is_stub = state.config.mode is Mode.STUB
+        self._price_max = state.price_max
         self._refreshed_at = -NEVER  # when a route was last refreshed, by an update of this interval; and its new end
         self._refreshed_cs = 0
         self._expires_at = -NEVER
@@ -69,7 +70,7 @@ class Selection:
         entry = self._state.entry_by_id.get(identity(update.prefix)) if update.source_prefix is None else None
         if entry is None:
             entry = self._state.prefixes.get(route_key(update.prefix, update.source_prefix))
-        route = entry.routes.get(neighbour) if entry is not None else None
+        route = entry.route_of(neighbour) if entry is not None else None
         if route is not None and _is_repeated(update, route.update):
             self._refresh(route, now=now)
         elif not self._is_acceptable(neighbour, update):
@@ -97,7 +98,7 @@ class Selection:
         if neighbour.route_count == 0:
             return
         for entry in list(self._state.prefixes.values()):
-            route = entry.routes.get(neighbour)
+            route = entry.route_of(neighbour)
             if route is not None:
                 self._drop(route, now=now)
 
@@ -105,8 +106,9 @@ class Selection:
         """They are gone: so are their routes. The prices that they asked end with them, without a `LearnedPrice`."""
         for entry in list(self._state.prefixes.values()):
             for neighbour in neighbours:
-                route = entry.routes.pop(neighbour, None)
+                route = entry.route_of(neighbour)
                 if route is not None:
+                    entry.remove(route)
                     neighbour.budget.remember_flaps(entry.key, route.rest_at, now=now)
             if entry.selected is not None and entry.selected.neighbour in neighbours:
                 self.reconsider(entry, now=now)
@@ -115,7 +117,7 @@ class Selection:
 
     def change_link_cost(self, neighbour: Neighbour, *, now: float) -> None:
         for entry in list(self._state.prefixes.values()):
-            route = entry.routes.get(neighbour)
+            route = entry.route_of(neighbour)
             if route is not None:
                 route.metric = self._metric(route)
                 self.reconsider(entry, now=now)
@@ -123,8 +125,9 @@ class Selection:
     def set_policy(self, policy: Policy, *, now: float) -> None:
         """Each prefix moves from its old route to its new one in one step; none is without a route in between."""
         before, self._state.policy = self._state.policy, policy
+        self._price_max = self._state.price_max
         for entry in list(self._state.prefixes.values()):
-            for route in entry.routes.values():
+            for route in entry.known():
                 self._appraise(route)
             self.reconsider(entry, now=now)
         if policy.exports != before.exports:
@@ -162,18 +165,21 @@ class Selection:
         """Expire routes, refresh those about to expire, collect garbage; then sleep until the next can be due."""
         next_at = NEVER
         for entry in list(self._state.prefixes.values()):
-            for route in list(entry.routes.values()):
+            routes = entry.known()
+            if any(route.expires_at <= now for route in routes):
+                routes = entry.by_age()  # each makes room for the choice of another
+            for route in routes:
                 next_at = min(next_at, self._check_expiry(route, now=now))
-            source_count = len(entry.sources)
+            source_count = len(entry.sources())
             next_at = min(next_at, self._collect_sources(entry, now=now))
-            if len(entry.sources) < source_count and entry.routes and entry.selected is None:
+            if len(entry.sources()) < source_count and entry.routes and entry.selected is None:
                 self.reconsider(entry, now=now)  # nobody answered our requests; what was unfeasible is so no more
             next_at = min(next_at, self._check_hold(entry, now=now))
             if entry.retract_until > now:
                 next_at = min(next_at, entry.retract_until)
             elif entry.is_blocked:
                 continue
-            elif not (entry.routes or entry.announced or entry.sources or entry.requests):
+            elif not (entry.routes or entry.announced or entry.source or entry.requests):
                 self._remove_entry(entry)
         if next_at < NEVER:
             self._scan_by(next_at, now=now)
@@ -246,8 +252,9 @@ class Selection:
 
     def _add(self, neighbour: Neighbour, entry: PrefixEntry, update: Update, *, rest_at: float, now: float) -> None:
         neighbour.route_count += 1
-        route = Route(neighbour, entry, update, METRIC_INFINITY, 0, now, rest_at)
-        entry.routes[neighbour] = route
+        self._state.route_count += 1
+        route = Route(neighbour, entry, update, METRIC_INFINITY, 0, now, rest_at, self._state.route_count)
+        entry.add(route)
         self._appraise(route)
         self._refresh(route, now=now)
         self._scan_by(_refresh_at(route), now=now)
@@ -296,7 +303,7 @@ class Selection:
         if self._state.policy.is_import_open or not neighbour.route_count:
             return
         for entry in list(self._state.prefixes.values()):
-            route = entry.routes.get(neighbour)
+            route = entry.route_of(neighbour)
             if route is not None:
                 self._appraise(route)
                 self.reconsider(entry, now=now)
@@ -341,7 +348,7 @@ class Selection:
 
     def _drop(self, route: Route, *, now: float) -> None:
         entry = route.entry
-        del entry.routes[route.neighbour]
+        entry.remove(route)
         route.neighbour.route_count -= 1
         route.neighbour.budget.remember_flaps(entry.key, route.rest_at, now=now)
         self._report_price(route, None)
@@ -353,16 +360,20 @@ class Selection:
         best: Route | None = None
         best_metric = unfeasible_metric = METRIC_INFINITY
         kept: Route | None = None
-        price_max = self._state.price_max
-        sources = entry.sources
-        for route in entry.routes.values():
+        price_max = self._price_max
+        first = entry.source
+        for route in entry.routes:
+            if route is None:
+                continue
             metric = route.metric
             if metric >= METRIC_INFINITY or route.price > price_max:
                 continue
             update = route.update
-            source = sources.get(update.router_id)
+            source = first
+            if source is not None and source.router_id != update.router_id:
+                source = entry.source_of(update.router_id)
             if source is None:
-                if len(sources) >= self._state.config.max_sources_per_prefix:
+                if first is not None and len(entry.sources()) >= self._state.config.max_sources_per_prefix:
                     continue
             elif not rules.distance_less(update.seqno, update.metric, source.seqno, source.metric):
                 unfeasible_metric = min(unfeasible_metric, metric)
@@ -370,7 +381,7 @@ class Selection:
                     continue
             if route is current:
                 kept = route
-            if metric < best_metric or (metric == best_metric and route is current):
+            if metric < best_metric or (metric == best_metric and _is_preferred(route, best, current)):
                 best, best_metric = route, metric
         return best, kept, unfeasible_metric
 
@@ -496,11 +507,11 @@ class Selection:
     def _collect_sources(self, entry: PrefixEntry, *, now: float) -> float:
         next_at = NEVER
         announced = entry.announced[0] if entry.announced is not None else None
-        for router_id, source in list(entry.sources.items()):
-            if router_id == announced:
+        for source in entry.sources():
+            if source.router_id == announced:
                 continue
             if source.used_at + SOURCE_TIMEOUT <= now:
-                del entry.sources[router_id]
+                entry.forget_source(source)
             else:
                 next_at = min(next_at, source.used_at + SOURCE_TIMEOUT)
         return next_at
@@ -523,6 +534,11 @@ class Selection:
 
 def _is_repeated(update: Update, before: Update) -> bool:
     return update is before or (update.metric == before.metric and update.seqno == before.seqno and update == before)
+
+
+def _is_preferred(route: Route, to: Route | None, current: Route | None) -> bool:
+    """Of two that are as good: the one that we have, else the older one."""
+    return to is not None and to is not current and (route is current or route.serial < to.serial)
 
 
 def _refresh_at(route: Route) -> float:

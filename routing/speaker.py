@@ -149,14 +149,17 @@ class Speaker:
         ]
 
     def routes(self) -> list[RouteView]:
-        return [_view(route) for entry in self._state.prefixes.values() for route in entry.routes.values()]
+        return [_view(route) for entry in self._state.prefixes.values() for route in entry.known()]
 
     def selected(self, prefix: Prefix, source_prefix: Prefix | None = None) -> RouteView | None:
         """Of this very pair. None: no route, or a prefix of our own."""
-        entry = self._state.entry_by_id.get(identity(prefix)) if source_prefix is None else None
-        if entry is None:
-            entry = self._state.prefixes.get(route_key(prefix, source_prefix))
-        return _view(entry.selected) if entry is not None and entry.selected is not None else None
+        route = self._selected(prefix, source_prefix)
+        return _view(route) if route is not None else None
+
+    def selected_cost(self, prefix: Prefix) -> tuple[int, int]:
+        """Metric and price of what is `selected`; 65535 and 0 if there is none."""
+        route = self._selected(prefix, None)
+        return (route.metric, route.price) if route is not None else (METRIC_INFINITY, 0)
 
     def announced_price(self, prefix: Prefix, source_prefix: Prefix | None = None) -> int | None:
         """msat per GB that we ask; None: we do not carry there."""
@@ -171,6 +174,12 @@ class Speaker:
     def seqno(self) -> int:
         """Of our own routes: to be kept over a restart (`SpeakerConfig.initial_seqno`)."""
         return self._state.seqno
+
+    def _selected(self, prefix: Prefix, source_prefix: Prefix | None) -> Route | None:
+        entry = self._state.entry_by_id.get(identity(prefix)) if source_prefix is None else None
+        if entry is None:
+            entry = self._state.prefixes.get(route_key(prefix, source_prefix))
+        return entry.selected if entry is not None else None
 
     def _handle_packet(self, packet: ReceivedPacket, *, now: float) -> None:
         neighbour = self._neighbourhood.sender(packet, now=now)

@@ -79,6 +79,7 @@ class Neighbour:
     unicast: HelloHistory
     budget: Budget
     met_at: float
+    number: int  # its place in `PrefixEntry.routes`: no other neighbour of this speaker has it
     rxcost: int = METRIC_INFINITY
     txcost: int = METRIC_INFINITY
     cost: int = METRIC_INFINITY
@@ -176,6 +177,7 @@ class Route:
     price: int  # that counts
     expires_at: float
     rest_at: float  # when its changes so far are forgotten (`routing.budget`)
+    serial: int  # of two that are as good the older is taken
     added_metric: int = 0  # by our policy
     is_refresh_requested: bool = False
 
@@ -192,9 +194,11 @@ class Route:
 class Source:
     """Section 3.2.5: the feasibility distance. Kept for a while after we stop announcing the source."""
 
+    router_id: bytes
     seqno: int
     metric: int
     used_at: float
+    next: Source | None = None  # of the same prefix
 
 
 @dataclass(slots=True, eq=False)
@@ -217,18 +221,19 @@ class PendingRequest:
 @dataclass(slots=True, eq=False)
 class PrefixEntry:
     """All that is known of one prefix, or pair of prefix and source prefix (RFC 9079): routes by neighbour, feasibility
-    distances by router-id, what we last said."""
+    distances by router-id, what we last said. There may be millions: so a list, and a chain, in place of dictionaries.
+    """
 
     prefix: Prefix
     source_prefix: Prefix | None = None
-    routes: dict[Neighbour, Route] = field(default_factory=dict)
+    routes: list[Route | None] = field(default_factory=list)  # by `Neighbour.number`; beyond its end: none
     selected: Route | None = None
+    source: Source | None = None  # the first of a chain; there hardly ever is another
     own_metric: int | None = None  # we originate it
     found_at: float = 0.0  # since when there is a selected route, without a break
     patient_at: float = NEVER  # when a small gain may be taken
     lot: float = 0.0  # how many margins a lower price must gain to be followed; 0: none drawn yet
     waits_for: int = 0  # the gain when it began to be patient about a price
-    sources: dict[bytes, Source] = field(default_factory=dict)
     announced: tuple[bytes, int, int] | None = None  # router-id, metric, price that our neighbours were (to be) told
     price_epoch: int = 0
     update: Update | None = None  # the announcement as a TLV, built when it is sent
@@ -244,6 +249,54 @@ class PrefixEntry:
     def key(self) -> RouteKey:
         return route_key(self.prefix, self.source_prefix)
 
+    def route_of(self, neighbour: Neighbour) -> Route | None:
+        number = neighbour.number
+        return self.routes[number] if number < len(self.routes) else None
+
+    def add(self, route: Route) -> None:
+        """Of a neighbour that has none yet."""
+        number, routes = route.neighbour.number, self.routes
+        if number >= len(routes):
+            routes.extend([None] * (number + 1 - len(routes)))
+        routes[number] = route
+
+    def remove(self, route: Route) -> None:
+        self.routes[route.neighbour.number] = None
+        while self.routes and self.routes[-1] is None:
+            self.routes.pop()
+
+    def known(self) -> list[Route]:
+        """All routes, in no order that means anything."""
+        return [route for route in self.routes if route is not None]
+
+    def by_age(self) -> list[Route]:
+        """The oldest first."""
+        return sorted(self.known(), key=_serial)
+
+    def source_of(self, router_id: bytes) -> Source | None:
+        source = self.source
+        while source is not None and source.router_id != router_id:
+            source = source.next
+        return source
+
+    def sources(self) -> list[Source]:
+        found: list[Source] = []
+        source = self.source
+        while source is not None:
+            found.append(source)
+            source = source.next
+        return found
+
+    def forget_source(self, source: Source) -> None:
+        kept = [other for other in self.sources() if other is not source]
+        self.source = None
+        for other in reversed(kept):
+            other.next, self.source = self.source, other
+
+
+def _serial(route: Route) -> int:
+    return route.serial
+
 
 TimerKey = Interface | Neighbour | PrefixEntry | str
 
@@ -257,6 +310,7 @@ class State:
     fee: int
     policy: Policy
     seqno: int
+    route_count: int = 0  # that there ever were
     timers: Timers[TimerKey] = field(default_factory=Timers)
     interfaces: dict[str, Interface] = field(default_factory=dict)
     prefixes: dict[RouteKey, PrefixEntry] = field(default_factory=dict)
@@ -275,6 +329,14 @@ class State:
     def price_max(self) -> int:
         """msat per GB; dearer routes are never selected."""
         return min(self.config.price_max_msat_per_gb, self.policy.price_max_msat_per_gb)
+
+    def free_number(self) -> int:
+        """The least that no neighbour has."""
+        used = 0
+        for interface in self.interfaces.values():
+            for neighbour in interface.neighbours.values():
+                used |= 1 << neighbour.number
+        return (~used & (used + 1)).bit_length() - 1
 
     def set_seqno(self, seqno: int) -> None:
         """Our own. Updates for our prefixes that are kept ready have the old one, and must be built anew."""
