@@ -23,7 +23,7 @@ from pathlib import Path
 OFF = "MESHSIM_JIT"
 VERBS = ("run",)  # numba, which the others use, wants the sources
 PACKAGES = ("routing", "simulator", "payments")
-MODULES = ("network", "oracle", "run", "trace")  # of the simulator, beside all of routing
+MODULES = ("hops", "network", "oracle", "run", "trace")  # of the simulator, beside all of routing
 _ROOT = Path(__file__).resolve().parent.parent
 _MARK = "complete"
 # Of one number. (A tuple as a Final stays unset in mypy 2.4.)

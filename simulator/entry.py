@@ -10,6 +10,8 @@ from simulator import compiled
 
 def main() -> int:
     compiled.activate(sys.argv[1:])
+    if sys.argv[1:2] == ["run"]:
+        gc.disable()  # but in the run itself (`simulator.run.few_collections`): what is left in the end need not go
     from simulator.main import main as run  # noqa: PLC0415 - it imports what has just been put aside
 
     status = run()

@@ -180,7 +180,7 @@ def _print_report(report: Report, topology_name: str, real_seconds: float) -> No
         ("packets, messages", f"{report.packets}, {report.tlvs}"),
         ("bytes", size),
         ("forwarding loops", str(report.loops)),
-        ("networkx's paths", agreement),
+        ("shortest paths", agreement),
         ("trace", report.trace),
     ]
     for name, value in rows:

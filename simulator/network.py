@@ -41,6 +41,7 @@ from routing.speaker import Speaker, SpeakerConfig
 from routing.tlv import Tlv, identity
 from simulator.exact.pipe import UNLIMITED, Pipe
 from simulator.exact.processors import Processors, Work
+from simulator.hops import NextHops
 from simulator.scenario import INTERNET
 from simulator.trace import NO_ROUTE, RouteTrace
 
@@ -50,6 +51,10 @@ HEADERS = 48  # IPv6 and UDP, in front of every packet
 _LINK_LOCAL = int(IPv6Address("fe80::1"))
 _OVERLAY = int(IPv6Address("fd00::"))
 _EVERYWHERE = IPv6Network("::/0")
+_HEARD = struct.Struct("<dIII")  # when, sender, receiver, how many TLVs
+_INSTALLED = struct.Struct("<dIIII")  # when, node, next hop, metric, price
+_REMOVED = struct.Struct("<dIq")  # when, node, destination
+_NOTES = 1000  # of the trace, that are digested together
 
 
 @cache
@@ -168,7 +173,7 @@ class Network:
         self.loops: list[tuple[float, int, list[int]]] = []  # when, to which destination, through which nodes
         self.gateways = frozenset(gateways)
         destinations = [*graph, INTERNET] if self.gateways else list(graph)
-        self.next_hop: dict[int, dict[int, int]] = {to: {} for to in destinations}  # by destination, then by node
+        self.next_hops = NextHops(max(graph, default=-1) + 1, destinations)
         self.counters: Counter[str] = Counter()
         self.routes = RouteTrace()
         self.tampers: dict[int, Tamper] = {}  # by node: what becomes of a packet before it leaves
@@ -178,9 +183,11 @@ class Network:
         self._heap: list[tuple[float, int, int, _Event]] = []
         self._sequence = 0
         self._digest = hashlib.blake2b(digest_size=16)
+        self._notes: list[bytes] = []  # what goes into it next
         self._node_by_prefix: dict[Prefix, int] = {prefix_of(node): node for node in destinations}
         # Hashing a prefix takes long, and but for what went through the codec it is always the same object.
         self._node_by_prefix_id: dict[int, int] = {identity(prefix_of(node)): node for node in destinations}
+        self._node_by_address_id: dict[int, int] = {id(address_of(node)): node for node in graph}
         self._nodes: dict[int, _Node] = {}
         self._pipes: dict[tuple[int, int], Pipe] = {}
         for a, b in sorted(graph.edges):
@@ -219,11 +226,18 @@ class Network:
     def trace(self) -> str:
         """Of all that happened so far: of two runs it is the same only if they were. With `wire` every octet sent goes
         into it; without, the times, the ends and sizes of packets, and the changes of routes."""
+        self._digest_notes()
         return self._digest.hexdigest()
 
     def note(self, data: bytes) -> None:
-        """What else goes into the trace."""
-        self._digest.update(data)
+        """Something that goes into the trace."""
+        self._notes.append(data)
+        if len(self._notes) >= _NOTES:
+            self._digest_notes()
+
+    def _digest_notes(self) -> None:
+        self._digest.update(b"".join(self._notes))
+        self._notes.clear()
 
     def speaker(self, node: int) -> Speaker:
         return self._nodes[node].speaker
@@ -258,30 +272,29 @@ class Network:
             event.function()
             return self._take_changes()
         node = self._nodes[number]
-        match event:
-            case None:
-                if self.now != node.timer_at:
-                    return []  # an entry that a nearer one has replaced
-                if self._processors is not None and self._processors.busy_until(number) > self.now:
-                    node.timer_at = self._processors.busy_until(number)
-                    self._push(node.timer_at, number, None)
-                    return []
-                node.timer_at = float("inf")
-                due = node.speaker.next_deadline() if node.is_up else None
-                outputs = (
-                    node.speaker.handle(TimerExpired(), now=self.now) if due is not None and due <= self.now else []
-                )
-            case _Packet() if self._processors is not None:
-                self._push(self._processors.take(number, now=self.now), number, _Ready(event))
+        if event is None:
+            if self.now != node.timer_at:
+                return []  # an entry that a nearer one has replaced
+            if self._processors is not None and self._processors.busy_until(number) > self.now:
+                node.timer_at = self._processors.busy_until(number)
+                self._push(node.timer_at, number, None)
                 return []
-            case _Packet(sender, is_multicast, tlvs) | _Ready(_Packet(sender, is_multicast, tlvs)):
-                if not node.is_up or sender in node.lowered:
-                    return []
-                packet = ReceivedPacket(self.interface(sender), address_of(sender), tlvs, is_multicast)
-                outputs = node.speaker.handle(packet, now=self.now)
-                self._digest.update(struct.pack("<dIII", self.now, sender, number, len(tlvs)))
-            case _Start():
-                outputs = self._switch_on(number, node.speaker)
+            node.timer_at = float("inf")
+            due = node.speaker.next_deadline() if node.is_up else None
+            outputs = node.speaker.handle(TimerExpired(), now=self.now) if due is not None and due <= self.now else []
+        elif isinstance(event, _Packet) and self._processors is not None:
+            self._push(self._processors.take(number, now=self.now), number, _Ready(event))
+            return []
+        elif isinstance(event, _Packet | _Ready):
+            heard = event.packet if isinstance(event, _Ready) else event
+            sender = heard.sender
+            if not node.is_up or sender in node.lowered:
+                return []
+            packet = ReceivedPacket(self.interface(sender), address_of(sender), heard.tlvs, heard.is_multicast)
+            outputs = node.speaker.handle(packet, now=self.now)
+            self.note(_HEARD.pack(self.now, sender, number, len(heard.tlvs)))
+        else:
+            outputs = self._switch_on(number, node.speaker)
         self._apply(number, outputs)
         self._arm(number, node)
         return self._take_changes()
@@ -319,7 +332,7 @@ class Network:
         if not node.is_up:
             return
         node.is_up = False
-        for destination in self.next_hop:
+        for destination in self.next_hops.destinations:
             self._drop_route(number, destination)
         for peer in sorted(self.graph[number]) if carrier_lost else ():
             self._lower(peer, number)
@@ -409,50 +422,38 @@ class Network:
 
     def _apply(self, number: int, outputs: list[Output]) -> None:
         for output in outputs:
-            match output:
-                case LearnedPrice() | AnnouncedPrice():  # by far the most frequent
-                    if self.on_price is not None:
-                        self.on_price(number, output)
-                case SendPacket():
-                    self._send(number, output)
-                case InstallRoute(prefix, _, IPv6Address() as next_hop, metric, price):
-                    via = node_at(next_hop)
-                    self._digest.update(struct.pack("<dIIII", self.now, number, via, metric, price))
-                    destination = self._destination(prefix)
-                    self.routes.add(destination, at=self.now, node=number, next_hop=via, metric=metric, price=price)
-                    self._set_next_hop(number, destination, via)
-                case RemoveRoute(prefix) | BlockRoute(prefix):
-                    destination = self._destination(prefix)
-                    self._digest.update(struct.pack("<dIq", self.now, number, destination))
-                    self._drop_route(number, destination)
+            if isinstance(output, InstallRoute):  # by far the most frequent
+                self._install(number, output)
+            elif isinstance(output, SendPacket):
+                self._send(number, output)
+            elif isinstance(output, RemoveRoute | BlockRoute):
+                destination = self._destination(output.prefix)
+                self.note(_REMOVED.pack(self.now, number, destination))
+                self._drop_route(number, destination)
+            elif isinstance(output, LearnedPrice | AnnouncedPrice) and self.on_price is not None:
+                self.on_price(number, output)
 
     def _destination(self, prefix: Prefix) -> int:
         found = self._node_by_prefix_id.get(identity(prefix))
         return self._node_by_prefix[prefix] if found is None else found
 
     def _drop_route(self, number: int, destination: int) -> None:
-        if self.next_hop[destination].pop(number, None) is not None:
+        if self.next_hops.remove(destination, number):
             self._changes.append(RouteChange(self.now, number, destination, None))
             self.routes.add(destination, at=self.now, node=number, next_hop=NO_ROUTE, metric=METRIC_INFINITY, price=0)
 
-    def _set_next_hop(self, node: int, destination: int, via: int) -> None:
-        hops = self.next_hop[destination]
-        if hops.get(node) == via:
-            return
-        hops[node] = via
-        self._changes.append(RouteChange(self.now, node, destination, via))
-        # A loop that was not there before goes through the node that changed. If there are older ones, a path may end
-        # in one: they were counted when they formed.
-        hop: int | None = via
-        length = 1
-        while hop is not None and hop != node and length <= len(hops) + 1:
-            hop = hops.get(hop)
-            length += 1
-        if hop == node:
-            path = [node, via]
-            while path[-1] != node:
-                path.append(hops[path[-1]])
-            self.loops.append((self.now, destination, path[:-1]))
+    def _install(self, node: int, route: InstallRoute) -> None:
+        known = self._node_by_address_id.get(id(route.next_hop))
+        via = node_at(cast(IPv6Address, route.next_hop)) if known is None else known
+        metric, price = route.metric, route.price_msat_per_gb
+        self.note(_INSTALLED.pack(self.now, node, via, metric, price))
+        destination = self._destination(route.prefix)
+        self.routes.add(destination, at=self.now, node=node, next_hop=via, metric=metric, price=price)
+        if self.next_hops.set(destination, node, via):
+            self._changes.append(RouteChange(self.now, node, destination, via))
+            loop = self.next_hops.loop(destination, node)
+            if loop:
+                self.loops.append((self.now, destination, loop))
 
     def inject(self, sender: int, packet: SendPacket) -> None:
         """A packet that the node's speaker did not ask for."""
@@ -488,7 +489,7 @@ class Network:
         for data in codec.pack(packet.tlvs, mtu=MTU):
             self.traffic.packets += 1
             self.traffic.bytes += len(data) + HEADERS
-            self._digest.update(data)
+            self.note(data)
             at = pipe.send(len(data) + HEADERS, now=self.now)
             if at is not None:
                 self._push(at, receiver, _Packet(sender, is_multicast, codec.decode(data, source=address_of(sender))))

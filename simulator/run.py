@@ -17,9 +17,9 @@ from routing.rules import METRIC_INFINITY, price_add
 from simulator.network import Network, Options, RouteChange, prefix_of
 from simulator.oracle import Oracle, solve
 
-NONE_DIES = 20_000_000  # objects of a cold start that are looked at together: no node is switched off in it
+NONE_DIES = 100_000_000  # objects of a cold start that are looked at together: no node is switched off in it
 PROGRESS_EVENTS = 2000  # between two looks at the wall clock
-_STATES = {(a, b): (a, b) for a in (False, True) for b in (False, True)}  # one object each, however many pairs
+_INSTALLED, _BEST = 1, 2  # bits: a node has a route to a destination, and a best one
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Report:
     bytes: int | None  # None: not counted without --wire
     events: int
     loops: int
-    differences: list[str]  # from networkx's shortest paths, a few of them
+    differences: list[str]  # from the shortest paths, a few of them
     difference_count: int
     trace: str
     counters: dict[str, int]  # what speakers dropped or ignored, all together
@@ -57,15 +57,18 @@ class Report:
 def few_collections(objects: int = 100_000) -> Iterator[None]:
     """The tables of many nodes are millions of objects that live to the end: to look for circles among them again and
     again takes a third of all time, and finds none. It is done when there are so many new `objects`."""
-    before = gc.get_threshold()
+    before, was_enabled = gc.get_threshold(), gc.isenabled()
     gc.collect()
     gc.freeze()
+    gc.enable()
     gc.set_threshold(objects, 100, 1_000)
     try:
         yield
     finally:
         gc.set_threshold(*before)
         gc.unfreeze()
+        if not was_enabled:
+            gc.disable()
 
 
 class _Threshold:
@@ -87,8 +90,8 @@ class Watch:
 
     def __init__(self, oracle: Oracle) -> None:
         self._oracle = oracle
-        # By destination, then by node: whether it has a route, and a best one.
-        self._states: dict[int, dict[int, tuple[bool, bool]]] = {destination: {} for destination in oracle.distance}
+        # By destination, then by node: _INSTALLED and _BEST.
+        self._states = {destination: [0] * len(distance) for destination, distance in oracle.distance.items()}
         self._installed = self._best = 0
         pairs = oracle.pair_count
         self.routes_99 = _Threshold(0.99 * pairs)
@@ -101,13 +104,13 @@ class Watch:
         node, destination, hop, at = change.node, change.destination, change.next_hop, change.at
         self.changes += 1
         self.last_change_at = at
-        is_installed = hop is not None
-        is_best = hop is not None and self._oracle.is_best(node, hop, destination)
+        state = 0
+        if hop is not None:
+            state = _INSTALLED | _BEST if self._oracle.is_best(node, hop, destination) else _INSTALLED
         states = self._states[destination]
-        was_installed, was_best = states.get(node, (False, False))
-        states[node] = _STATES[is_installed, is_best]
-        self._installed += is_installed - was_installed
-        self._best += is_best - was_best
+        before, states[node] = states[node], state
+        self._installed += (state & _INSTALLED) - (before & _INSTALLED)
+        self._best += (state >> 1) - (before >> 1)
         self.routes_99.look(self._installed, at)
         self.routes_all.look(self._installed, at)
         self.all_best.look(self._best, at)
@@ -136,26 +139,24 @@ def simulate(
                 watch.handle(change)
             if network.event_count % PROGRESS_EVENTS == 0:
                 progress(network)
-    return _report(network, watch, differences(network, oracle, fee_by_node))
+        return _report(network, watch, differences(network, oracle, fee_by_node))
 
 
 def differences(network: Network, oracle: Oracle, fee_by_node: dict[int, int]) -> list[str]:
     """Where the speakers' own metric, price or next hop is not what the graph says it should be."""
     found = []
     for destination in sorted(network.graph):
-        best = oracle.distance[destination]
-        price_by_node = _prices(network.next_hop[destination], destination, fee_by_node)
+        best, prefix = oracle.distance[destination], prefix_of(destination)
+        price_by_node = _prices(network.next_hops.of(destination), destination, fee_by_node)
         for node in sorted(network.graph):
             if node == destination:
                 continue
-            route = network.speaker(node).selected(prefix_of(destination))
-            metric = METRIC_INFINITY if route is None else route.metric
-            wanted = best.get(node, METRIC_INFINITY)
+            metric, price = network.speaker(node).selected_cost(prefix)
+            wanted = best[node]
             if metric != wanted:
                 found.append(f"{node} to {destination}: metric {metric}, the shortest path has {wanted}")
-            elif route is not None and route.price_msat_per_gb != price_by_node.get(node):
-                path_price = price_by_node.get(node)
-                found.append(f"{node} to {destination}: price {route.price_msat_per_gb}, the path asks {path_price}")
+            elif metric < METRIC_INFINITY and price != price_by_node.get(node):
+                found.append(f"{node} to {destination}: price {price}, the path asks {price_by_node.get(node)}")
     return found
 
 

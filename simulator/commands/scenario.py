@@ -138,7 +138,7 @@ def show(summary: dict[str, Any], real_seconds: float | None = None) -> None:
     if summary["is_steady"]:
         rows.insert(3, ("all routes there, best", f"{_at(summary['routes_all_at'])}, {_at(summary['all_best_at'])}"))
         wrong = summary["difference_count"]
-        rows.append(("networkx's paths", "all the same" if not wrong else f"{wrong} DIFFER"))
+        rows.append(("shortest paths", "all the same" if not wrong else f"{wrong} DIFFER"))
     for item in summary["happenings"][:10]:
         ends = " ".join(str(end) for end in (*item["nodes"], *item["links"])[:5])
         rows.append(

@@ -245,11 +245,15 @@ class Traffic:
     def path(self, source: int, destination: int) -> list[int]:
         """The nodes that a packet passes, as far as it gets; the last one is where it arrives or is lost."""
         network = self._network
-        hops = network.next_hop[destination]
+        hops = network.next_hops
         path = [source]
         while path[-1] != destination and not (destination == INTERNET and path[-1] in network.gateways):
-            hop = hops.get(path[-1])
-            if hop is None or not network.is_link_up(path[-1], hop) or len(path) > len(hops) + 1:
+            hop = hops.get(destination, path[-1])
+            if (
+                hop is None
+                or not network.is_link_up(path[-1], hop)
+                or len(path) > hops.count_by_destination[destination] + 1
+            ):
                 break
             path.append(hop)
         return path
@@ -290,7 +294,7 @@ class Traffic:
 
     def _carry(self, way: _Way, shares: dict[Hop, float]) -> None:
         flow, size = way.flow, way.size
-        onward = self._network.next_hop[flow.destination]
+        onward = self._network.next_hops
         for number, (sender, receiver) in enumerate(way.hops, start=1):
             loss = self._network.pipe(sender, receiver).loss
             arrived = int(size * shares.get((sender, receiver), 1.0) * (1.0 - loss))
@@ -298,7 +302,8 @@ class Traffic:
             self.link_dropped[sender, receiver] += size - arrived
             is_there = way.is_whole and number == len(way.hops)
             if not is_there and not self._is_refused(receiver, sender):
-                self._bill(flow, receiver, sender, size, arrived if receiver in onward else 0)
+                is_carried = onward.get(flow.destination, receiver) is not None
+                self._bill(flow, receiver, sender, size, arrived if is_carried else 0)
             size = arrived
         if way.is_whole:
             flow.delivered += size

@@ -215,13 +215,12 @@ class World:
             links.append((int(network.is_link_up(a, b)), forth, back, dropped))
         self._before = ([traffic.nodes[node].carried for node in sorted(traffic.nodes)], now_bytes, now_dropped)
         offered, delivered = (sum(getattr(flow, name) for flow in traffic.flows) for name in ("offered", "delivered"))
-        routes = sum(len(hops) for hops in network.next_hop.values())
         fees = list(traffic.fee_by_node.values())
         payments = 0 if self.bank is None else self.bank.payments
         samples.times.append(network.now)
         samples.totals.append(
             (
-                routes,
+                sum(network.next_hops.count_by_destination.values()),
                 self.watch.changes,
                 network.traffic.packets,
                 offered - self._totals_before[0],

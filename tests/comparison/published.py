@@ -130,7 +130,7 @@ def _mean(at: float, seen: dict[float, float]) -> Point:
 
 
 def _arrives(network: Network, source: int, destination: int) -> bool:
-    hops, at = network.next_hop[destination], source
+    hops, at = network.next_hops.of(destination), source
     for _ in range(len(hops) + 1):
         if at == destination:
             return True

@@ -25,7 +25,7 @@ def _last_route_at(work: Work | None) -> tuple[float, dict[int, dict[int, int]]]
     while network.next_at() <= 10.0:
         for change in network.step():
             last = change.at
-    return last, network.next_hop
+    return last, {to: network.next_hops.of(to) for to in network.next_hops.destinations}
 
 
 def test_packets_that_wait_for_a_processor_delay_routes_and_lose_none() -> None:

@@ -96,9 +96,23 @@ def test_the_oracle_agrees_with_every_simple_path() -> None:
     assert oracle.pair_count == 7 * 6
 
 
+def test_the_oracle_agrees_with_networkx() -> None:
+    graph = topology.build("geometric:60", random.Random(7), (1, 12_000))
+    fees = random_fees(graph, (0, 30 * SAT_PER_MB), random.Random(8))
+    oracle = solve(graph, fees, WEIGHT)
+    for to in graph:
+
+        def weight(near: int, far: int, link: dict[str, int], to: int = to) -> int:
+            return link["cost"] + (0 if near == to else price_metric(fees[near], WEIGHT))
+
+        best = nx.single_source_dijkstra_path_length(graph, to, weight=weight)
+        assert oracle.distance[to].tolist() == [min(best[node], METRIC_INFINITY) for node in sorted(graph)]
+    assert 0 < oracle.pair_count < 60 * 59, "some paths are beyond infinity"
+
+
 def test_a_path_beyond_infinity_is_no_path() -> None:
     graph = topology.build("line:4", random.Random(1), (30_000, 30_000))
-    assert 3 not in solve(graph, dict.fromkeys(graph, 0), WEIGHT).distance[0]
+    assert solve(graph, dict.fromkeys(graph, 0), WEIGHT).distance[0][3] == METRIC_INFINITY
     report = simulate(graph, dict.fromkeys(graph, 0), Options(), until=60, quiet=5)
     assert report.is_good, report.differences
 
@@ -106,8 +120,8 @@ def test_a_path_beyond_infinity_is_no_path() -> None:
 def test_a_node_that_carries_for_nobody_is_gone_around() -> None:
     graph = topology.build("ring:5", random.Random(1))
     network = finished(graph, {node: 2**32 - 1 if node == 1 else 0 for node in graph})
-    assert network.next_hop[2][0] == 4
-    assert network.next_hop[1][0] == 1
+    assert network.next_hops.get(2, 0) == 4
+    assert network.next_hops.get(1, 0) == 1
     assert solve(graph, {0: 0, 1: 2**32 - 1, 2: 0, 3: 0, 4: 0}, WEIGHT).relay_metric[1] == METRIC_INFINITY
 
 
@@ -126,7 +140,9 @@ def test_a_wrong_route_is_a_difference() -> None:
 def test_a_loop_is_seen_when_it_closes() -> None:
     graph = topology.build("ring:4", random.Random(1))
     network = finished(graph, dict.fromkeys(graph, 0))
-    network.next_hop[0] = {1: 2, 2: 3}
+    network.next_hops.remove(0, 3)
+    network.next_hops.set(0, 1, 2)
+    network.next_hops.set(0, 2, 3)
     for node, via in ((3, 0), (3, 1), (3, 1)):
         network._apply(node, [InstallRoute(prefix_of(0), f"to{via}", address_of(via), 96, 0)])
     assert [(destination, path) for _, destination, path in network.loops] == [(0, [3, 1, 2])]
