@@ -256,6 +256,10 @@ class Network:
     def pipe(self, a: int, b: int) -> Pipe:
         return self._pipes[a, b]
 
+    def free_processors(self) -> None:
+        """From now on nodes take no time to think (`Options.work`)."""
+        self._processors = None
+
     def next_at(self) -> float:
         """When the next event is due."""
         return self._heap[0][0] if self._heap else float("inf")

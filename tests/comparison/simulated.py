@@ -44,6 +44,7 @@ class Simulation:
         up_after = max(self._history.raised.values())
         findings.note(CASES[0], timeline.since("delivered"), after=up_after)
         findings.note(CASES[1], timeline.since("optimal"), after=up_after)
+        self._network.free_processors()  # what is measured of them is the work of a cold start
         for number, costs in enumerate(self._plan.costs):
             timeline = self._follow(partial(self._change_costs, number), costs=costs)
             for case, share in SHARES:
