@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tools.soaker.vitals import Vitals, differing_pairs, look, slope
+from tools.soaker.vitals import Vitals, differing_pairs, held, look, slope
 
 NAMES = {"aa": "a", "bb": "b"}
 
@@ -34,8 +34,15 @@ def test_what_one_says_it_paid_is_what_the_other_got() -> None:
     ]
 
 
+def test_who_is_held_in_the_end_is_told_with_what_it_owes() -> None:
+    good = {"peer": "aa", "state": "open", "balance_msat": 5, "window_msat": 9}
+    assert held({"b": [good]}, NAMES) == []
+    debtor = good | {"state": "suspended", "balance_msat": 10}
+    assert held({"b": [debtor]}, NAMES) == ["b holds a to the free tier: 10 of 9 msat"]
+
+
 def test_a_process_is_looked_at() -> None:
-    held = look(os.getpid(), 5, at=2.0)
-    assert (held.at, held.tasks) == (2.0, 5)
-    assert held.resident >= held.memory > 0
-    assert held.descriptors > 2
+    seen = look(os.getpid(), 5, at=2.0)
+    assert (seen.at, seen.tasks) == (2.0, 5)
+    assert seen.resident >= seen.memory > 0
+    assert seen.descriptors > 2

@@ -80,6 +80,7 @@ class Lab:
         self.has_chain = has_chain
         self.block_interval = block_interval
         self.record = record
+        self.keeps_logs = False  # also without an error
         self._progress = progress
         self._children: list[subprocess.Popen[Any]] = []
         self.state = State(
@@ -107,8 +108,9 @@ class Lab:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.down(keep_files=error is not None)
-        if error is not None:
+        keep = error is not None or self.keeps_logs
+        self.down(keep_files=keep)
+        if keep:
             self._progress(f"logs are kept in {self.directory}")
 
     @property

@@ -29,7 +29,7 @@ from tools.lab.lab import Lab
 from tools.lab.network import interface_to
 from tools.lab.state import LabError, own_base
 from tools.ns import exit_on_signals
-from tools.soaker.vitals import Vitals, differing_pairs, look, slope
+from tools.soaker.vitals import Vitals, differing_pairs, held, look, slope
 
 MIB = 1024 * 1024
 PORT = 5001
@@ -159,7 +159,8 @@ class Soak:
         return found
 
     def _what_differs(self) -> list[str]:
-        found = differing_pairs({node: self._lab.rpc(node, "ledger") for node in self._lab.nodes}, self._names)
+        ledgers = {node: self._lab.rpc(node, "ledger") for node in self._lab.nodes}
+        found = differing_pairs(ledgers, self._names) + held(ledgers, self._names)
         for node in self._lab.nodes:
             now, first = self._look(node), self.first[node]
             if now.descriptors > first.descriptors + SPARE_DESCRIPTORS:
@@ -210,6 +211,7 @@ def run(
         found = soak.finish()
         report = _report(soak, lab, seconds, found)
         left = [node for node in lab.nodes if not _leaves_nothing(lab, node)]
+        lab.keeps_logs = bool(found or left)
     report["found"] += [f"{node}: something stays in the kernel after its end" for node in left]
     return report
 

@@ -52,3 +52,13 @@ def differing_pairs(ledgers: Mapping[str, Iterable[Mapping[str, Any]]], names: M
         for payer, payee in sorted(paid.keys() | got.keys())
         if paid.get((payer, payee), 0) != got.get((payer, payee), 0)
     ]
+
+
+def held(ledgers: Mapping[str, Iterable[Mapping[str, Any]]], names: Mapping[str, str]) -> list[str]:
+    """Who is still held to the free tier, by whom, and what it owes."""
+    return [
+        f"{node} holds {names[entry['peer']]} to the free tier: {entry['balance_msat']} of {entry['window_msat']} msat"
+        for node, rows in ledgers.items()
+        for entry in rows
+        if entry["state"] == "suspended"
+    ]
