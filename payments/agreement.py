@@ -142,7 +142,8 @@ class CountBook:
     _epochs_at: float = 0.0
     _silent_since: float | None = None  # None: no session, which has been silent for ...
     _silent_for: float = 0.0
-    _traded: tuple[int, int] | None = None  # what we had received, and it had billed, when we last heard
+    _received_then: int = 0  # what we had received when we last heard
+    _billed_then: int | None = None  # and it had billed, at the last look at its silence
     _forgive_at: float | None = None
     _overstated: Excess = field(default_factory=Excess)
     _denied: Excess = field(default_factory=Excess)
@@ -168,10 +169,12 @@ class CountBook:
 
     # --- our reports ---
 
-    @property
-    def is_news(self) -> bool:
-        """The first report of a session is: either end may have been restarted."""
-        return self._is_reported_anew or self.last is None or self.our != self.last.traffic
+    def is_news(self, *, earned_units: int) -> bool:
+        """The first report of a session is: either end may have been restarted. So is a bill that came after its
+        traffic: who bills, reports."""
+        if self._is_reported_anew or self.last is None:
+            return True
+        return self.our != self.last.traffic or earned_units != self.last.earned_units
 
     def make_report(self, *, earned_units: int, owed_units: int) -> CountReport:
         self._is_reported_anew = False
@@ -183,8 +186,8 @@ class CountBook:
 
     # --- theirs ---
 
-    def hear(self, report: CountReport, evidence: Evidence, *, billed_units: int, now: float) -> None:
-        """Compare, and judge. `billed_units`: their latest bill. Raises CountsError, nothing changed."""
+    def hear(self, report: CountReport, evidence: Evidence, *, now: float) -> None:
+        """Compare, and judge. Raises CountsError, nothing changed."""
         before = self.their
         is_same_epoch = before is not None and before.epoch == report.epoch
         if is_same_epoch and before is not None:
@@ -194,7 +197,7 @@ class CountBook:
         is_continued = is_same_epoch and self._is_heard
         self.their, self.evidence = report, evidence
         self._is_heard, self._is_new_session = True, False
-        self._traded = (self.our.received, billed_units)
+        self._received_then, self._billed_then = self.our.received, None
         self._silent_for = 0.0
         if self._silent_since is not None:
             self._silent_since = now
@@ -259,9 +262,8 @@ class CountBook:
     # --- time ---
 
     def look_at_clock(self, *, billed_units: int, now: float) -> None:
-        """Silence, and the end of a suspension. Call it when `next_look_at` is due, and before it as you like."""
-        if self._traded is None:
-            self._traded = (self.our.received, billed_units)
+        """Silence, and the end of a suspension. Call it when `next_look_at` is due, and before it as you like.
+        `billed_units`: their latest bill."""
         if self.is_suspended:
             if self._forgive_at is None:  # suspended in an earlier run
                 self._forgive_at = now + self._forgive_interval
@@ -270,8 +272,10 @@ class CountBook:
                 self._forgive_at, self._calibration = None, CALIBRATION
         if self._silent_since is not None and now >= self._silent_since + SILENCE_TIMEOUT:
             self._silent_since = now - SILENCE_TIMEOUT + REPORT_INTERVAL
-            received, billed = self._traded
-            if self.our.received - received > SLACK_BYTES or billed_units > billed:
+            # The bill for what it has reported may come after the report: only one that still grows is trade.
+            is_billing = self._billed_then is not None and billed_units > self._billed_then
+            self._billed_then = billed_units
+            if self.our.received - self._received_then > SLACK_BYTES or is_billing:
                 self._judge(Finding.SILENT, now=now)
 
     @property

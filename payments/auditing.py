@@ -22,7 +22,7 @@ def handle_counts(core: Core, peer: Peer, message: Counts, *, now: float) -> Non
         return
     evidence = Evidence(message.body, message.signature)
     report = verify(evidence, maker=peer.key, peer=core.signer.key)
-    peer.book.hear(report, evidence, billed_units=peer.ledger.their_billed_units, now=now)
+    peer.book.hear(report, evidence, now=now)
     core.counts_changed(peer)
 
 
@@ -40,7 +40,7 @@ def review(core: Core, peer: Peer, *, now: float) -> None:
     if book.is_suspended != peer.is_distrusted:
         peer.is_distrusted = book.is_suspended
         core.emit(Distrust(peer.key) if peer.is_distrusted else Trust(peer.key))
-    if peer.is_ready and book.is_news:
+    if peer.is_ready and book.is_news(earned_units=peer.ledger.billed_units):
         due_at = core.when_others_are(peer.counts_at + core.config.counts_interval)
         if now >= due_at:
             _report(core, peer, now=now)

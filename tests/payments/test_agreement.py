@@ -30,7 +30,6 @@ class End:
     admit: float = 1.0
     is_dumb: bool = False
     findings: list[Finding] = field(default_factory=list)
-    billed_units: int = 0
     outbox: deque[CountReport] = field(default_factory=deque)
 
     def report(self) -> None:
@@ -44,7 +43,7 @@ class End:
             self.outbox.append(replace(honest, traffic=traffic))
 
     def hear(self, report: CountReport, *, now: float) -> None:
-        self.book.hear(report, NO_EVIDENCE, billed_units=self.billed_units, now=now)
+        self.book.hear(report, NO_EVIDENCE, now=now)
         self.findings.append(self.book.finding)
 
 
@@ -181,10 +180,32 @@ def test_who_neither_sends_nor_bills_need_not_report() -> None:
         link.now += STEP
         link.b.book.look_at_clock(billed_units=0, now=link.now)
     assert link.b.book.standing is Standing.TRUSTED
-    for _ in range(20):
+    for bill in range(20):
         link.now += STEP
-        link.b.book.look_at_clock(billed_units=1, now=link.now)
+        link.b.book.look_at_clock(billed_units=bill, now=link.now)
     assert link.b.book.finding is Finding.SILENT
+    assert link.b.book.standing is Standing.SUSPENDED
+
+
+@pytest.mark.parametrize("late", [0.1, 59.0])
+def test_a_bill_that_comes_after_the_last_report_accuses_nobody(late: float) -> None:
+    """Traffic has ended, and nothing is to be reported any more."""
+    link = Link()
+    link.trade(10)
+    billed_at = link.now + late
+    for _ in range(100):
+        link.now += STEP
+        link.b.book.look_at_clock(billed_units=int(link.now >= billed_at), now=link.now)
+    assert link.b.book.finding is Finding.AGREED
+    assert link.b.book.suspicion == 0
+
+
+def test_who_bills_reports() -> None:
+    book = CountBook(1)
+    assert book.is_news(earned_units=0)
+    book.make_report(earned_units=7, owed_units=0)
+    assert not book.is_news(earned_units=7)
+    assert book.is_news(earned_units=8)
 
 
 def test_a_suspension_ends_after_a_time_that_doubles() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from payments import events as ev
 from payments import messages as msg
-from payments.agreement import Finding, Standing
+from payments.agreement import SUSPICIOUS, Finding, Standing
 from payments.counts import CountReport, Evidence, Signer, Traffic, verify
 from payments.life import InvariantError
 from tests.payments.world import PRICE_MSAT_PER_GB, Node, World, priced, secret_of
@@ -82,6 +82,19 @@ def test_a_suspension_for_counts_is_in_force_again_after_a_restart_and_ends_in_t
     world.advance(700.0)
     assert world.b.key not in world.a.distrusted and world.b.key not in world.a.suspended
     assert world.a.ledger(world.b).window_msat == W
+
+
+def test_honest_ends_that_rest_accuse_nobody() -> None:
+    """The last bill comes after the last report of its traffic, and then nothing more."""
+    world = World().with_channel()
+    for rest in (70.0, 600.0):
+        trade(world, 4)
+        world.b.give(ev.MeteredTraffic(world.a.key, 3_000 * 10**9, 0, Traffic()))  # its price was not known before
+        world.pump()
+        world.advance(rest)
+    for node in world.nodes:
+        assert not node.notices(ev.StandingChanged)
+        assert not {view.finding for view in node.engine.counts()} & SUSPICIOUS
 
 
 def test_crashes_of_honest_ends_accuse_nobody() -> None:
