@@ -28,6 +28,7 @@ FLUSH_TIMEOUT = 5.0
 METERED_DELAY = 1.0  # of the engine: half of what it costs under load are readings from which nothing follows
 # More inputs than this in one round only delay the answers to the first of them.
 MAX_ROUND = 512
+MANY_READINGS = 10_000  # of what is free; more are not kept in memory
 
 
 class Deliver(Protocol):
@@ -140,6 +141,8 @@ class Paymaster:
         if now >= deadline:
             inputs.append(events.TimerExpired())
         await self._execute(self.engine.handle_all(inputs, now=now))
+        if len(self._free_readings) >= MANY_READINGS:
+            await self._carry_out(events.Persist(()))  # where nobody pays, nothing else writes them
 
     def _waiting(self, limit: int) -> list[events.Input]:
         inputs: list[events.Input] = []
@@ -152,12 +155,15 @@ class Paymaster:
 
     def _take(self, entry: tuple[events.Input, Mapping[bytes, Reading]]) -> events.Input:
         event, readings = entry
-        if isinstance(event, events.MeteredTraffic):
-            unwritten = self._readings.setdefault(event.peer, {})
+        if isinstance(event, events.MeteredTraffic) and readings:
+            is_written = (event.earned_units or event.owed_limit_units) and self.engine.is_paid(event.peer)
+            unwritten = self._readings.pop(event.peer, {})
             for flow, reading in readings.items():
                 # What is free adds to no sum; but what of the same flow was not is written before it, or with it.
-                is_free = not reading.price_msat_per_gb and flow not in unwritten
+                is_free = not (is_written and reading.price_msat_per_gb) and flow not in unwritten
                 (self._free_readings if is_free else unwritten)[flow] = reading
+            if unwritten:
+                self._readings[event.peer] = unwritten
         return event
 
     def _written_by(self, persist: events.Persist) -> dict[bytes, Reading]:

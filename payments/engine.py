@@ -118,6 +118,10 @@ class PaymentEngine:
         is_any_open = any(c.state is not ChannelState.CLOSED for c in self._core.channels.values())
         return is_any_open or self._config.needs_chain
 
+    def is_paid(self, peer: bytes) -> bool:
+        """Whether what it owes, and is owed, is written down and paid."""
+        return METHODS[self._config.terms_with(peer).settlement].is_paid
+
     def credits(self) -> list[ev.CreditView]:
         return [_credit_view(peer) for peer in self._core.peers.values() if _is_on_credit(peer)]
 
@@ -206,9 +210,9 @@ class PaymentEngine:
             self._core.ledger_metered(peer)
         if not self._config.metered_delay or _is_urgent(peer):
             self._core.touch(peer)
-        elif not self._unreviewed:
-            self._unreviewed_until = self._core.when_others_are(now)
-        self._unreviewed.add(event.peer)
+        else:
+            self._unreviewed.add(event.peer)
+            self._unreviewed_until = min(self._unreviewed_until, self._core.when_others_are(now))
 
     def _handle_timer(self, *, now: float) -> None:
         for peer in self._core.peers.values():

@@ -1,7 +1,7 @@
 """The settlement port: how a debt with one neighbour is paid, once both ends agree on what it is.
 
 Metering, bills, the window and its enforcement are the same for all; `payments.settlement` asks the method to pay what
-is due. Which method holds with whom is configured (`PaymentConfig.method_of`) and compared in the session's `Hello`;
+is due. Which method holds with whom is configured (`PaymentConfig.terms_with`) and compared in the session's `Hello`;
 `payments.settlement_methods` has the methods.
 """
 

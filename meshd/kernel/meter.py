@@ -215,7 +215,8 @@ class Meter:
         went, self._went = self._went, {}
         if self._lane is None:
             return
-        await self._lane.make_way()
+        if await self._lane.make_way():
+            self._bytes_before = {}  # ours may have been deleted after the sets were read; it is not told twice
         for part in self._lane.parts():
             for carried in part:
                 for direction, port in ((Direction.FORWARD_IN, carried.came), (Direction.OUT, carried.goes)):

@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from meshd.kernel import meter as meter_module
+from meshd.kernel.lane import Lane
 from meshd.kernel.meter import Meter
 from meshd.kernel.netlink import NetlinkError, NetlinkSocket, attribute
 from meshd.kernel.nft import LINK_SETS, CounterSet, Direction, Nft
@@ -216,6 +217,31 @@ def test_after_a_reading_that_failed_another_one_is_worth_while(
             with pytest.raises(NetlinkError):
                 await meter.read()
         assert await meter.is_worth_reading()
+
+    trio.run(scenario)
+
+
+def test_news_of_rules_that_comes_while_the_sets_are_read_is_not_lost(
+    counted: list[tuple[bytes, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody may have deleted ours: what is carried is neither counted nor held until that is noticed."""
+    monkeypatch.setattr(meter_module, "read_interface_bytes", lambda: {"eth0": (0, 0)})
+    news = [False, False, True]
+
+    class Rules:
+        async def make_way(self) -> bool:
+            return bool(news) and news.pop(0)
+
+        def parts(self) -> list[object]:
+            return []
+
+    async def scenario() -> None:
+        meter = made()
+        meter._lane = cast("Lane", Rules())
+        meter.name_interface(2, "eth0")
+        assert [await meter.is_worth_reading() for _ in range(2)] == [True, False]
+        await meter.read()
+        assert [await meter.is_worth_reading() for _ in range(2)] == [True, False]
 
     trio.run(scenario)
 

@@ -34,6 +34,10 @@ class Engine:
         self.answers: dict[type, list[ev.Output]] = {}
         self.fault: Exception | None = None
         self.needs_chain = True
+        self.friends: set[bytes] = set()  # whose sums are never written
+
+    def is_paid(self, peer: bytes) -> bool:
+        return peer not in self.friends
 
     def start(self, *, now: float) -> list[ev.Output]:
         return self.on_start
@@ -270,6 +274,28 @@ def test_what_was_free_of_a_flow_is_not_written_before_what_was_not() -> None:
             desk.engine.answers[ev.PeerConnected] = [ev.Persist((LedgerRecord(PEER, 0, 0, 0, 0, 0, 0, 1, 0),))]
             await paymaster.put(ev.PeerConnected(PEER))
             await desk.until(lambda: desk.applied == [({}, None), ({b"flow": later}, None)])
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("is_friend", [False, True])
+def test_readings_that_no_ledger_waits_for_are_not_kept_in_memory(
+    is_friend: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is carried for nothing, by a rule or by the method, may have ever new flows."""
+    monkeypatch.setattr("meshd.paymaster.MANY_READINGS", 10)
+
+    async def scenario(desk: Desk) -> None:
+        desk.engine.friends = {PEER} if is_friend else set()
+        traffic = ev.MeteredTraffic(PEER, 45 * is_friend, 0)
+        async with desk.running() as paymaster:
+            for number in range(9):
+                await paymaster.put_metered(traffic, {b"flow %d" % number: Reading(9, 5, 7)})
+            await trio.testing.wait_all_tasks_blocked()
+            assert desk.applied == []
+            await paymaster.put_metered(traffic, {b"flow 9": Reading(9, 5, 7)})
+            await desk.until(lambda: [len(readings) for readings, _ in desk.applied] == [10])
+            assert not paymaster._readings and not paymaster._free_readings
 
     run(scenario)
 

@@ -40,6 +40,16 @@ def test_a_reading_from_which_nothing_follows_waits_for_others() -> None:
     assert world.b.ledger(world.a).received_msat > W // 2
 
 
+def test_a_reading_waits_no_longer_for_having_come_with_one_that_does_not_wait() -> None:
+    world = World(metered_delay=1.0)
+    world.b.give(ev.MeteredTraffic(world.a.key, 10**9, 0))
+    world.advance(5.0)
+    begun = world.time
+    both = [ev.MeteredTraffic(b"C" * 32, W // 2 * 10**9, 0), ev.MeteredTraffic(world.a.key, 10**9, 0)]
+    world.b.engine.handle_all(both, now=begun)
+    assert world.b.engine.next_deadline() <= begun + 1.0
+
+
 def test_who_owes_more_than_the_window_is_suspended_with_the_reading() -> None:
     world = World(metered_delay=1.0)
     world.b.give(ev.MeteredTraffic(world.a.key, W * 10**9, 0))
