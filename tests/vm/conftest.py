@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -82,6 +83,9 @@ def _module(item: pytest.Item) -> str:
 
 
 def _start(items: Sequence[pytest.Item]) -> None:
+    # As Ctrl-C does, which tools/test, where we run in the background, can only pass on as this: machines have process
+    # groups of their own, and would stay.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     wanted: dict[str, list[str]] = {}
     for item in items:
         if item.get_closest_marker("vm"):
