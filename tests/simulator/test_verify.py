@@ -65,6 +65,14 @@ def test_a_run_that_needs_more_memory_than_allowed_is_refused() -> None:
     assert "MiB" in str(estimate)
 
 
+@pytest.mark.parametrize(("nodes", "links", "mib"), [(200, 519, 122), (400, 1137, 303), (1000, 2815, 1488)])
+def test_the_memory_of_an_exact_run_is_about_what_was_measured(nodes: int, links: int, mib: int) -> None:
+    """Of `geometric` by machine code, 2026-11-21."""
+    memory = preflight.exact(nodes, links, is_compiled=True).memory
+    assert memory / 2**20 == pytest.approx(mib, rel=0.15)
+    assert memory < preflight.exact(nodes, links).memory < 1.5 * memory
+
+
 @pytest.mark.parametrize(("text", "size"), [("500M", 500 * 2**20), ("2g", 2 * 2**30), ("1.5 KiB", None), ("12", 12)])
 def test_sizes_are_read(text: str, size: float | None) -> None:
     if size is None:
