@@ -118,7 +118,9 @@ class Accounting:
         self._unrest = trio.Event()
         self._read_at = -math.inf
         self._reading_took = 0.0
-        self._recovered = list(recovered)
+        self._recovered: dict[Port, list[Unbilled]] = {}
+        for entry in recovered:
+            self._recovered.setdefault((entry.flow.interface, entry.flow.mac), []).append(entry)
         self._recover_until = trio.current_time() + RECOVERY_TIMEOUT
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -181,10 +183,9 @@ class Accounting:
             now = trio.current_time()
             self._reading_took = now - began
             self._billing.forget_withdrawn(now=now)
-            for entry in self._take_recovered(now=now):
-                self._count(entry.flow, entry, now=now)
-            for number, flow in enumerate(flows):
-                self._count(flow, now=now)
+            recovered = [(entry.flow, entry) for entry in self._take_recovered(now=now)]
+            for number, (flow, entry) in enumerate([*recovered, *((flow, None) for flow in flows)]):
+                self._count(flow, entry, now=now)
                 if number % FLOWS_AT_ONCE == FLOWS_AT_ONCE - 1:
                     await trio.lowlevel.cancel_shielded_checkpoint()  # ten thousand would hold up everybody else
             await self._settle_pending()
@@ -193,19 +194,20 @@ class Accounting:
 
     def _take_recovered(self, *, now: float) -> list[Unbilled]:
         """What can be billed by now: it is known whose it is, and at which price. In the end, all."""
-
-        def is_ready(entry: Unbilled) -> bool:
-            link = self.neighbours.link_of((entry.flow.interface, entry.flow.mac))
-            if link is None or link not in self.neighbours.peer_by_link:
-                return False
-            return is_priced(entry, link, self._billing, now=now)
-
         is_over = now >= self._recover_until
         taken: list[Unbilled] = []
-        left: list[Unbilled] = []
-        for entry in self._recovered:
-            (taken if is_over or is_ready(entry) else left).append(entry)
-        self._recovered = left
+        for port in list(self._recovered):
+            link = self.neighbours.link_of(port)
+            if link not in self.neighbours.peer_by_link:
+                link = None
+            if link is None and not is_over:
+                continue  # all of a neighbour that stays away at once: it may be very many
+            left: list[Unbilled] = []
+            for entry in self._recovered.pop(port):
+                is_ready = is_over or (link is not None and is_priced(entry, link, self._billing, now=now))
+                (taken if is_ready else left).append(entry)
+            if left:
+                self._recovered[port] = left
         if taken:
             size = sum(entry.flow.bytes for entry in taken)
             log.info("metered while no daemon ran", flows=len(taken), bytes=size)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 import pytest
 import trio
 
+from meshd.accounting import FLOWS_AT_ONCE
 from meshd.kernel import Direction, FlowCount
 from meshd.recovery import Unbilled, flow_name, flow_of, keep_leftover, unbilled
 from meshd.recovery import recovered as from_store
@@ -36,6 +37,35 @@ def test_what_was_carried_while_no_daemon_ran_costs_what_it_cost_before() -> Non
             assert books.earned[PEER] == 100 * 40
             await trio.sleep(100)
             assert books.earned[PEER] == 100 * 40
+
+    run(scenario)
+
+
+def test_many_flows_that_a_dead_daemon_has_left_hold_up_nobody() -> None:
+    """The tables of the kernel hold a hundred thousand, and what is kept of several crashes many times that."""
+
+    async def scenario() -> None:
+        flows = [flow(Direction.FORWARD_IN, MAC, 5, to=IPv6Address(int(THERE) + n)) for n in range(1000)]
+        books = Books(recovered=unbilled(flows, {flow_name(each): Reading(4, 40) for each in flows}))
+        accounts = books.under_test
+        await accounts.read()
+        accounts.neighbours.learn_port(LINK, MAC)
+        accounts.neighbours.peer_by_link[LINK] = PEER
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(others)
+            before = turns
+            await accounts.read()
+            nursery.cancel_scope.cancel()
+        assert books.earned[PEER] == 1000 * 40
+        assert turns - before >= 1000 // FLOWS_AT_ONCE
 
     run(scenario)
 
