@@ -6,5 +6,7 @@ import math
 
 
 def tick_after(now: float, interval: float) -> float:
-    """The first multiple of `interval` after `now`, on the same clock."""
-    return (math.floor(now / interval) + 1) * interval
+    """The first multiple of `interval` after `now`, on the same clock; never `now` itself, whatever rounding does."""
+    number = math.floor(now / interval) + 1
+    at = number * interval
+    return at if at > now else (number + 1) * interval
