@@ -179,7 +179,9 @@ def sample(schema: Schema) -> Any:
     kinds = schema.get("type", "null")
     kind = kinds[0] if isinstance(kinds, list) else kinds
     if kind == "object":
-        return {name: sample(item) for name, item in schema.get("properties", {}).items()} or {"x": 1}
+        values = schema.get("additionalProperties")
+        others = {"x": sample(values) if isinstance(values, dict) else 1}
+        return {name: sample(item) for name, item in schema.get("properties", {}).items()} or others
     if kind == "array":
         return [sample(schema["items"])]
     if "enum" in schema:
