@@ -222,3 +222,20 @@ class FakeKernel:
 
     def as_kernel(self) -> Kernel:
         return cast("Kernel", self)
+
+
+async def turns_of_others(work: Callable[[], Awaitable[object]]) -> int:
+    """How often another task had its turn until the work was done."""
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(others)
+        await work()
+        nursery.cancel_scope.cancel()
+    return turns

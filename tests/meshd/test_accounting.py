@@ -21,7 +21,7 @@ from meshd.recovery import Unbilled, flow_name, flow_of, unbilled
 from payments.counts import Traffic
 from payments.events import MeteredTraffic
 from payments.records import Reading
-from tests.meshd.fakes import FakeKernel, flow, run
+from tests.meshd.fakes import FakeKernel, flow, run, turns_of_others
 
 ADDRESS, OTHER = ip_address("fe80::2"), ip_address("fe80::3")
 LINK: LinkKey = ("eth0", ADDRESS)  # type: ignore[assignment]
@@ -202,19 +202,7 @@ def test_thousands_of_flows_hold_up_nobody() -> None:
     async def scenario() -> None:
         books = Books(paid=False)
         books.kernel.meter.waiting = [flow(Direction.OUT, MAC, 10)] * 2000
-        turns = 0
-
-        async def others() -> None:
-            nonlocal turns
-            while True:
-                await trio.lowlevel.checkpoint()
-                turns += 1
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(others)
-            await books.under_test.read()
-            assert turns >= 2000 // accounting.FLOWS_AT_ONCE
-            nursery.cancel_scope.cancel()
+        assert await turns_of_others(books.under_test.read) >= 2000 // accounting.FLOWS_AT_ONCE
         assert books.under_test.sum().sent == 20_000
 
     run(scenario)
