@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.mesh import until
 from tools.lab import lab as lab_module
 from tools.lab import main as command
 from tools.lab import network, processes, topology
@@ -53,6 +54,10 @@ def everything_of(lab: Lab) -> list[processes.Process]:
     return [*lab.state.process_by_node.values(), *lab._strangers()]
 
 
+def pids_of(lab: Lab) -> set[int]:
+    return {process.pid for process in everything_of(lab)}
+
+
 def test_a_lab_goes_up_and_leaves_nothing(make: Make) -> None:
     with make(topology.line(3)) as lab:
         assert lab.nodes == ["n1", "n2", "n3"]
@@ -62,8 +67,8 @@ def test_a_lab_goes_up_and_leaves_nothing(make: Make) -> None:
         assert all("LOWER_UP" in link["flags"] for link in links)  # the state follows a moment later
         assert lab.unreachable("n1") == ["n2", "n3"]
         user = lab.popen("n1", ["sleep", "1000"])
+        until("the process having entered the namespace", lambda: user.pid in pids_of(lab))
         alive = everything_of(lab)
-        assert user.pid in {process.pid for process in alive}
         assert len(alive) >= 5
     assert not any(processes.is_alive(process) for process in alive)
     assert not lab.directory.exists()
@@ -124,6 +129,7 @@ def test_after_a_crash_of_meshlab_another_one_cleans_up(make: Make) -> None:
     crashed = make(topology.line(2), funds_sat=0)
     crashed.up()
     forgotten = crashed.popen("n2", ["sleep", "1000"])  # in no record, as if the crash came before it was written
+    until("the process having entered the namespace", lambda: forgotten.pid in pids_of(crashed))
     record = crashed.directory / "state.json"
     record.write_text(record.read_text().replace('"is_complete":true', '"is_complete":false'))
     Lab.find(NAME).down()
