@@ -27,7 +27,8 @@ from tools.showcase.screen import Row, Screen, sat, sat_per_mb
 MB = 1_000_000
 PORT = 8080
 SAT_PER_MB = 1_000_000  # in msat per GB
-CHEAP_FEE, RAISED_FEE, DEAR_FEE, EDGE_FEE = (n * SAT_PER_MB for n in (20, 160, 80, 50))
+# The rise more than doubles the price of the path: with less to gain some buyers wait for minutes (ADR 19).
+CHEAP_FEE, RAISED_FEE, DEAR_FEE, EDGE_FEE = (n * SAT_PER_MB for n in (20, 300, 80, 50))
 BUYER, ENTRY, CHEAP, DEAR, EXIT, SHOP = "buyer", "entry", "cheap", "dear", "exit", "shop"
 FEES = {BUYER: EDGE_FEE, ENTRY: EDGE_FEE, CHEAP: CHEAP_FEE, DEAR: DEAR_FEE, EXIT: EDGE_FEE, SHOP: EDGE_FEE}
 LINKS = ((BUYER, ENTRY), (ENTRY, CHEAP), (ENTRY, DEAR), (CHEAP, EXIT), (DEAR, EXIT), (EXIT, SHOP))
