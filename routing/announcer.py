@@ -18,7 +18,7 @@ from routing.events import AnnouncedPrice, SendPacket
 from routing.filters import added_metric
 from routing.rules import METRIC_INFINITY, PRICE_NOT_FOR_SALE
 from routing.tables import NEVER, Interface, Neighbour, News, PrefixEntry, Route, Source, State
-from routing.tlv import AckRequest, Prefix, Tlv, Update, route_key
+from routing.tlv import AckRequest, Prefix, Tlv, Update
 
 HOLD_INTERVALS = 3.5  # a neighbour keeps our route for so many update intervals (appendix B)
 RETRACTION_HOLD_INTERVALS = 2.5  # full updates repeat a retraction for so many update intervals
@@ -199,7 +199,7 @@ class Announcer:
 
     def reply(self, prefix: Prefix, source_prefix: Prefix | None, neighbour: Neighbour) -> None:
         """Sections 3.8.1.1 and 3.8.1.2: an explicit request gets an update or a retraction, split horizon or not."""
-        entry = self._state.prefixes.get(route_key(prefix, source_prefix))
+        entry = self._state.entry_of(prefix, source_prefix)
         if entry is None:
             self._state.send(neighbour, _spoken_on(neighbour.interface, self._retraction(prefix, source_prefix)))
             return

@@ -7,7 +7,7 @@ from routing.announcer import Announcer
 from routing.config import Mode
 from routing.rules import METRIC_INFINITY
 from routing.tables import NEVER, Neighbour, PendingRequest, PrefixEntry, Route, State
-from routing.tlv import RouteRequest, SeqnoRequest, route_key
+from routing.tlv import RouteRequest, SeqnoRequest
 
 HOP_COUNT = 64
 FIRST_RESEND = 0.3  # seconds; doubles up to
@@ -43,7 +43,7 @@ class Requests:
         if not neighbour.budget.may_request(now=now):
             self._state.counters["seqno_request_limit"] += 1
             return
-        entry = self._state.prefixes.get(route_key(request.prefix, request.source_prefix))
+        entry = self._state.entry_of(request.prefix, request.source_prefix)
         if entry is None:
             self._state.counters["seqno_request_unknown_prefix"] += 1
         elif self._is_answered_by(entry, request.router_id, request.seqno):

@@ -46,7 +46,7 @@ class Selection:
         self._new_rest_at = -NEVER
 
     def originate(self, prefix: Prefix, source_prefix: Prefix | None, metric: int, *, now: float) -> None:
-        entry = self._state.prefixes.get(route_key(prefix, source_prefix)) or self._new_entry(prefix, source_prefix)
+        entry = self._state.entry_of(prefix, source_prefix) or self._new_entry(prefix, source_prefix)
         if entry.own_metric is not None and metric > entry.own_metric:
             # Nobody need find our longer distance unfeasible (section 3.7.3).
             self._state.set_seqno(rules.seqno_add(self._state.seqno, 1))
@@ -54,7 +54,7 @@ class Selection:
         self.reconsider(entry, now=now)
 
     def withdraw(self, prefix: Prefix, source_prefix: Prefix | None, *, now: float) -> None:
-        entry = self._state.prefixes.get(route_key(prefix, source_prefix))
+        entry = self._state.entry_of(prefix, source_prefix)
         if entry is not None and entry.own_metric is not None:
             entry.own_metric = None
             self.reconsider(entry, now=now)
@@ -67,9 +67,7 @@ class Selection:
         config = self._state.config
         if self._is_stub and update.prefix not in config.stub_prefixes:
             return
-        entry = self._state.entry_by_id.get(identity(update.prefix)) if update.source_prefix is None else None
-        if entry is None:
-            entry = self._state.prefixes.get(route_key(update.prefix, update.source_prefix))
+        entry = self._state.entry_of(update.prefix, update.source_prefix)
         route = entry.route_of(neighbour) if entry is not None else None
         if route is not None and _is_repeated(update, route.update):
             self._refresh(route, now=now)

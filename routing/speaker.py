@@ -44,8 +44,6 @@ from routing.tlv import (
     Tlv,
     Update,
     WildcardRetraction,
-    identity,
-    route_key,
 )
 
 __all__ = ["NeighbourView", "RouteView", "Speaker", "SpeakerConfig"]
@@ -163,7 +161,7 @@ class Speaker:
 
     def announced_price(self, prefix: Prefix, source_prefix: Prefix | None = None) -> int | None:
         """msat per GB that we ask; None: we do not carry there."""
-        entry = self._state.prefixes.get(route_key(prefix, source_prefix))
+        entry = self._state.entry_of(prefix, source_prefix)
         return entry.announced[2] if entry is not None and entry.announced is not None else None
 
     def counters(self) -> dict[str, int]:
@@ -176,9 +174,7 @@ class Speaker:
         return self._state.seqno
 
     def _selected(self, prefix: Prefix, source_prefix: Prefix | None) -> Route | None:
-        entry = self._state.entry_by_id.get(identity(prefix)) if source_prefix is None else None
-        if entry is None:
-            entry = self._state.prefixes.get(route_key(prefix, source_prefix))
+        entry = self._state.entry_of(prefix, source_prefix)
         return entry.selected if entry is not None else None
 
     def _handle_packet(self, packet: ReceivedPacket, *, now: float) -> None:

@@ -15,7 +15,7 @@ from routing.filters import REFUSED, Policy
 from routing.rtt import RttRecord
 from routing.rules import METRIC_INFINITY
 from routing.timers import Timers
-from routing.tlv import Prefix, RouteKey, Tlv, Update, route_key
+from routing.tlv import Prefix, RouteKey, Tlv, Update, identity, route_key
 
 NEVER = float("inf")
 
@@ -329,6 +329,11 @@ class State:
     def price_max(self) -> int:
         """msat per GB; dearer routes are never selected."""
         return min(self.config.price_max_msat_per_gb, self.policy.price_max_msat_per_gb)
+
+    def entry_of(self, prefix: Prefix, source_prefix: Prefix | None) -> PrefixEntry | None:
+        """Of this very pair."""
+        entry = self.entry_by_id.get(identity(prefix)) if source_prefix is None else None
+        return self.prefixes.get(route_key(prefix, source_prefix)) if entry is None else entry
 
     def free_number(self) -> int:
         """The least that no neighbour has."""

@@ -131,10 +131,9 @@ class Meter:
 
     def generations(self) -> set[int]:
         """Those whose sets are in the kernel."""
-        read = (
-            generation for _, generation in self._counters
-        )  # while counting goes over to new ones, the old ones, too
-        return {self._nft.generation, *read, *(generation for _, generation in self._old)}
+        # While counting goes over to new ones, `_counters` has the old ones, too.
+        others = (generation for _, generation in [*self._counters, *self._old])
+        return {self._nft.generation, *others}
 
     async def is_worth_reading(self) -> bool:
         """Whether an interface has carried more than a little since a reading that this was said before, or it is not

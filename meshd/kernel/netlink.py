@@ -118,15 +118,13 @@ class NetlinkSocket(Conversation):
         What is changed while the kernel answers may make it leave out others, or tell them twice: then it is asked
         again. After some tries its last answer counts; with `is_whole`, NetlinkError(EAGAIN) is raised.
         """
-        pause = _TRY_AGAIN_AFTER
-        for _ in range(_TRIES - 1):
+        for attempt in range(_TRIES):
+            if attempt:
+                await trio.sleep(_TRY_AGAIN_AFTER * 2 ** (attempt - 1))
             messages, is_interrupted = await self._collect(request, NLM_F_DUMP)
             if not is_interrupted:
                 return messages
-            await trio.sleep(pause)
-            pause *= 2
-        messages, is_interrupted = await self._collect(request, NLM_F_DUMP)
-        if is_interrupted and is_whole:
+        if is_whole:
             raise NetlinkError(errno.EAGAIN, "what was asked for changes all the time")
         return messages
 
