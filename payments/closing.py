@@ -270,7 +270,7 @@ def handle_output_seen(core: Core, event: ChannelOutputSeen, *, now: float) -> N
         _handle_missing(core, channel)
     elif not channel.matches(status):
         if channel.direction is Direction.IN:
-            close(core, channel, Cause.NOT_AS_AGREED)
+            _dismiss(core, channel, Cause.NOT_AS_AGREED)
     elif status.spent_by is not None:
         _handle_spent(core, channel, status, event.spending_raw, now=now)
     else:
@@ -299,7 +299,7 @@ def _handle_missing(core: Core, channel: Channel) -> None:
     channel.is_splice_seen, channel.depth = False, 0
     is_over = core.height >= channel.terms.expiry_height
     if channel.direction is Direction.IN and is_over and channel.state is not ChannelState.OPEN:
-        close(core, channel, Cause.NEVER_FUNDED)
+        _dismiss(core, channel, Cause.NEVER_FUNDED)
         return
     if channel.state is ChannelState.OPEN:
         core.move(channel, Cause.FUNDING_LOST)
@@ -307,6 +307,17 @@ def _handle_missing(core: Core, channel: Channel) -> None:
         core.emit(BroadcastTransaction(channel.funding_raw, channel.outpoint.txid, TransactionKind.FUNDING))
     for transaction in _unconfirmed(channel):
         core.emit(transaction)
+
+
+def _dismiss(core: Core, channel: Channel, cause: Cause) -> None:
+    """What never had its confirmations cost the payer nothing, and brought us nothing, whatever it has signed: it
+    leaves no row, or made-up fundings would fill the table."""
+    if channel.is_confirmed:
+        close(core, channel, cause)
+        return
+    core.move(channel, cause)
+    core.forget(channel)
+    core.emit(UnwatchOutput(channel.channel_id))
 
 
 def _handle_unspent(core: Core, channel: Channel, status: OutputStatus, *, now: float) -> None:

@@ -13,6 +13,7 @@ from payments.ports import WalletError
 
 IDLE_TIMEOUT = 20.0  # seconds
 END_TIMEOUT = 10.0
+ANSWER_TIMEOUT = 120.0  # bitcoinlib alone takes many seconds to load on a small machine
 
 Address = tuple[str, int, int]  # address, branch, index
 
@@ -21,10 +22,19 @@ class BookProcess:
     """As `wallet_book.Book`, for any thread. The process starts with the first call, and ends IDLE_TIMEOUT after the
     last: all that it knows is on the disk."""
 
-    def __init__(self, directory: Path, network: str, public_key: str, *, idle_timeout: float = IDLE_TIMEOUT) -> None:
-        """Raises WalletError when the directory is of another key."""
+    def __init__(
+        self,
+        directory: Path,
+        network: str,
+        public_key: str,
+        *,
+        idle_timeout: float = IDLE_TIMEOUT,
+        answer_timeout: float = ANSWER_TIMEOUT,
+    ) -> None:
+        """Raises WalletError when the directory is of another key. A process that does not answer is killed."""
         self._argv = [sys.executable, "-P", "-m", "payments.adapters.wallet_book", str(directory), network, public_key]
         self._idle_timeout = idle_timeout
+        self.answer_timeout = answer_timeout
         self._lock = threading.RLock()
         self._process: subprocess.Popen[str] | None = None
         self._timer: threading.Timer | None = None
@@ -94,7 +104,13 @@ class BookProcess:
             return answer
 
     def _read(self) -> Any:
-        line = "" if self._process is None or self._process.stdout is None else self._process.stdout.readline()
+        process, line = self._process, ""
+        if process is not None and process.stdout is not None:
+            watchdog = threading.Timer(self.answer_timeout, process.kill)
+            watchdog.daemon = True
+            watchdog.start()
+            line = process.stdout.readline()
+            watchdog.cancel()
         if not line:
             self.close()
             raise WalletError("the wallet's process has ended; is meshd[wallet] installed?")

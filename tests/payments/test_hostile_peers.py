@@ -234,3 +234,28 @@ def test_who_opens_a_thousand_channels_fills_eight_rows(world: World) -> None:
     assert received(world) == PAID_MSAT + 10_000  # and the one that is used goes on
     world.mine(60)
     assert all(channel.funding is not None for channel in world.b.store.channels.values())
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_made_up_fundings_leave_no_rows(world: World, is_there: bool) -> None:
+    """Lost at most: eight rows until they would have expired. It names an output that is another's, or none at all."""
+    other = world.chain.fund(b"\x00\x14" + bytes(20), 50_000)
+    if is_there:
+        world.chain.broadcast(other.raw)
+    for number in range(100):
+        request = msg.OpenChannel(
+            channel_id=number.to_bytes(16, "big"),
+            payer_pubkey=public_key(b"\x07" * 32),
+            change_script=b"\x00\x14" + bytes(20),
+            capacity_sat=100_000,
+            expiry_height=world.chain.height + 60,
+        )
+        say(world, world.b, request)
+        say(world, world.b, msg.FundingCreated(channel_id=request.channel_id, txid=other.txid, index=0))
+        world.pump()
+        assert len(world.b.store.channels) <= 8
+    if is_there:
+        assert {channel.cumulative_msat for channel in world.b.store.channels.values()} == {PAID_MSAT}
+    world.mine(61)
+    assert {channel.cumulative_msat for channel in world.b.store.channels.values()} == {PAID_MSAT}
+    assert received(world) == PAID_MSAT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 from embit import bip32
+from embit.networks import NETWORKS
 from embit.script import p2wpkh
 
 from payments.adapters.addresses import address_of, script_of
@@ -411,6 +413,25 @@ def test_book_in_its_own_process_ends_when_idle_and_comes_back(tmp_path: Path) -
     chain = KernelChain(tmp_path / "chain")
     trio.run(main)
     chain.close()
+
+
+def test_book_in_a_process_that_does_not_answer_is_given_up(tmp_path: Path) -> None:
+    key = bip32.HDKey.from_seed(SEED).derive("m/84h/1h/0h").to_public().to_base58(NETWORKS["main"]["zpub"])
+    before = set(_children())
+    book = BookProcess(tmp_path, "regtest", key, answer_timeout=30.0)
+    (child,) = set(_children()) - before
+    book.answer_timeout = 0.05
+    os.kill(child, signal.SIGSTOP)
+    with pytest.raises(WalletError, match="has ended"):
+        book.balance_sat()
+    assert not book.is_running
+    book.answer_timeout = 30.0
+    assert book.balance_sat() == 0  # a new process, the same book
+    book.close()
+
+
+def _children() -> list[int]:
+    return [int(child) for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
 
 
 PROGRAM = """
