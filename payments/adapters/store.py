@@ -373,11 +373,12 @@ def _keep_copy(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("VACUUM INTO ?", (str(path),))
 
 
-Value = bytes | int | str | None
+Value = bytes | bytearray | int | str | None
 
 
-def _pack(units: int) -> bytes:
-    return units.to_bytes(UNITS_BYTES, "big")
+def _pack(units: int) -> bytearray:
+    """A bytearray, as `_ledger_row` says."""
+    return bytearray(units.to_bytes(UNITS_BYTES, "big"))
 
 
 def _unpack(units: bytes) -> int:
@@ -385,8 +386,10 @@ def _unpack(units: bytes) -> int:
 
 
 def _ledger_row(record: LedgerRecord) -> tuple[Value, ...]:
+    """What every payment writes is in bytearrays: for each parameter that is bytes, Python's sqlite3 looks for an
+    adapter, which takes longer than to write it."""
     return (
-        record.peer,
+        bytearray(record.peer),
         _pack(record.billed_units),
         _pack(record.acknowledged_units),
         _pack(record.their_billed_units),
@@ -489,8 +492,9 @@ def _channel_of(row: sqlite3.Row) -> ChannelRecord:
 
 
 def _paid_row(record: PaidRecord) -> tuple[Value, ...]:
-    channel_id, *paid = record
-    return *paid, channel_id
+    channel_id, cumulative_msat, signature, acknowledged_msat = record
+    signed = None if signature is None else bytearray(signature)
+    return cumulative_msat, signed, acknowledged_msat, bytearray(channel_id)
 
 
 def _counts_row(record: CountsRecord) -> tuple[Value, ...]:
