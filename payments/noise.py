@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from typing import Any
 
 from nacl import bindings
 from nacl._sodium import ffi, lib  # type: ignore[import-not-found]
@@ -29,6 +30,7 @@ TAG_LENGTH = 16
 HASH_LENGTH = 64  # section 12.7: BLAKE2b with a 64-byte digest
 MAX_MESSAGE_LENGTH = 65535  # section 3
 MAX_NONCE = 2**64 - 1  # section 5.1: reserved for rekey, never used
+_SHORT_LENGTH = 512  # what each cipher has room for: a payment, and most else
 
 # Section 7.5, pattern XX. Payload encryption follows the tokens of each message.
 _XX = (("e",), ("e", "ee", "s", "es"), ("s", "se"))
@@ -66,26 +68,35 @@ def _hkdf2(chaining_key: bytes, material: bytes) -> tuple[bytes, bytes]:
     return first, _hmac(temporary, first + b"\x02")
 
 
+def _room(length: int) -> tuple[Any, Any]:
+    """For libsodium to write to, and the same to read from as bytes."""
+    cells = ffi.new("unsigned char[]", length)
+    return cells, ffi.buffer(cells)
+
+
 class CipherState:
     """A key and its nonce counter (section 5.1). Every message is used once and in order."""
 
-    __slots__ = ("_key", "_nonce")
+    __slots__ = ("_key", "_nonce", "_short")
 
     def __init__(self, key: bytes) -> None:
         if not isinstance(key, bytes) or len(key) != KEY_LENGTH:
             raise ValueError("a cipher's key has 32 bytes")
         self._key = key
         self._nonce = 0
+        self._short = _room(_SHORT_LENGTH)
 
     def encrypt(self, plaintext: bytes, associated_data: bytes = b"") -> bytes:
         """Raises NoiseError when the nonces are used up."""
         nonce = self._next_nonce()
-        sealed = ffi.new("unsigned char[]", len(plaintext) + TAG_LENGTH)
+        length = len(plaintext) + TAG_LENGTH
+        cells, content = self._short if length <= _SHORT_LENGTH else _room(length)
         given = (plaintext, len(plaintext), associated_data, len(associated_data), ffi.NULL, nonce, self._key)
-        if lib.crypto_aead_chacha20poly1305_ietf_encrypt(sealed, ffi.NULL, *given) != 0:
+        if lib.crypto_aead_chacha20poly1305_ietf_encrypt(cells, ffi.NULL, *given) != 0:
             raise RuntimeError("libsodium did not encrypt")
         self._nonce += 1
-        return bytes(ffi.buffer(sealed))
+        sealed: bytes = content[:length]
+        return sealed
 
     def decrypt(self, ciphertext: bytes, associated_data: bytes = b"") -> bytes:
         """Raises NoiseError when it was not sealed with this key and nonce; the nonce then stays (section 5.1)."""
@@ -93,12 +104,13 @@ class CipherState:
             raise NoiseError("ciphertext shorter than its tag")
         nonce = self._next_nonce()
         length = len(ciphertext) - TAG_LENGTH
-        plaintext = ffi.new("unsigned char[]", max(1, length))
+        cells, content = self._short if length <= _SHORT_LENGTH else _room(length)
         given = (ciphertext, len(ciphertext), associated_data, len(associated_data), nonce, self._key)
-        if lib.crypto_aead_chacha20poly1305_ietf_decrypt(plaintext, ffi.NULL, ffi.NULL, *given) != 0:
+        if lib.crypto_aead_chacha20poly1305_ietf_decrypt(cells, ffi.NULL, ffi.NULL, *given) != 0:
             raise NoiseError("authentication failed")
         self._nonce += 1
-        return bytes(ffi.buffer(plaintext, length))
+        plaintext: bytes = content[:length]
+        return plaintext
 
     def _next_nonce(self) -> bytes:
         if self._nonce >= MAX_NONCE:
