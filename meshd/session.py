@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv6Address
 
+import msgspec
 import trio
 
 from meshd.identity import Identity, x25519_public_key
@@ -63,8 +64,7 @@ class PeerConnected:
     first: bool
 
 
-@dataclass(frozen=True, slots=True)
-class PeerMessage:
+class PeerMessage(msgspec.Struct, frozen=True):
     peer: bytes
     data: bytes
 

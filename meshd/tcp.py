@@ -35,13 +35,13 @@ class TcpConnection(Connection):
         self.socket.setblocking(False)
 
     def send_now(self, data: bytes | memoryview) -> int:
-        if self.socket.fileno() < 0:
-            raise trio.ClosedResourceError
         try:
             return self.socket.send(data)
         except BlockingIOError:
             return 0
         except OSError as error:
+            if self.socket.fileno() < 0:
+                raise trio.ClosedResourceError from error
             raise trio.BrokenResourceError(str(error)) from error
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
