@@ -14,6 +14,7 @@ from typing import Any
 
 import trio
 
+from meshd.kernel.filters import has_bits
 from meshd.kernel.interface_bytes import BytesByInterface, read_interface_bytes
 from meshd.kernel.netlink import (
     NETLINK_ROUTE,
@@ -56,6 +57,9 @@ _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU = 1, 3, 4
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _NDMSG = struct.Struct("=BxxxiHBB")  # family, interface index, state, flags, type
 _NDA_DST = 1
+# Of each neighbour the kernel tells something every few seconds: that it is reachable, that this is old, that it asks.
+_STATE_OFFSET = 16 + 8  # behind struct nlmsghdr; two bytes, in the machine's order
+_FAILURES = has_bits(_STATE_OFFSET + (0 if sys.byteorder == "little" else 1), _NUD_FAILED)
 _RESOLVE_INTERVAL = 0.02
 _EVENTS_PAUSE = 0.005
 
@@ -122,7 +126,7 @@ class Links:
 
         It tries when something is sent to an address whose reachability it is not sure of any more.
         """
-        with NetlinkSocket(NETLINK_ROUTE, _RTMGRP_NEIGH) as events:
+        with NetlinkSocket(NETLINK_ROUTE, _RTMGRP_NEIGH, wanted=_FAILURES) as events:
             yield _failures(events)
 
     async def neighbour_mac(self, interface: str, address: IPv6Address) -> bytes | None:

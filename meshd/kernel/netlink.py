@@ -18,6 +18,8 @@ from typing import Any, Self
 
 import trio
 
+from meshd.kernel import filters
+
 NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
 
@@ -86,11 +88,15 @@ class Conversation(ABC):
 
 
 class NetlinkSocket(Conversation):
-    """One conversation with the kernel. Requests of several tasks take turns."""
+    """One conversation with the kernel. Requests of several tasks take turns.
 
-    def __init__(self, protocol: int, groups: int = 0) -> None:
+    `wanted`: a program of the kernel's socket filter (`filters`) that says which messages are to come; empty: all.
+    """
+
+    def __init__(self, protocol: int, groups: int = 0, wanted: bytes = b"") -> None:
         self._protocol = protocol
         self._groups = groups
+        self._wanted = wanted
         self._lock = trio.Lock()
         self._sequence = 0
         self._socket = self._new_socket()
@@ -239,6 +245,8 @@ class NetlinkSocket(Conversation):
             raw.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
             raw.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+            if self._wanted:
+                filters.attach(raw, self._wanted)
             raw.bind((0, self._groups))
             raw.connect((0, 0))
             self._raw = raw
