@@ -29,6 +29,9 @@ EARLY_HELLO_INTERVALS = (0.3, 0.7)  # the first Hellos follow quickly: either en
 LAZY_HELLO_INTERVALS = (0.01,)  # babeld says Hello twice when it starts
 JITTER = (0.9, 1.0)  # of an interval
 LAZY_JITTER = (0.75, 1.25)
+UPDATE_JITTER = (0.975, 1.0)  # late enough for a Hello to come before it, early enough for who waits for it
+UPDATE_EARLY = 0.1  # of its interval: so much earlier an update goes with a Hello
+HELLO_EARLY = 0.5  # of its interval: so much earlier a Hello goes with those on other interfaces, once
 SETTLED_HELLOS = 0xF000  # the last four have arrived
 HELLO_SPACING = 0.02  # least time between two Hellos, however many neighbours turn up
 IHU_HOLD_SECONDS_PER_CS = 0.035  # 3.5 intervals (appendix B)
@@ -46,6 +49,8 @@ class Neighbourhood:
         self._requests = requests
         self._liveness = Liveness(state)
         self._jitter = JITTER if state.config.is_eager else LAZY_JITTER
+        self._update_jitter = UPDATE_JITTER if state.config.is_eager else LAZY_JITTER
+        self._round_at = -NEVER  # the next Hellos, on all interfaces but those that are new
 
     def raise_interface(self, event: InterfaceUp, *, now: float) -> None:
         known = self._state.interfaces.get(event.interface)
@@ -184,8 +189,10 @@ class Neighbourhood:
             self._send_hello(interface, now=now)
         if interface.resend_at <= now:
             self._announcer.resend(interface, now=now)
-        if interface.update_at <= now:
-            interface.update_at = now + self._state.config.update_interval * self._state.rng.uniform(*self._jitter)
+        update_interval = self._state.config.update_interval
+        early = UPDATE_EARLY * update_interval if hello_at <= now and self._state.config.is_eager else 0.0
+        if interface.update_at <= now + early:
+            interface.update_at = now + update_interval * self._state.rng.uniform(*self._update_jitter)
             self._announcer.request_full_update(interface)
         elif interface.flush_at <= now:
             self._state.flushing[interface] = None
@@ -345,8 +352,18 @@ class Neighbourhood:
         if interface.hellos_sent < len(early):
             interface.hello_at = now + min(early[interface.hellos_sent], config.hello_interval)
         else:
-            interface.hello_at = now + config.hello_interval * self._state.rng.uniform(*self._jitter)
+            interface.hello_at = self._next_round(now=now)
         interface.hellos_sent += 1
+
+    def _next_round(self, *, now: float) -> float:
+        """Hellos on several interfaces leave together: most of what an idle node does is to wake up. It is the jitter
+        of all of them, and the same for each as if it were its own; only when an interface falls in with the others
+        one of its Hellos comes earlier."""
+        interval = self._state.config.hello_interval
+        is_together = self._state.config.is_eager
+        if not is_together or not now + HELLO_EARLY * interval <= self._round_at <= now + interval:
+            self._round_at = now + interval * self._state.rng.uniform(*self._jitter)
+        return self._round_at
 
     def _ihu(self, neighbour: Neighbour, stamps: tuple[int, int] | None = None) -> Ihu:
         config = self._state.config
