@@ -480,6 +480,7 @@ class Daemon:
 
     async def _report_loss(self) -> None:
         """Both ends' counts may differ by what the link loses: the larger share, of a neighbour on several links."""
+        told: dict[bytes, float] = {}
         while True:
             await trio.sleep_until(tick_after(trio.current_time(), LOSS_INTERVAL))
             share_by_peer: dict[bytes, float] = {}
@@ -489,7 +490,9 @@ class Daemon:
                     share = 1 - neighbour.hello_history.bit_count() / HELLO_HISTORY_BITS
                     share_by_peer[peer] = max(share, share_by_peer.get(peer, 0.0))
             for peer, share in share_by_peer.items():
-                await self.paymaster.put(pay.LinkLossMeasured(peer, share))
+                if share > 0.0 or told.get(peer) != share:
+                    await self.paymaster.put(pay.LinkLossMeasured(peer, share))
+            told = share_by_peer
 
     def _interface_changed(self, name: str, index: int, address: IPv6Address | None) -> None:
         if not self.payments_enabled:

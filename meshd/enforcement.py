@@ -107,6 +107,8 @@ class Enforcement:
     async def apply(self) -> None:
         """Brings the ports of all whom we know in line with what the engine said of them. Who is behind the others is
         not known, and they stay as they are."""
+        if not (self._held or self._suspended_peers or self._lock.locked()):
+            return  # mostly; this is called twice a second
         async with self._lock:  # one after the other: each computes what is wanted when it is its turn
             wanted = {port for peer in self._suspended_peers for port in self.neighbours.ports_of(peer)}
             unknown = {port for port in self._held if self.neighbours.peer_of(port) is None}

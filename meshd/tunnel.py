@@ -32,6 +32,7 @@ MTU_UNKNOWN = 1500  # of the path to whom we wait for
 KEEPALIVE = 25  # seconds; so that a path through a NAT stays open
 STATUS_INTERVAL = 1.0
 STATUS_INTERVAL_UP = 3.0  # of one that works: less than any silence that counts
+STATUS_PATIENCE = 4.5  # of one that beacons found: as between two Hellos; after two looks in vain WireGuard is asked
 STATUS_INTERVAL_MAX = 30.0  # of one that something comes from, by the count of its interface
 HANDSHAKE_TIMEOUT = 15.0  # then the operator is told: it takes some milliseconds, or 5 s where a packet is lost
 RETRY_INITIAL, RETRY_MAX = 0.5, 30.0
@@ -261,7 +262,9 @@ class Keeper:
         if has_brought_something:
             tunnel.heard_at = now
             self._on_heard(tunnel)
-        if not has_brought_something or now >= tunnel.seen_at + STATUS_INTERVAL_MAX:
+        patience = STATUS_PATIENCE if tunnel.is_up and tunnel.static is None else 0.0
+        is_silent = not has_brought_something and now >= tunnel.heard_at + patience
+        if is_silent or now >= tunnel.seen_at + STATUS_INTERVAL_MAX:
             self._take_status(tunnel, await device.status())
 
     def _received_on(self, interface: str, *, now: float) -> int:

@@ -349,6 +349,31 @@ def test_a_cost_is_that_of_the_tunnels_there_are_and_of_those_to_come(node: Node
     run(scenario)
 
 
+def test_wireguard_is_not_asked_between_two_hellos_of_a_neighbour(node: Node) -> None:
+    async def scenario() -> None:
+        async with node.running():
+            await node.link()
+            await node.beacon()
+            node.handshake_at = 1
+            await trio.sleep(4.0)
+            (device,) = node.devices
+
+            async def asked(every: float) -> int:
+                """How often in a minute, when something comes so seldom."""
+                before = device.questions
+                for number in range(60):
+                    if number % every == 0:
+                        node.kernel.links.received[device.name] = node.kernel.links.received.get(device.name, 0) + 80
+                    await node.beacon()  # else it is lost where nothing comes
+                    await trio.sleep(1.0)
+                return device.questions - before
+
+            assert await asked(every=4) <= 3
+            assert await asked(every=20) >= 5
+
+    run(scenario)
+
+
 def test_the_mtu_follows_that_of_the_interface_under_it(node: Node) -> None:
     async def scenario() -> None:
         async with node.running() as tunnels:
