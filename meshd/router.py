@@ -23,7 +23,7 @@ from meshd.logs import Logger
 from routing import codec, events
 from routing.authentication import Authenticator, MacKey
 from routing.speaker import Speaker
-from routing.tlv import RouteKey, route_key
+from routing.tlv import RouteKey, Update, route_key
 
 log = Logger("meshd.routing")
 QUEUE = 4096
@@ -70,6 +70,8 @@ class Router:
         self._on_neighbour = on_neighbour
         self._on_interface = on_interface
         self._send, self._receive = trio.open_memory_channel[events.Input](QUEUE)
+        self._turn = trio.Lock()  # of who has the speaker do something, until all of it is done
+        self._rest = trio.CancelScope()  # until the speaker's next deadline
         self._links_lock = trio.Lock()
         self._far_ends: dict[str, IPv6Address] = {}
         self._refused: dict[str, str] = {}  # interface name -> why the kernel does not meter it
@@ -148,24 +150,46 @@ class Router:
 
     async def _round(self) -> None:
         inputs: list[events.Input] = []
-        deadline = self.speaker.next_deadline()
-        with trio.move_on_at(float("inf") if deadline is None else deadline):
+        with trio.CancelScope(deadline=self._next_deadline()) as self._rest:
             inputs.append(await self._receive.receive())
         while len(inputs) < MAX_ROUND:
             try:
                 inputs.append(self._receive.receive_nowait())
             except trio.WouldBlock:
                 break
-        now = trio.current_time()
-        outputs: list[events.Output] = []
-        for event in inputs:
-            if isinstance(event, events.OriginateRoute | events.WithdrawRoute):
-                await self._keep_default(event)
-            outputs += self.speaker.handle(event, now=now)
+        await self._handle(inputs)
+
+    def _next_deadline(self) -> float:
         deadline = self.speaker.next_deadline()
-        if deadline is not None and now >= deadline:
-            outputs += self.speaker.handle(events.TimerExpired(), now=now)
-        await self._execute(outputs)
+        return float("inf") if deadline is None else deadline
+
+    async def _handle(self, inputs: Sequence[events.Input]) -> None:
+        try:
+            self._turn.acquire_nowait()
+        except trio.WouldBlock:
+            await self._turn.acquire()
+        try:
+            now = trio.current_time()
+            outputs: list[events.Output] = []
+            for event in inputs:
+                if isinstance(event, events.OriginateRoute | events.WithdrawRoute):
+                    await self._keep_default(event)
+                outputs += self.speaker.handle(event, now=now)
+            if now >= self._next_deadline():
+                outputs += self.speaker.handle(events.TimerExpired(), now=now)
+            await self._execute(outputs)
+        finally:
+            self._turn.release()
+
+    async def _handle_received(self, packet: events.ReceivedPacket) -> None:
+        """At once where nothing else is to be done: to wake up another task for a Hello costs as much as to handle it.
+        Updates in their turn: what follows from many goes into the kernel together."""
+        is_idle = self._receive.statistics().tasks_waiting_receive > 0
+        if not is_idle or any(isinstance(tlv, Update) for tlv in packet.tlvs):
+            await self.put(packet)
+            return
+        await self._handle([packet])
+        self._rest.deadline = self._next_deadline()
 
     async def _execute(self, outputs: Sequence[events.Output]) -> None:
         routes: dict[RouteKey, events.RouteChange] = {}
@@ -291,7 +315,7 @@ class Router:
                 log.debug("malformed packet dropped", interface=interface, source=datagram.source, reason=error)
                 continue
             is_multicast = datagram.destination.is_multicast
-            await self.put(events.ReceivedPacket(interface, datagram.source, tlvs, is_multicast))
+            await self._handle_received(events.ReceivedPacket(interface, datagram.source, tlvs, is_multicast))
 
     async def _is_welcome(self, datagram: Datagram, interface: str) -> bool:
         """Where there are keys: authenticated, or taken all the same by the operator's wish."""

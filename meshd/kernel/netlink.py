@@ -44,6 +44,7 @@ _ATTRIBUTE = struct.Struct("=HH")
 _NLA_TYPE_MASK = 0x3FFF
 _NLMSGERR_ATTR_MSG = 1
 _RECEIVE_SIZE = 65536
+_SHORT = 4096  # bytes of an answer: done with sooner than a turn of trio's loop
 _BATCH_SIZE = 64  # acknowledgements of one send must fit into the receive buffer
 _TRIES = 5  # of a dump that others' changes cut into
 _TRY_AGAIN_AFTER = 0.005  # after the first; twice as long after each further one
@@ -204,7 +205,8 @@ class NetlinkSocket(Conversation):
                     seen |= part_flags
                     if is_last:
                         break
-                    data = await self._socket.recv(_RECEIVE_SIZE)  # a long answer: others have their turn meanwhile
+                    is_long = len(data) > _SHORT  # then others have their turn meanwhile
+                    data = await (self._socket.recv(_RECEIVE_SIZE) if is_long else self._receive())
             except BaseException:
                 self._start_over()
                 raise
@@ -223,7 +225,7 @@ class NetlinkSocket(Conversation):
             raise NetlinkError(errno.EMSGSIZE)
 
     async def _receive(self) -> bytes:
-        """The beginning of an answer, which is mostly there already."""
+        """What comes next of an answer, which is mostly there already."""
         try:
             return self._raw.recv(_RECEIVE_SIZE)
         except BlockingIOError:

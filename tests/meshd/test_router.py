@@ -24,7 +24,7 @@ from routing import events
 from routing.authentication import Authenticator, MacAlgorithm, MacKey
 from routing.codec import pack
 from routing.speaker import NeighbourView, Speaker
-from routing.tlv import Hello, WildcardRetraction
+from routing.tlv import Hello, Tlv, Update, WildcardRetraction
 from tests.meshd.fakes import FakeKernel, run
 
 OURS, THEIRS = IPv6Address("fe80::1"), IPv6Address("fe80::2")
@@ -39,13 +39,19 @@ class ScriptedSpeaker:
         self.given: list[events.Input] = []
         self.answers: dict[type, list[events.Output]] = {}
         self.refused = 0
+        self.deadline: float | None = None
+        self.patience: float | None = None  # after a packet
 
     def handle(self, event: events.Input, *, now: float) -> list[events.Output]:
         self.given.append(event)
+        if isinstance(event, events.TimerExpired):
+            self.deadline = None
+        elif isinstance(event, events.ReceivedPacket) and self.patience is not None:
+            self.deadline = now + self.patience
         return self.answers.get(type(event), [])
 
     def next_deadline(self) -> float | None:
-        return None
+        return self.deadline
 
     def neighbours(self) -> list[NeighbourView]:
         return [NeighbourView("eth0", THEIRS, 96, 96, 96, 0xFFFF, 2, refused_count=self.refused)]
@@ -114,6 +120,11 @@ class Node:
         self, *, index: int = 3, name: str = "eth0", address: IPv6Address | None = OURS, mtu: int = 1500
     ) -> None:
         self.kernel.links.change(Link(index, name, b"\x02" + bytes(5), mtu, address is not None, address))
+        await trio.sleep(0.01)
+
+    async def hear(self, *tlvs: Tlv) -> None:
+        (data,) = pack(tlvs, mtu=1500)
+        self.socket.arrive.send_nowait(Datagram(3, THEIRS, OURS, data))
         await trio.sleep(0.01)
 
     async def trigger(self, *outputs: events.Output) -> None:
@@ -245,6 +256,39 @@ def test_a_congested_interface_does_not_hold_up_the_others(node: Node) -> None:
             assert ("install", NET) in node.journal
             assert trio.current_time() - began < 1.0
             assert node.router.counters["packets not sent"] == 1
+
+    run(scenario)
+
+
+def test_a_hello_may_make_the_next_deadline_an_earlier_one(node: Node) -> None:
+    async def scenario() -> None:
+        async with node.running():
+            await node.link()
+            node.speaker.patience = 0.25
+            await node.hear(Hello(1, 400))
+            assert isinstance(node.speaker.given[-1], events.ReceivedPacket)
+            await trio.sleep(0.2)
+            assert events.TimerExpired() not in node.speaker.given
+            await trio.sleep(0.1)
+            assert node.speaker.given[-1] == events.TimerExpired()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("tlv", [Hello(1, 400), Update(NET, 96, 1, 1600, bytes(8), THEIRS)])
+def test_a_packet_waits_until_what_followed_from_others_is_done(node: Node, tlv: Tlv) -> None:
+    async def scenario() -> None:
+        async with node.running():
+            await node.link()
+            node.socket.stuck = True
+            node.speaker.answers[events.SetFee] = [PACKET, INSTALL]
+            await node.router.put(events.SetFee(1))
+            await trio.sleep(0.05)
+            await node.hear(tlv)
+            assert node.speaker.given[-1] == events.SetFee(1)
+            await trio.sleep(0.1)
+            assert node.journal == [("install", NET)]
+            assert isinstance(node.speaker.given[-1], events.ReceivedPacket)
 
     run(scenario)
 
