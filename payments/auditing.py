@@ -47,7 +47,7 @@ def review(core: Core, peer: Peer, *, now: float) -> None:
         else:
             peer.wake(due_at)
     if book.next_look_at is not None:
-        peer.wake(book.next_look_at)
+        peer.wake(core.when_others_are(book.next_look_at))
 
 
 def _report(core: Core, peer: Peer, *, now: float) -> None:
