@@ -16,11 +16,11 @@ Amounts are sat. Keys are 32 bytes secret, 33 bytes public. Hashes are in intern
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from hashlib import sha256
 
 import coincurve
 from coincurve._libsecp256k1 import lib  # type: ignore[import-not-found]
@@ -77,6 +77,10 @@ class ChannelTerms:
     expiry_height: int  # the payer can take everything back in the block after this height
     capacity_sat: int
     payer_change_script: bytes  # P2WPKH or P2WSH
+
+    def __hash__(self) -> int:
+        """Of the key that differs from channel to channel: all fields would be hashed twice for each payment."""
+        return hash(self.payer_pubkey)
 
     def __post_init__(self) -> None:
         _check_pubkey(self.payer_pubkey)
@@ -302,7 +306,7 @@ def find_expiry(
     for height in heights:
         if MIN_EXPIRY_HEIGHT <= height < LOCKTIME_THRESHOLD:
             script = _script(terms.payee_pubkey, height, terms.payer_pubkey)
-            if hashlib.sha256(script).digest() == script_pubkey[2:]:
+            if sha256(script).digest() == script_pubkey[2:]:
                 return replace(terms, expiry_height=height, capacity_sat=capacity_sat)
     return None
 
@@ -381,7 +385,7 @@ def _key_pair(secret: bytes) -> tuple[coincurve.PrivateKey, bytes]:
 
 
 def _double_sha256(data: bytes) -> bytes:
-    return hashlib.sha256(hashlib.sha256(data).digest()).digest()
+    return sha256(sha256(data).digest()).digest()
 
 
 def _sign(key: coincurve.PrivateKey, digest: bytes, sighash: int) -> bytes:

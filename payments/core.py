@@ -263,8 +263,11 @@ class Core:
             self._hard.add(peer)
 
     def ledger_changed(self, peer: Peer, *, hard: bool = False) -> None:
-        self._dirty(self._dirty_ledgers, peer.key, peer.key, hard)
-        self._touched[peer.key] = None
+        key = peer.key
+        self._dirty_ledgers[key] = key
+        self._touched[key] = None
+        if hard:
+            self._hard.add(key)
 
     def ledger_metered(self, peer: Peer) -> None:
         """It has changed, and nothing need follow from that in this call."""
@@ -280,11 +283,13 @@ class Core:
         self.touch(peer)
 
     def channel_changed(self, channel: Channel, *, hard: bool = True) -> None:
-        """Recounts what the ledger takes from the channels: sums are never counted anywhere else."""
+        """Recounts what the ledger takes from the channels: sums are never counted anywhere else. Soft: it has changed
+        in nothing that counts there."""
         self._dirty(self._dirty_channels, channel.channel_id, channel.peer, hard)
         self.paid_version += channel.direction is Direction.IN
         peer = self.peer(channel.peer)
-        self.recount(peer)
+        if hard:
+            self.recount(peer)
         self.touch(peer)
 
     def recount(self, peer: Peer) -> None:

@@ -286,10 +286,7 @@ class PaymentEngine:
             message = msg.decode(event.data)
             if not peer.is_ready and not isinstance(message, msg.Hello):
                 raise PeerFaultError("the first message is not a hello")
-            if isinstance(message, msg.CreditMessage):
-                crediting.handle(self._core, peer, message)
-            else:
-                self._handle_decoded(peer, message, now=now)
+            self._handle_decoded(peer, message, now=now)
         except (msg.MessageError, PeerFaultError, CountsError) as error:
             self._count_fault(peer, str(error))
         self._core.touch(peer)
@@ -342,6 +339,8 @@ class PaymentEngine:
                 keeping.handle_keep(core, peer, message, now=now)
             case msg.Kept():
                 keeping.handle_kept(core, peer, message)
+            case msg.CreditNote() | msg.CreditReceipt() | msg.CreditSync():
+                crediting.handle(core, peer, message)
 
     def _count_fault(self, peer: Peer, reason: str) -> None:
         peer.faults += 1

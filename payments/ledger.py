@@ -149,12 +149,12 @@ class Ledger:
         Without the last part two peers that sell to each other would pay each other in full, crosswise.
         """
         net_units = self.accepted_units - self.acknowledged_units - self.unanswered_units
-        return units_to_msat(net_units - msat_to_units(self.sent_msat - self.received_msat))
+        return units_to_msat(net_units - (self.sent_msat - self.received_msat) * UNITS_PER_MSAT)
 
     @property
     def expected_debt_msat(self) -> int:
         """What we owe, net, by our own meter, before any bill comes."""
-        net_units = self.owed_limit_units - self.billed_units - msat_to_units(self.sent_msat - self.received_msat)
+        net_units = self.owed_limit_units - self.billed_units - (self.sent_msat - self.received_msat) * UNITS_PER_MSAT
         return units_to_msat(net_units)
 
     @property

@@ -29,6 +29,9 @@ class Outpoint:
     txid: bytes  # 32 bytes, internal order
     index: int
 
+    def __hash__(self) -> int:
+        return hash(self.txid) ^ self.index  # no tuple made: each payment looks for what belongs to an output, twice
+
 
 @dataclass(frozen=True, slots=True)
 class ChainTip:

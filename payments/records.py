@@ -98,7 +98,7 @@ class ChannelRecord:
     splice: Splice | None = None
 
 
-class PaidRecord(NamedTuple):
+class PaidRecord(msgspec.Struct, frozen=True):
     """What a payment, or its acknowledgement, changes of a written channel; nothing else has changed."""
 
     channel_id: bytes

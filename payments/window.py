@@ -17,6 +17,8 @@ class Window:
 
 def grow(window: Window, paid_msat: int, *, max_msat: int) -> Window:
     """After a payment on time. Once at the ceiling there is no more progress to count."""
+    if window.size_msat >= max_msat and not window.progress_msat:
+        return window
     size, progress = window.size_msat, window.progress_msat + paid_msat
     while progress >= size and size < max_msat:
         progress -= size

@@ -492,9 +492,8 @@ def _channel_of(row: sqlite3.Row) -> ChannelRecord:
 
 
 def _paid_row(record: PaidRecord) -> tuple[Value, ...]:
-    channel_id, cumulative_msat, signature, acknowledged_msat = record
-    signed = None if signature is None else bytearray(signature)
-    return cumulative_msat, signed, acknowledged_msat, bytearray(channel_id)
+    signature = None if record.signature is None else bytearray(record.signature)
+    return record.cumulative_msat, signature, record.acknowledged_msat, bytearray(record.channel_id)
 
 
 def _counts_row(record: CountsRecord) -> tuple[Value, ...]:

@@ -123,7 +123,7 @@ def test_a_payment_is_checked_as_the_whole_row_would_be(direction: Direction, st
         (8_999, 9_000, 9_001), (6_999, 7_000), (b"s", b"t", None)
     ):
         paid = PaidRecord(before.channel_id, cumulative_msat, signature, acknowledged_msat)
-        after = replace(before, **paid._asdict())
+        after = replace(before, **structs.asdict(paid))
         verdicts.append(_is_refused(lambda paid=paid: check_payment_step(state, first, paid)))  # type: ignore[misc]
         assert verdicts[-1] == _is_refused(lambda after=after: check_channel_step(before, after))  # type: ignore[misc]
     assert verdicts.count(False) == (1 if state is ChannelState.CLOSED else 4)

@@ -99,7 +99,7 @@ def test_a_payment_changes_its_row_and_one_without_a_row_is_refused(tmp_path: Pa
     after = replace(FULL, cumulative_msat=paid.cumulative_msat, signature=b"t" * 71, acknowledged_msat=4)
     assert store.load().channels == (BARE, after)
     with pytest.raises(StoreError, match="no row"):
-        store.apply([HeightRecord(9), paid._replace(channel_id=b"?" * 16)])
+        store.apply([HeightRecord(9), structs.replace(paid, channel_id=b"?" * 16)])
     assert store.load() == EngineState(channels=(BARE, after))
     store.close()
 

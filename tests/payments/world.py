@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import msgspec
 from embit.script import Script
 from embit.transaction import Transaction, TransactionInput, TransactionOutput
 from nacl import bindings
@@ -64,7 +65,7 @@ class MemoryStore:
                     self.channels[change.channel_id] = change
                 case PaidRecord():
                     row = self.channels[change.channel_id]
-                    self.channels[change.channel_id] = replace(row, **change._asdict())
+                    self.channels[change.channel_id] = replace(row, **msgspec.structs.asdict(change))
                 case CountsRecord():
                     self.counts[change.peer] = change
                 case KeptRecord():
