@@ -13,6 +13,7 @@ from typing import Protocol, assert_never
 import trio
 
 from meshd.logs import Logger
+from meshd.mailbox import Mailbox
 from meshd.wallet_keeper import WalletKeeper
 from payments import events
 from payments.adapters.store import Store
@@ -63,7 +64,7 @@ class Paymaster:
         self._set_carrying = set_carrying
         self._set_trusted = set_trusted
         self._counters = counters
-        self._send, self._receive = trio.open_memory_channel[tuple[events.Input, Mapping[bytes, Reading]]](QUEUE)
+        self._inputs = Mailbox[tuple[events.Input, Mapping[bytes, Reading]]](QUEUE)
         # By peer: of what the engine took in and has not written.
         self._readings: dict[bytes, dict[bytes, Reading]] = {}
         self._free_readings: dict[bytes, Reading] = {}
@@ -95,17 +96,11 @@ class Paymaster:
 
     async def put(self, event: events.Input) -> None:
         """Give the engine an input; waits while its queue is full."""
-        await self._put((event, {}))
+        await self._inputs.put((event, {}))
 
     async def put_metered(self, traffic: events.MeteredTraffic, readings: Mapping[bytes, Reading]) -> None:
         """`readings` become durable together with the sums that `traffic` adds to: a crash loses or repeats neither."""
-        await self._put((traffic, readings))
-
-    async def _put(self, entry: tuple[events.Input, Mapping[bytes, Reading]]) -> None:
-        try:
-            self._send.send_nowait(entry)  # mostly there is room, and a checkpoint costs more than the rest
-        except trio.WouldBlock:
-            await self._send.send(entry)
+        await self._inputs.put((traffic, readings))
 
     async def hold_payments(self, hold: bool) -> None:
         self.is_paying = not hold
@@ -132,11 +127,10 @@ class Paymaster:
                 raise
 
     async def _round(self) -> None:
-        inputs: list[events.Input] = []
         deadline = self.engine.next_deadline()
         with trio.move_on_at(deadline):
-            inputs.append(self._take(await self._receive.receive()))
-        inputs += self._waiting(MAX_ROUND)
+            await self._inputs.wait()
+        inputs = self._waiting(MAX_ROUND)
         now = trio.current_time()
         if now >= deadline:
             inputs.append(events.TimerExpired())
@@ -145,13 +139,7 @@ class Paymaster:
             await self._carry_out(events.Persist(()))  # where nobody pays, nothing else writes them
 
     def _waiting(self, limit: int) -> list[events.Input]:
-        inputs: list[events.Input] = []
-        while len(inputs) < limit:
-            try:
-                inputs.append(self._take(self._receive.receive_nowait()))
-            except trio.WouldBlock:
-                break
-        return inputs
+        return [self._take(entry) for entry in self._inputs.take(limit)]
 
     def _take(self, entry: tuple[events.Input, Mapping[bytes, Reading]]) -> events.Input:
         event, readings = entry

@@ -19,7 +19,6 @@ import random
 import secrets
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv6Address
@@ -29,6 +28,7 @@ import trio
 
 from meshd.identity import Identity, x25519_public_key
 from meshd.logs import Logger
+from meshd.mailbox import Mailbox
 from meshd.tcp import Connection, Interface, LinkLocalTcp, Network
 from meshd.ticks import tick_after
 from payments.noise import HandshakeState, NoiseError, Transport
@@ -243,7 +243,7 @@ class _Session:
             self._queued.set()
         return True
 
-    async def run(self, deliver: trio.MemorySendChannel[SessionEvent]) -> None:
+    async def run(self, deliver: Mailbox[SessionEvent]) -> None:
         """Until either side ends it; then `reason` says why. Closes the stream."""
         try:
             with self._scope:
@@ -264,7 +264,7 @@ class _Session:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self.close("connection lost", "closed")
 
-    async def _receive_loop(self, deliver: trio.MemorySendChannel[SessionEvent]) -> None:
+    async def _receive_loop(self, deliver: Mailbox[SessionEvent]) -> None:
         while True:
             await self._frames.fill()
             while (frame := self._frames.next()) is not None:
@@ -273,12 +273,10 @@ class _Session:
                 if data:
                     await self._deliver(PeerMessage(self.peer, data), deliver)
 
-    async def _deliver(self, message: PeerMessage, deliver: trio.MemorySendChannel[SessionEvent]) -> None:
-        try:
-            deliver.send_nowait(message)
-        except trio.WouldBlock:
+    async def _deliver(self, message: PeerMessage, deliver: Mailbox[SessionEvent]) -> None:
+        if not deliver.put_nowait(message):
             self._heard_at = math.inf  # while it is us who do not listen
-            await deliver.send(message)
+            await deliver.put(message)
             self._heard_at = trio.current_time()
 
     async def _send_loop(self) -> None:
@@ -343,7 +341,7 @@ class SessionManager:
         self._session_by_link: dict[Link, _Session] = {}
         self._sessions_by_peer: dict[bytes, list[_Session]] = {}  # the oldest first
         self._inbound_by_link: Counter[Link] = Counter()
-        self._emit, self.events = trio.open_memory_channel[SessionEvent](self._limits.events)
+        self.events = Mailbox[SessionEvent](self._limits.events)
         self.counters: Counter[str] = Counter()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -400,11 +398,8 @@ class SessionManager:
 
     async def next_events(self) -> list[SessionEvent]:
         """One at least, and what came with it: to wait for each would take longer than to handle it."""
-        events = [await self.events.receive()]
-        with suppress(trio.WouldBlock):
-            while True:
-                events.append(self.events.receive_nowait())
-        return events
+        await self.events.wait()
+        return self.events.take(self._limits.events)
 
     def send(self, peer: bytes, *messages: bytes) -> bool:
         """Of 1 to 65,519 bytes each. False when there is no session, or the peer is too slow for them."""
@@ -531,7 +526,7 @@ class SessionManager:
             if older.peer != session.peer:
                 session.close("another peer holds the link")
                 self._count("link_taken", session.link, session.peer.hex())
-                await session.run(self._emit)  # closed already: only closes the stream
+                await session.run(self.events)  # closed already: only closes the stream
                 return False
             older.close("replaced by a newer session")
             await older.closed.wait()
@@ -545,8 +540,8 @@ class SessionManager:
         sessions = self._sessions_by_peer.setdefault(session.peer, [])
         sessions.append(session)
         try:
-            await self._emit.send(PeerConnected(session.peer, link.interface, link.address, first=len(sessions) == 1))
-            await session.run(self._emit)
+            await self.events.put(PeerConnected(session.peer, link.interface, link.address, first=len(sessions) == 1))
+            await session.run(self.events)
         finally:
             sessions.remove(session)
             if not sessions:
@@ -554,7 +549,7 @@ class SessionManager:
             del self._session_by_link[link]
         self._count(session.counter, link, session.reason)
         last = session.peer not in self._sessions_by_peer
-        await self._emit.send(PeerDisconnected(session.peer, link.interface, link.address, last, session.reason))
+        await self.events.put(PeerDisconnected(session.peer, link.interface, link.address, last, session.reason))
 
     def _spawn(self, task: Callable[[_Session], Awaitable[None]], session: _Session) -> None:
         assert self._nursery is not None  # noqa: S101  dialers live in it

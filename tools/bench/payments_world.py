@@ -279,7 +279,7 @@ def build_end(
     rng, now = random.Random(str(path)), trio.current_time()
     engine = PaymentEngine(config, seed=seed, state=store.load(), rng=rng, now=now, signer=signer)
     for other in managers[1:]:
-        other._emit = managers[0]._emit
+        other.events = managers[0].events
     shares = [managers[0]] * len(pairs) if len(managers) == 1 else managers
     is_payer = direction is Direction.OUT
     keys = [(pair.seller if is_payer else pair.payer).public_key for pair in pairs]
