@@ -28,6 +28,8 @@ BURST_INTERVAL = 0.01
 UPDATE_OCTETS = 48  # a priced IPv6 host route with its Router-Id TLV
 DUMP_SPACING = 0.2  # least time between two full dumps to different neighbours on one link
 DUMP_INTERVAL = 1.0  # least time between two full dumps to one neighbour
+_Told = tuple[bytes | None, int, int]  # router-id (None: no route), metric and price of an announcement
+_NOTHING: _Told = (None, METRIC_INFINITY, 0)
 
 
 class Announcer:
@@ -41,14 +43,14 @@ class Announcer:
         """The selected route of `entry`, or its numbers, may have changed: tell the neighbours if it concerns them."""
         entry.update = None
         new = self._announcement(entry)
-        old = entry.announced
+        old: _Told = (entry.announced_id, entry.announced_metric, entry.announced_price)
         if new == old:
             return
-        entry.announced = new
-        if new is None:
+        entry.announced_id, entry.announced_metric, entry.announced_price = new
+        if new[0] is None:
             entry.retract_until = now + RETRACTION_HOLD_INTERVALS * self._state.config.update_interval
             self._state.timers.set_earlier("scan", entry.retract_until)
-        source = entry.source_of(old[0]) if old is not None else None
+        source = entry.source_of(old[0]) if old[0] is not None else None
         if source is not None:
             source.used_at = now
         self._report_price(entry, old, new)
@@ -71,7 +73,7 @@ class Announcer:
         """Our export filters have changed: neighbours hear of all that they may know, and lose what they may not."""
         for entry in self._state.prefixes.values():
             entry.update = None
-            if entry.announced is not None:
+            if entry.announced_id is not None:
                 for interface in self._state.interfaces.values():
                     self.queue(entry, interface, News.BAD, delay=self._state.config.urgent_timeout, now=now)
 
@@ -105,14 +107,18 @@ class Announcer:
             first = sorted(pending, key=lambda entry: -pending[entry])
             interface.pending = {entry: pending[entry] for entry in first[limit:]}
             pending = {entry: pending[entry] for entry in first[:limit]}
-        full = {entry: None for entry in pending if entry in interface.dump}
-        for entry in full:
-            del interface.dump[entry]
-        rest = self._take(interface.dump, limit - len(pending))
+        full: dict[PrefixEntry, None] = {}
+        if interface.dump:
+            full = {entry: None for entry in pending if entry in interface.dump}
+            for entry in full:
+                del interface.dump[entry]
+            rest = self._take(interface.dump, limit - len(pending))
+            pending |= dict.fromkeys(rest, News.NONE)
+            full |= rest
         if interface.pending or interface.dump:
             interface.paced_until = now + BURST_INTERVAL
             self._flush_by(interface, interface.paced_until)
-        self._multicast(interface, pending | dict.fromkeys(rest, News.NONE), full | rest, now=now)
+        self._multicast(interface, pending, full, now=now)
 
     def resend(self, interface: Interface, *, now: float) -> None:
         """Bad news that has not been acknowledged."""
@@ -152,7 +158,7 @@ class Announcer:
 
     def _whole_table(self, *, now: float) -> dict[PrefixEntry, None]:
         entries = self._state.prefixes.values()
-        return {entry: None for entry in entries if entry.announced is not None or entry.retract_until >= now}
+        return {entry: None for entry in entries if entry.announced_id is not None or entry.retract_until >= now}
 
     def _send_dump(self, neighbour: Neighbour, *, now: float) -> None:
         interface = neighbour.interface
@@ -209,44 +215,34 @@ class Announcer:
             entry.advertised_on |= neighbour.interface.bit
         self._state.send(neighbour, _spoken_on(neighbour.interface, update))
 
-    def _announcement(self, entry: PrefixEntry) -> tuple[bytes, int, int] | None:
+    def _announcement(self, entry: PrefixEntry) -> _Told:
         config = self._state.config
         if entry.own_metric is not None:
             return config.router_id, entry.own_metric, 0
         route = entry.selected
         if route is None or not self._is_router:
-            return None
+            return _NOTHING
         # Design section 6: the metric that we announce, and that feasibility is computed on, carries our fee.
         metric = rules.composite_metric(route.metric, self._state.fee, config.price_weight)
         price = rules.price_add(route.price, self._state.fee)
         if metric >= METRIC_INFINITY or price >= PRICE_NOT_FOR_SALE:
-            return None
+            return _NOTHING
         return route.update.router_id, metric, price
 
-    def _report_price(
-        self, entry: PrefixEntry, old: tuple[bytes, int, int] | None, new: tuple[bytes, int, int] | None
-    ) -> None:
-        old_price = old[2] if old is not None else None
-        new_price = new[2] if new is not None else None
-        if old_price != new_price:
+    def _report_price(self, entry: PrefixEntry, old: _Told, new: _Told) -> None:
+        if old[2] != new[2] or (old[0] is None) != (new[0] is None):
             entry.price_epoch = (entry.price_epoch + 1) & 0xFFFF
             if self._state.config.tells_prices:
-                self._state.outputs.append(AnnouncedPrice(entry.prefix, new_price, entry.source_prefix))
+                price = new[2] if new[0] is not None else None
+                self._state.outputs.append(AnnouncedPrice(entry.prefix, price, entry.source_prefix))
 
-    def _delay(
-        self,
-        entry: PrefixEntry,
-        old: tuple[bytes, int, int] | None,
-        new: tuple[bytes, int, int] | None,
-        *,
-        now: float,
-    ) -> float:
+    def _delay(self, entry: PrefixEntry, old: _Told, new: _Told, *, now: float) -> float:
         """Section 3.7.2: how urgent the news is. Retractions do not wait at all."""
         config = self._state.config
-        if new is None:
+        if new[0] is None:
             return 0.0
         is_urgent = (
-            old is None
+            old[0] is None
             or now - entry.found_at < config.settle_timeout
             or old[0] != new[0]
             or not rules.is_small_change(old[1], new[1])
@@ -288,11 +284,10 @@ class Announcer:
 
     def _build(self, entry: PrefixEntry) -> Update:
         """The announcement as a TLV. It is about to be sent, so the feasibility distance follows (section 3.7.3)."""
-        announced = entry.announced
-        if announced is None:
+        router_id, metric, price = entry.announced_id, entry.announced_metric, entry.announced_price
+        if router_id is None:
             entry.update = self._retraction(entry.prefix, entry.source_prefix)
             return entry.update
-        router_id, metric, price = announced
         if entry.selected is None:
             seqno = self._state.seqno
         else:
@@ -386,10 +381,10 @@ class Announcer:
             self._state.packets.append(SendPacket(interface.name, destination, portion))
 
 
-def _judge(old: tuple[bytes, int, int] | None, new: tuple[bytes, int, int] | None) -> int:
-    if new is None:
+def _judge(old: _Told, new: _Told) -> int:
+    if new[0] is None:
         return News.BAD
-    if old is None:
+    if old[0] is None:
         return News.GOOD
     if old[0] != new[0] or new[2] > old[2]:
         return News.BAD

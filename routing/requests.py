@@ -101,10 +101,10 @@ class Requests:
 
     def _is_answered_by(self, entry: PrefixEntry, router_id: bytes, seqno: int) -> bool:
         """We announce a route from another router, or one that is new enough."""
-        if entry.announced is None:
+        if entry.announced_id is None:
             return False
         ours = self._state.seqno if entry.selected is None else entry.selected.update.seqno
-        return entry.announced[0] != router_id or not rules.seqno_less(ours, seqno)
+        return entry.announced_id != router_id or not rules.seqno_less(ours, seqno)
 
     def _raise_own_seqno(self, entry: PrefixEntry, neighbour: Neighbour, seqno: int, *, now: float) -> None:
         if entry.own_metric is None or now < self._seqno_changed_at + SEQNO_INTERVAL:

@@ -38,7 +38,9 @@ class Selection:
         self._announcer = announcer
         self._requests = requests
         self._is_stub = state.config.mode is Mode.STUB
+        self._is_open = state.policy.is_import_open
         self._price_max = state.price_max
+        self._scan_at = NEVER  # at the latest, as far as we have asked for it
         self._refreshed_at = -NEVER  # when a route was last refreshed, by an update of this interval; and its new end
         self._refreshed_cs = 0
         self._expires_at = -NEVER
@@ -123,6 +125,7 @@ class Selection:
     def set_policy(self, policy: Policy, *, now: float) -> None:
         """Each prefix moves from its old route to its new one in one step; none is without a route in between."""
         before, self._state.policy = self._state.policy, policy
+        self._is_open = policy.is_import_open
         self._price_max = self._state.price_max
         for entry in list(self._state.prefixes.values()):
             for route in entry.known():
@@ -150,9 +153,9 @@ class Selection:
         elif best is not None and current is not None and not self._is_switch_due(entry, current, best, now=now):
             best = current
         if best is not entry.selected or best is None:
-            turned = (entry.selected, best)
+            before = entry.selected
             self._select(entry, best, now=now)
-            self._announcer.turn(entry, *turned, now=now)
+            self._announcer.turn(entry, before, best, now=now)
         self._announcer.announce(entry, now=now)
         if unfeasible_metric <= (METRIC_INFINITY - 1 if best is None else best.metric):
             self._requests.chase(entry, now=now)
@@ -161,7 +164,7 @@ class Selection:
 
     def scan(self, *, now: float) -> None:
         """Expire routes, refresh those about to expire, collect garbage; then sleep until the next can be due."""
-        next_at = NEVER
+        next_at = self._scan_at = NEVER
         for entry in list(self._state.prefixes.values()):
             routes = entry.known()
             if any(route.expires_at <= now for route in routes):
@@ -177,7 +180,7 @@ class Selection:
                 next_at = min(next_at, entry.retract_until)
             elif entry.is_blocked:
                 continue
-            elif not (entry.routes or entry.announced or entry.source or entry.requests):
+            elif not (entry.routes or entry.announced_id or entry.source or entry.requests):
                 self._remove_entry(entry)
         if next_at < NEVER:
             self._scan_by(next_at, now=now)
@@ -262,28 +265,27 @@ class Selection:
     def _change(self, route: Route, update: Update, *, now: float) -> None:
         old = route.update
         is_same_router = old.router_id == update.router_id
-        price = update.price_msat_per_gb or 0
-        is_new_price = price != (old.price_msat_per_gb or 0)
-        old_next_hop = route.next_hop
+        was_selected = route.entry.selected is route
+        old_next_hop = route.next_hop if was_selected else None
         route.update = update
         self._appraise(route)
         self._refresh(route, now=now)
         self._scan_by(_refresh_at(route), now=now)
-        if is_new_price:
-            self._report_price(route, price)
-        was_selected = route.entry.selected is route
+        if self._state.config.tells_prices:
+            price = update.price_msat_per_gb or 0
+            if price != (old.price_msat_per_gb or 0):
+                self._report_price(route, price)
         self._follow_up(route, is_same_router=is_same_router, now=now)
         if was_selected and route.entry.selected is route and route.next_hop != old_next_hop:
             self._install(route)
 
     def _appraise(self, route: Route) -> None:
         """What the route is worth to us by what was told of it, our filters, and the cost of the link."""
-        policy = self._state.policy
-        if policy.is_import_open:
+        if self._is_open:
             route.added_metric, route.price = 0, route.update.price_msat_per_gb or 0
         else:
             route.added_metric, route.price = appraise(
-                policy,
+                self._state.policy,
                 route.update,
                 route.neighbour.interface.name,
                 route.neighbour.address,
@@ -298,7 +300,7 @@ class Selection:
 
     def _note_priced(self, neighbour: Neighbour, *, now: float) -> None:
         neighbour.is_priced = True
-        if self._state.policy.is_import_open or not neighbour.route_count:
+        if self._is_open or not neighbour.route_count:
             return
         for entry in list(self._state.prefixes.values()):
             route = entry.route_of(neighbour)
@@ -317,7 +319,10 @@ class Selection:
 
     def _scan_by(self, at: float, *, now: float) -> None:
         """However short the intervals that neighbours announce, the tables are not gone through all the time."""
-        self._state.timers.set_earlier("scan", max(at, now + SCAN_INTERVAL))
+        at = max(at, now + SCAN_INTERVAL)
+        if at < self._scan_at:
+            self._scan_at = at
+            self._state.timers.set_earlier("scan", at)
 
     def _follow_up(self, route: Route, *, is_same_router: bool = True, now: float) -> None:
         """Select again, unless the news can make no difference."""
@@ -504,9 +509,8 @@ class Selection:
 
     def _collect_sources(self, entry: PrefixEntry, *, now: float) -> float:
         next_at = NEVER
-        announced = entry.announced[0] if entry.announced is not None else None
         for source in entry.sources():
-            if source.router_id == announced:
+            if source.router_id == entry.announced_id:
                 continue
             if source.used_at + SOURCE_TIMEOUT <= now:
                 entry.forget_source(source)

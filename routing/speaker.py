@@ -162,7 +162,7 @@ class Speaker:
     def announced_price(self, prefix: Prefix, source_prefix: Prefix | None = None) -> int | None:
         """msat per GB that we ask; None: we do not carry there."""
         entry = self._state.entry_of(prefix, source_prefix)
-        return entry.announced[2] if entry is not None and entry.announced is not None else None
+        return entry.announced_price if entry is not None and entry.announced_id is not None else None
 
     def counters(self) -> dict[str, int]:
         """What was dropped or ignored, by reason."""

@@ -232,17 +232,19 @@ class PrefixEntry:
     own_metric: int | None = None  # we originate it
     found_at: float = 0.0  # since when there is a selected route, without a break
     patient_at: float = NEVER  # when a small gain may be taken
-    lot: float = 0.0  # how many margins a lower price must gain to be followed; 0: none drawn yet
-    waits_for: int = 0  # the gain when it began to be patient about a price
-    announced: tuple[bytes, int, int] | None = None  # router-id, metric, price that our neighbours were (to be) told
+    announced_id: bytes | None = None  # router-id that our neighbours were (to be) told; None: no route
+    announced_metric: int = METRIC_INFINITY
+    announced_price: int = 0
     price_epoch: int = 0
     update: Update | None = None  # the announcement as a TLV, built when it is sent
+    requests: dict[bytes, PendingRequest] | None = None  # None: none, as is usual
     advertised_on: int = 0  # bit mask of interfaces on which the last thing sent was a finite metric
     retract_until: float = -NEVER  # full updates repeat the retraction until then
     is_blocked: bool = False  # the kernel refuses what is for the prefix (section 3.5.4)
     hold_until: float = -NEVER  # a neighbour that missed our retraction may send us packets until then
     held_on: int = 0  # bit mask of interfaces with such a neighbour
-    requests: dict[bytes, PendingRequest] | None = None  # None: none, as is usual
+    lot: float = 0.0  # how many margins a lower price must gain to be followed; 0: none drawn yet
+    waits_for: int = 0  # the gain when it began to be patient about a price
     is_forgotten: bool = False  # out of the table, but perhaps in a queue still
 
     @property
