@@ -31,6 +31,7 @@ _CONSTANT = re.compile(r"^(_?[A-Z][A-Z0-9_]+) = (?=(?:-?[\d.]|float\(|\()[^,<\n#
 _ACYCLIC = ("Update", "Source", "InstallRoute", "RouteChange")
 _IMPORTS = "from typing import Final\nfrom mypy_extensions import mypyc_attr\n"
 _FUTURE = "from __future__ import annotations\n"
+_FLAGS = "-fno-semantic-interposition"  # nobody replaces our functions: so they may call each other directly
 _SETTINGS = "[mypy]\nignore_missing_imports = True\nfollow_imports = silent\n"
 
 
@@ -81,7 +82,8 @@ def build() -> Path:
             path.write_text(_prepared(path.read_text("utf-8")), "utf-8")
         (place / "mypy.ini").write_text(_SETTINGS)
         command = [sys.executable, "-m", "mypyc", *(str(path.relative_to(_ROOT)) for path in _sources())]
-        done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+        flags = os.environ | {"CFLAGS": f"{os.environ.get('CFLAGS', '')} {_FLAGS}"}
+        done = subprocess.run(command, cwd=place, env=flags, capture_output=True, text=True, check=False)
         if done.returncode:
             raise CompileError("\n".join((done.stdout + done.stderr).splitlines()[-15:]))
         for unwanted in (place / "build", place / "payments", place / ".mypy_cache"):
@@ -125,11 +127,26 @@ def _constructor(item: ast.ClassDef) -> str:
     fields = [part for part in item.body if isinstance(part, ast.AnnAssign)]
     if not is_dataclass or not fields or item.bases or methods & {"__init__", "__post_init__"}:
         return ""
-    if any(isinstance(part.value, ast.Call) and ast.unparse(part.value.func) == "field" for part in fields):
-        return ""
-    arguments = ", ".join(ast.unparse(part) for part in fields)
-    body = "".join(f"        self.{name} = {name}\n" for name in (ast.unparse(part.target) for part in fields))
-    return f"\n    def __init__(self, {arguments}) -> None:\n{body}"
+    arguments, body = "", ""
+    for part in fields:
+        name, factory = ast.unparse(part.target), _factory(part)
+        if factory is None:
+            arguments += f", {ast.unparse(part)}"
+            body += f"        self.{name} = {name}\n"
+        elif factory:
+            arguments += f", {name}: {ast.unparse(part.annotation)} | None = None"
+            body += f"        self.{name} = {factory}() if {name} is None else {name}\n"
+        else:
+            return ""
+    return f"\n    def __init__(self{arguments}) -> None:\n{body}"
+
+
+def _factory(part: ast.AnnAssign) -> str | None:
+    """Of a field, its default's; None if it has none, nothing if it is one that has no name."""
+    if not (isinstance(part.value, ast.Call) and ast.unparse(part.value.func) == "field"):
+        return None
+    factories = [word.value for word in part.value.keywords if word.arg == "default_factory"]
+    return factories[0].id if len(part.value.keywords) == 1 and factories and isinstance(factories[0], ast.Name) else ""
 
 
 def _sources() -> list[Path]:

@@ -6,7 +6,7 @@ import hashlib
 import heapq
 import random
 import struct
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -143,6 +143,7 @@ class Options:
     config: SpeakerConfig = field(default_factory=lambda: SpeakerConfig(router_id=b"\xff" * 7 + b"\0"))
     is_shared: bool = False  # a node has one interface, such as a radio, with all neighbours; else one for each link
     work: Work | None = None  # None: nodes take no time to think
+    traces_routes: bool = True  # False: nobody asks for `Network.routes`
 
 
 class Network:
@@ -181,6 +182,7 @@ class Network:
         self._changes: list[RouteChange] = []
         self._processors = Processors(options.work) if options.work is not None else None
         self._heap: list[tuple[float, int, int, _Event]] = []
+        self._arrivals: deque[tuple[float, int, int, _Event]] = deque()  # packets, in order
         self._sequence = 0
         self._digest = hashlib.blake2b(digest_size=16)
         self._notes: list[bytes] = []  # what goes into it next
@@ -262,7 +264,8 @@ class Network:
 
     def next_at(self) -> float:
         """When the next event is due."""
-        return self._heap[0][0] if self._heap else float("inf")
+        at = self._heap[0][0] if self._heap else float("inf")
+        return min(at, self._arrivals[0][0]) if self._arrivals else at
 
     def call_at(self, at: float, function: Callable[[], None]) -> None:
         """Something from outside the protocol happens then."""
@@ -270,7 +273,7 @@ class Network:
 
     def step(self) -> list[RouteChange]:
         """Handles the next event. Returns the changes of routes that came of it."""
-        self.now, _, number, event = heapq.heappop(self._heap)
+        self.now, _, number, event = self._pop()
         self.event_count += 1
         if isinstance(event, _Call):
             event.function()
@@ -417,6 +420,19 @@ class Network:
         self._sequence += 1
         heapq.heappush(self._heap, (at, self._sequence, node, event))
 
+    def _push_packet(self, at: float, node: int, packet: _Packet) -> None:
+        """Where all latencies are the same, packets arrive in the order in which they are sent: that needs no heap."""
+        if self._arrivals and at < self._arrivals[-1][0]:
+            self._push(at, node, packet)
+        else:
+            self._sequence += 1
+            self._arrivals.append((at, self._sequence, node, packet))
+
+    def _pop(self) -> tuple[float, int, int, _Event]:
+        if not self._arrivals or (self._heap and self._heap[0] < self._arrivals[0]):
+            return heapq.heappop(self._heap)
+        return self._arrivals.popleft()
+
     def _arm(self, number: int, node: _Node) -> None:
         """One entry in the heap counts for each node: that at `timer_at`. Others are passed over when they come up."""
         due = node.speaker.next_deadline() if node.is_up else None
@@ -444,7 +460,7 @@ class Network:
     def _drop_route(self, number: int, destination: int) -> None:
         if self.next_hops.remove(destination, number):
             self._changes.append(RouteChange(self.now, number, destination, None))
-            self.routes.add(destination, at=self.now, node=number, next_hop=NO_ROUTE, metric=METRIC_INFINITY, price=0)
+            self._note_route(destination, number, NO_ROUTE, METRIC_INFINITY, 0)
 
     def _install(self, node: int, route: InstallRoute) -> None:
         known = self._node_by_address_id.get(id(route.next_hop))
@@ -452,12 +468,16 @@ class Network:
         metric, price = route.metric, route.price_msat_per_gb
         self.note(_INSTALLED.pack(self.now, node, via, metric, price))
         destination = self._destination(route.prefix)
-        self.routes.add(destination, at=self.now, node=node, next_hop=via, metric=metric, price=price)
-        if self.next_hops.set(destination, node, via):
+        self._note_route(destination, node, via, metric, price)
+        loop = self.next_hops.set(destination, node, via, metric)
+        if loop is not None:
             self._changes.append(RouteChange(self.now, node, destination, via))
-            loop = self.next_hops.loop(destination, node)
             if loop:
                 self.loops.append((self.now, destination, loop))
+
+    def _note_route(self, destination: int, node: int, next_hop: int, metric: int, price: int) -> None:
+        if self.options.traces_routes:
+            self.routes.add(destination, at=self.now, node=node, next_hop=next_hop, metric=metric, price=price)
 
     def inject(self, sender: int, packet: SendPacket) -> None:
         """A packet that the node's speaker did not ask for."""
@@ -488,7 +508,7 @@ class Network:
             self.traffic.packets += 1
             at = pipe.send(0, now=self.now)
             if at is not None:
-                self._push(at, receiver, _Packet(sender, is_multicast, packet.tlvs))
+                self._push_packet(at, receiver, _Packet(sender, is_multicast, packet.tlvs))
             return
         for data in codec.pack(packet.tlvs, mtu=MTU):
             self.traffic.packets += 1
@@ -496,4 +516,5 @@ class Network:
             self.note(data)
             at = pipe.send(len(data) + HEADERS, now=self.now)
             if at is not None:
-                self._push(at, receiver, _Packet(sender, is_multicast, codec.decode(data, source=address_of(sender))))
+                heard = _Packet(sender, is_multicast, codec.decode(data, source=address_of(sender)))
+                self._push_packet(at, receiver, heard)

@@ -16,9 +16,11 @@ from routing.recording import Write
 from routing.rules import METRIC_INFINITY, price_add
 from simulator.network import Network, Options, RouteChange, prefix_of
 from simulator.oracle import Oracle, solve
+from simulator.pages import gather
 
 NONE_DIES = 100_000_000  # objects of a cold start that are looked at together: no node is switched off in it
 PROGRESS_EVENTS = 2000  # between two looks at the wall clock
+GATHER_EVENTS = 20_000  # between two times that new memory is put into large pages
 _INSTALLED, _BEST = 1, 2  # bits: a node has a route to a destination, and a best one
 
 
@@ -128,7 +130,8 @@ def simulate(
 ) -> Report:
     """Runs to `until`, or until every route is a best one and none has changed for `quiet` seconds."""
     config = replace(options.config, tells_prices=bool(write_by_node))  # nobody else listens
-    network = Network(graph, fee_by_node, replace(options, config=config), write_by_node=write_by_node)
+    options = replace(options, config=config, traces_routes=False)
+    network = Network(graph, fee_by_node, options, write_by_node=write_by_node)
     oracle = solve(graph, fee_by_node, options.config.price_weight)
     watch = Watch(oracle)
     with few_collections(NONE_DIES):
@@ -139,6 +142,8 @@ def simulate(
                 watch.handle(change)
             if network.event_count % PROGRESS_EVENTS == 0:
                 progress(network)
+            if network.event_count % GATHER_EVENTS == 0:
+                gather()
         return _report(network, watch, differences(network, oracle, fee_by_node))
 
 

@@ -249,11 +249,7 @@ class Traffic:
         path = [source]
         while path[-1] != destination and not (destination == INTERNET and path[-1] in network.gateways):
             hop = hops.get(destination, path[-1])
-            if (
-                hop is None
-                or not network.is_link_up(path[-1], hop)
-                or len(path) > hops.count_by_destination[destination] + 1
-            ):
+            if hop is None or not network.is_link_up(path[-1], hop) or len(path) > hops.count(destination) + 1:
                 break
             path.append(hop)
         return path

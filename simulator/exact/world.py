@@ -220,7 +220,7 @@ class World:
         samples.times.append(network.now)
         samples.totals.append(
             (
-                sum(network.next_hops.count_by_destination.values()),
+                network.next_hops.total(),
                 self.watch.changes,
                 network.traffic.packets,
                 offered - self._totals_before[0],

@@ -85,6 +85,12 @@ class Update:
 @dataclass(slots=True)
 class Table:
     updates: list[Update] = field(default_factory=list)
+    best: Update | None = None
+
+
+@dataclass(slots=True)
+class Tables:
+    first: Table = field(default_factory=lambda: Table([]))
 '''
 
 
@@ -97,4 +103,8 @@ def test_what_is_made_ready_for_the_compiler_means_the_same(tmp_path: Path) -> N
     assert "__init__" in text and repr(update(1, b"a")).endswith("Update(metric=1, router_id=b'a', price=3)")
     assert update(1, b"a", price=4) == names["replace"](update(1, b"a"), price=4) != update(1, b"a")
     assert hash(update(1, b"a")) == hash(update(1, b"a"))
-    assert names["Table"]().updates == []
+    table = names["Table"]
+    one, other = table(), table([1], best=2)
+    assert one.updates == [] and one.updates is not table().updates and other.updates == [1]
+    assert text.count("def __init__") == 2, "of a field without a plain default the dataclass itself takes care"
+    assert names["Tables"]().first == table()

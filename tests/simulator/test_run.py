@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from routing.events import InstallRoute
 from routing.rules import METRIC_INFINITY, price_metric
 from simulator import main, topology
+from simulator.hops import NextHops
 from simulator.network import Network, Options, RouteChange, address_of, prefix_of
 from simulator.oracle import solve
+from simulator.pages import heap
 from simulator.run import Report, Watch, differences, random_fees, simulate
 
 WEIGHT = 256.0
@@ -141,11 +143,39 @@ def test_a_loop_is_seen_when_it_closes() -> None:
     graph = topology.build("ring:4", random.Random(1))
     network = finished(graph, dict.fromkeys(graph, 0))
     network.next_hops.remove(0, 3)
-    network.next_hops.set(0, 1, 2)
-    network.next_hops.set(0, 2, 3)
+    network.next_hops.set(0, 1, 2, 288)
+    network.next_hops.set(0, 2, 3, 192)
     for node, via in ((3, 0), (3, 1), (3, 1)):
         network._apply(node, [InstallRoute(prefix_of(0), f"to{via}", address_of(via), 96, 0)])
     assert [(destination, path) for _, destination, path in network.loops] == [(0, [3, 1, 2])]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 4), st.sampled_from((0, 96, 500))), min_size=5))
+def test_no_loop_is_missed_whatever_metrics_say(changes: list[tuple[int, int, int]]) -> None:
+    hops = NextHops(5, [0])
+    for node, via, metric in changes:
+        if node == via:
+            hops.remove(0, node)
+            continue
+        path: list[int] = [node]
+        at: int | None = via
+        while at is not None and at not in path:
+            path.append(at)
+            at = hops.get(0, at)
+        changed = hops.get(0, node) != via
+        assert hops.set(0, node, via, metric) == ((path if at == node else []) if changed else None)
+
+
+def test_only_memory_without_a_file_is_put_into_large_pages() -> None:
+    maps = (
+        "55d0c0de0000-55d0c1de0000 rw-p 00000000 00:00 0                          [heap]",
+        "7f0000000000-7f0000400000 rw-p 00000000 00:00 0 ",
+        "7f0001000000-7f0001400000 r--p 00000000 00:00 0 ",
+        "7f0002000000-7f0002400000 rw-p 00000000 fe:00 77                         /usr/lib/libc.so.6",
+        "7ffd00000000-7ffd00400000 rw-p 00000000 00:00 0                          [stack]",
+    )
+    assert heap("\n".join(maps)) == [(0x55D0C0DE0000, 0x55D0C1DE0000), (0x7F0000000000, 0x7F0000400000)]
 
 
 def test_convergence_is_counted_from_when_it_holds_for_good() -> None:
