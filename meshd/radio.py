@@ -159,6 +159,9 @@ class QualityReader:
 
     async def read(self, *, now: float) -> None:
         """All neighbours, once."""
+        is_known = any(track.quality is not None for track in self._tracks.values())
+        if not (self._is_radio or is_known or now - self._looked_at >= LOOK_INTERVAL):
+            return  # there is nothing to be read
         views = {(view.interface, view.address): view for view in self._neighbours()}
         self._tracks = {key: track for key, track in self._tracks.items() if key in views}
         by_interface: dict[str, dict[Neighbour, IPv6Address]] = {}

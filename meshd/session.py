@@ -97,7 +97,7 @@ class Limits:
 
     connect_timeout: float = 5.0
     handshake_timeout: float = 5.0
-    keepalive_interval: float = 5.0
+    keepalive_interval: float = 6.0
     idle_timeout: float = 15.0
     send_timeout: float = 15.0
     retry_initial: float = 0.5

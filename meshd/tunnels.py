@@ -32,6 +32,7 @@ from routing.events import LinkKind
 
 log = Logger("meshd.tunnels")
 BUFFER = 2048
+_GROUP = str(beacon.GROUP)
 SILENCE = 5.0  # at least; else it follows from the interval of Hellos
 # Of the packets of tunnels to peers across the Internet: the mesh never carries them, or a tunnel could be sent into
 # itself. Any that nobody else uses here: "mesh".
@@ -89,7 +90,7 @@ class Tunnels:
         )
         self._wake, self._wakes_at = trio.Event(), NEVER
         self._nursery: trio.Nursery | None = None
-        self._socket = _beacon_socket()
+        self._socket = BeaconSocket()
 
     def address_on(self, interface: str) -> IPv6Address | None:
         """Ours on the interface under the tunnels; None: it is not usable."""
@@ -251,7 +252,7 @@ class Tunnels:
         if link is None:
             return
         try:
-            await self._socket.sendto(data, (str(beacon.GROUP), self._port, 0, link.index))
+            await self._socket.sendto(data, (_GROUP, self._port, 0, link.index))
             self.counters["beacons_sent"] += 1
         except OSError as error:
             self.counters["beacons_not_sent"] += 1
@@ -335,13 +336,41 @@ def _link_of(peer: PeerConfig) -> InterfaceConfig:
     return InterfaceConfig(name=peer.name, kind=LinkKind.TUNNEL, cost=peer.cost)
 
 
-def _beacon_socket() -> trio.socket.SocketType:
-    made = trio.socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-    for option, value in (
-        (socket.IPV6_V6ONLY, 1),
-        (socket.IPV6_MULTICAST_LOOP, 0),
-        (IPV6_MULTICAST_ALL, 0),
-        (socket.IPV6_MULTICAST_HOPS, 1),
-    ):
-        made.setsockopt(socket.IPPROTO_IPV6, option, value)
-    return made
+class BeaconSocket:
+    """Mostly a beacon can be sent at once, and none has come yet: a turn of trio's loop for each would cost more."""
+
+    def __init__(self) -> None:
+        self._raw = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        self._socket = trio.socket.from_stdlib_socket(self._raw)
+        for option, value in (
+            (socket.IPV6_V6ONLY, 1),
+            (socket.IPV6_MULTICAST_LOOP, 0),
+            (IPV6_MULTICAST_ALL, 0),
+            (socket.IPV6_MULTICAST_HOPS, 1),
+        ):
+            self._raw.setsockopt(socket.IPPROTO_IPV6, option, value)
+
+    async def bind(self, address: tuple[str, int]) -> None:
+        await self._socket.bind(address)
+
+    def setsockopt(self, level: int, option: int, value: bytes) -> None:
+        self._raw.setsockopt(level, option, value)
+
+    async def sendto(self, data: bytes, address: tuple[str, int, int, int]) -> None:
+        """Raises OSError."""
+        try:
+            self._raw.sendto(data, address)
+        except BlockingIOError:
+            await self._socket.sendto(data, address)
+
+    async def recvfrom(self, size: int) -> tuple[bytes, tuple[str, int, int, int]]:
+        """Raises OSError."""
+        while True:
+            await trio.lowlevel.wait_readable(self._raw)
+            try:
+                return self._raw.recvfrom(size)
+            except BlockingIOError:
+                continue
+
+    def close(self) -> None:
+        self._socket.close()

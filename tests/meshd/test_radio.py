@@ -47,6 +47,7 @@ class Kernel:
     asked: list[str] = field(default_factory=list)
     failing: set[str] = field(default_factory=set)
     closed: int = 0
+    looked: int = 0  # who is there
 
     def _ask(self, what: str) -> None:
         self.asked.append(what)
@@ -83,6 +84,10 @@ class Kernel:
         self.told.append(event)
         key = (event.interface, event.address)
         self.views[key] = replace(self.views[key], quality=event.quality)
+
+    def neighbours(self) -> list[NeighbourView]:
+        self.looked += 1
+        return list(self.views.values())
 
     def close(self) -> None:
         self.closed += 1
@@ -124,7 +129,7 @@ def bench(
         kernel,
         kernel,
         kernel,
-        neighbours=lambda: list(kernel.views.values()),
+        neighbours=kernel.neighbours,
         below=below or (lambda name, address: (name, address)),
         tell=kernel.tell,
         index_of=index_of,
@@ -297,11 +302,14 @@ def test_what_the_operator_does_not_want_is_not_read() -> None:
 
 def test_where_nothing_is_a_radio_little_is_asked() -> None:
     async def scenario(b: Bench) -> None:
+        await b.read(3)
         b.kernel.meet(("eth0", NEAR))
         await b.read(10)
-        assert b.kernel.asked == ["radios"]
+        assert b.kernel.asked == ["radios"] and b.kernel.looked == 4
+        await b.read(10)  # it may have become one
+        assert b.kernel.asked == ["radios"] * 2
 
-    checked(scenario)
+    checked(scenario, bench(InterfaceConfig(name="eth0")))
 
 
 def test_full_throughput_is_the_operators_choice() -> None:

@@ -109,7 +109,7 @@ class Node:
         self.handshake_at = self.received = 0
         self.port = 4242
         self.number = 0
-        monkeypatch.setattr(tunnels_module, "_beacon_socket", lambda: self.socket)
+        monkeypatch.setattr(tunnels_module, "BeaconSocket", lambda: self.socket)
         monkeypatch.setattr(tunnel_module, "write_sysctl", lambda *_: None)
         monkeypatch.setattr(tunnel_module, "make", self._make)
         monkeypatch.setattr(tunnels_module, "require", self._require)
