@@ -6,6 +6,7 @@ Chains that have no rules and accept everything do not count.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterable
 from pathlib import Path
@@ -80,7 +81,11 @@ def _u32(data: bytes, start: int | None) -> int | None:
 
 def _is_in_use(path: Path) -> bool:
     try:
-        return bool(path.read_text().strip())
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # once a second: by a text file it would take twice as long
+        try:
+            return bool(os.read(file, 4096).strip())
+        finally:
+            os.close(file)
     except FileNotFoundError:
         return False
     except OSError:  # not ours to read: it is there

@@ -6,7 +6,7 @@ To read it takes a small part of what a reading of the meter takes, and says whe
 from __future__ import annotations
 
 import os
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 _FILE = Path("/proc/net/dev")
@@ -18,16 +18,18 @@ BytesByInterface = dict[str, tuple[int, int]]
 
 
 def read_interface_bytes(path: Path = _FILE) -> BytesByInterface:
-    """(received, sent) by name, of this network namespace. Raises OSError."""
-    parts = []
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        while part := os.read(file, _READ_SIZE):
-            parts.append(part)
-    finally:
-        os.close(file)
-    counts = map(_counts, b"".join(parts).splitlines()[_HEADER_LINES:])
+    """(received, sent) by name, of the network namespace in which this was first called. Raises OSError."""
+    file, text = _opened(path), b""
+    while part := os.pread(file, _READ_SIZE, len(text)):
+        text += part
+    counts = map(_counts, text.splitlines()[_HEADER_LINES:])
     return dict(entry for entry in counts if entry is not None)
+
+
+@cache
+def _opened(path: Path) -> int:
+    """For as long as the process runs: to open it takes as long as to read it."""
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 @lru_cache(maxsize=1024)  # where nothing is carried, lines are the same as half a second before

@@ -6,6 +6,7 @@ import errno
 import platform
 import struct
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 from unittest.mock import AsyncMock
@@ -14,10 +15,11 @@ import pytest
 import trio
 import trio.testing
 
+from meshd.kernel import foreign
 from meshd.kernel import lane as lane_module
 from meshd.kernel.bpf import syscalls
 from meshd.kernel.bpf.places import Places
-from meshd.kernel.foreign import foreign_hook, is_foreign_news
+from meshd.kernel.foreign import foreign_hook, is_foreign_news, old_hook
 from meshd.kernel.lane import Lane
 from meshd.kernel.links import Link
 from meshd.kernel.netlink import Message, NetlinkError, NetlinkSocket, Request, attribute
@@ -191,3 +193,17 @@ def test_a_program_of_32_bits_does_not_use_the_numbers_of_64(monkeypatch: pytest
     monkeypatch.setattr(syscalls, "_libc", None)  # it is not asked
     with pytest.raises(OSError, match="not implemented"):
         syscalls.create_array("x", value_size=8, entries=1)
+
+
+def test_old_iptables_are_in_use_where_they_have_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [tmp_path / "ip_tables_names", tmp_path / "ip6_tables_names"]
+    monkeypatch.setattr(foreign, "_OLD_TABLES", files)
+    assert old_hook() is None
+    for file in files:
+        file.write_text("\n")
+    assert old_hook() is None
+    files[1].write_text("filter\n")
+    assert old_hook() == "iptables"
+    files[1].unlink()
+    files[1].mkdir()  # not to be read
+    assert old_hook() == "iptables"
