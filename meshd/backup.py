@@ -20,6 +20,7 @@ import trio
 from meshd import identity as identities
 from meshd.identity import Identity
 from meshd.logs import Logger
+from meshd.ticks import tick_after
 from payments.adapters.store import Store
 from payments.backup import (
     NONCE_BYTES,
@@ -88,7 +89,7 @@ class ChannelFile:
                 if str(error) != failure:
                     log.warning("channel file not written", file=self._path, reason=error)
                 failure = str(error)
-            await trio.sleep(LOOK_INTERVAL)
+            await trio.sleep_until(tick_after(trio.current_time(), LOOK_INTERVAL))
 
     async def write_if_changed(self) -> None:
         state, now = self._state(), trio.current_time()

@@ -10,6 +10,7 @@ import trio
 
 from meshd.kernel import Link, Links, NetlinkError
 from meshd.logs import Logger
+from meshd.ticks import tick_after
 
 log = Logger("meshd.following")
 RETRY_INTERVAL = 5.0
@@ -48,7 +49,7 @@ async def follow_links(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(follow, "interfaces", links.watch, take_change)
         while True:
-            await trio.sleep(RETRY_INTERVAL)
+            await trio.sleep_until(tick_after(trio.current_time(), RETRY_INTERVAL))
             wanted = missing()
             if not wanted:
                 continue
