@@ -12,6 +12,7 @@ import socket
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -91,7 +92,7 @@ class Conversation(ABC):
 class NetlinkSocket(Conversation):
     """One conversation with the kernel. Requests of several tasks take turns.
 
-    `wanted`: a program of the kernel's socket filter (`filters`) that says which messages are to come; empty: all.
+    `wanted`: a program of the kernel's socket filter (`filters`) that says which messages need come; empty: all.
     """
 
     def __init__(self, protocol: int, groups: int = 0, wanted: bytes = b"") -> None:
@@ -248,7 +249,8 @@ class NetlinkSocket(Conversation):
             raw.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
             if self._wanted:
-                filters.attach(raw, self._wanted)
+                with suppress(OSError):  # what is not wanted is passed over by who reads, too
+                    filters.attach(raw, self._wanted)
             raw.bind((0, self._groups))
             raw.connect((0, 0))
             self._raw = raw
