@@ -23,7 +23,7 @@ from meshd.logs import Logger
 from routing import codec, events
 from routing.authentication import Authenticator, MacKey
 from routing.speaker import Speaker
-from routing.tlv import RouteKey, Update, route_key
+from routing.tlv import Ack, AckRequest, Hello, Ihu, RouteKey, route_key
 
 log = Logger("meshd.routing")
 QUEUE = 4096
@@ -32,6 +32,7 @@ FAREWELL_TIMEOUT = 1.0
 REPORT_INTERVAL = 60.0
 SAFE_KEY_LENGTH = 16  # octets
 SEND_TIMEOUT = 0.1  # one congested interface must not hold up what the others have to hear
+_BRIEF = (Hello, Ihu, AckRequest, Ack)  # of which little follows, as a rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +184,9 @@ class Router:
 
     async def _handle_received(self, packet: events.ReceivedPacket) -> None:
         """At once where nothing else is to be done: to wake up another task for a Hello costs as much as to handle it.
-        Updates in their turn: what follows from many goes into the kernel together."""
-        is_idle = self._receive.statistics().tasks_waiting_receive > 0
-        if not is_idle or any(isinstance(tlv, Update) for tlv in packet.tlvs):
+        All else in its turn: what follows from many goes into the kernel together, and packets are read meanwhile."""
+        is_idle = self._receive.statistics().tasks_waiting_receive > 0 and trio.current_time() < self._next_deadline()
+        if not is_idle or not all(isinstance(tlv, _BRIEF) for tlv in packet.tlvs):
             await self.put(packet)
             return
         await self._handle([packet])

@@ -24,7 +24,7 @@ from routing import events
 from routing.authentication import Authenticator, MacAlgorithm, MacKey
 from routing.codec import pack
 from routing.speaker import NeighbourView, Speaker
-from routing.tlv import Hello, Tlv, Update, WildcardRetraction
+from routing.tlv import Hello, RouteRequest, Tlv, Update, WildcardRetraction
 from tests.meshd.fakes import FakeKernel, run
 
 OURS, THEIRS = IPv6Address("fe80::1"), IPv6Address("fe80::2")
@@ -32,6 +32,7 @@ NET, OTHER_NET = IPv6Network("fd00:1::/64"), IPv6Network("fd00:2::/64")
 KEY = MacKey(MacAlgorithm.HMAC_SHA256, bytes(range(32)))
 PACKET = events.SendPacket("eth0", None, (WildcardRetraction(),))
 INSTALL = events.InstallRoute(NET, "eth0", THEIRS, 96, 5)
+UPDATE = Update(NET, 96, 1, 1600, bytes(8), THEIRS)
 
 
 class ScriptedSpeaker:
@@ -275,7 +276,7 @@ def test_a_hello_may_make_the_next_deadline_an_earlier_one(node: Node) -> None:
     run(scenario)
 
 
-@pytest.mark.parametrize("tlv", [Hello(1, 400), Update(NET, 96, 1, 1600, bytes(8), THEIRS)])
+@pytest.mark.parametrize("tlv", [Hello(1, 400), UPDATE])
 def test_a_packet_waits_until_what_followed_from_others_is_done(node: Node, tlv: Tlv) -> None:
     async def scenario() -> None:
         async with node.running():
@@ -289,6 +290,23 @@ def test_a_packet_waits_until_what_followed_from_others_is_done(node: Node, tlv:
             await trio.sleep(0.1)
             assert node.journal == [("install", NET)]
             assert isinstance(node.speaker.given[-1], events.ReceivedPacket)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("tlv", [WildcardRetraction(), RouteRequest(None), UPDATE])
+def test_packets_are_read_while_what_follows_from_one_is_done(node: Node, tlv: Tlv) -> None:
+    """Else the socket's buffer overflows, while all routes of a neighbour leave the kernel, or enter it."""
+
+    async def scenario() -> None:
+        async with node.running():
+            await node.link()
+            node.socket.stuck = True
+            node.speaker.answers[events.ReceivedPacket] = [PACKET]
+            for _ in range(3):
+                await node.hear(tlv)
+            assert node.router.counters["packets received"] == 3
+            assert len([event for event in node.speaker.given if isinstance(event, events.ReceivedPacket)]) == 1
 
     run(scenario)
 
