@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,8 @@ class BookProcess:
                 return
             for stream in (process.stdin, process.stdout):
                 if stream is not None:
-                    stream.close()
+                    with suppress(OSError):  # what the process has not read cannot be written any more
+                        stream.close()
             try:
                 process.wait(END_TIMEOUT)
             except subprocess.TimeoutExpired:
@@ -82,7 +85,8 @@ class BookProcess:
             self._argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, start_new_session=True
         )
         try:
-            self._addresses = [(str(address), int(a), int(b)) for address, a, b in self._read()]
+            with self._watched(self._process):
+                self._addresses = [(str(address), int(a), int(b)) for address, a, b in self._read()]
         except WalletError:
             self.close()
             raise
@@ -95,23 +99,29 @@ class BookProcess:
             if self._process is None or self._process.stdin is None:
                 raise WalletError("the wallet's process did not start")
             try:
-                self._process.stdin.write(json.dumps({"call": name, "arguments": arguments}) + "\n")
-                answer = self._read()
+                with self._watched(self._process):
+                    self._process.stdin.write(json.dumps({"call": name, "arguments": arguments}) + "\n")
+                    answer = self._read()
             except OSError as error:
                 self.close()
                 raise WalletError(f"the wallet's process has ended: {error}") from error
             self._wait_idle()
             return answer
 
-    def _read(self) -> Any:
-        process, line = self._process, ""
-        if process is not None and process.stdout is not None:
-            watchdog = threading.Timer(self.answer_timeout, process.kill)
-            watchdog.daemon = True
-            watchdog.start()
-            line = process.stdout.readline()
+    @contextmanager
+    def _watched(self, process: subprocess.Popen[str]) -> Iterator[None]:
+        """Killed if it takes longer than it may: to write to it, or read from it, ends then."""
+        watchdog = threading.Timer(self.answer_timeout, process.kill)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            yield
+        finally:
             watchdog.cancel()
-        if not line:
+
+    def _read(self) -> Any:
+        line = "" if self._process is None or self._process.stdout is None else self._process.stdout.readline()
+        if not line.endswith("\n"):  # nothing, or what it had written when it was killed
             self.close()
             raise WalletError("the wallet's process has ended; is meshd[wallet] installed?")
         answer = json.loads(line)

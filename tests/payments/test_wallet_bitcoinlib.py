@@ -415,19 +415,25 @@ def test_book_in_its_own_process_ends_when_idle_and_comes_back(tmp_path: Path) -
     chain.close()
 
 
-def test_book_in_a_process_that_does_not_answer_is_given_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signal_number", [signal.SIGSTOP, signal.SIGKILL])
+def test_book_in_a_process_that_does_not_answer_is_given_up(tmp_path: Path, signal_number: int) -> None:
     key = bip32.HDKey.from_seed(SEED).derive("m/84h/1h/0h").to_public().to_base58(NETWORKS["main"]["zpub"])
     before = set(_children())
     book = BookProcess(tmp_path, "regtest", key, answer_timeout=30.0)
     (child,) = set(_children()) - before
     book.answer_timeout = 0.05
-    os.kill(child, signal.SIGSTOP)
+    os.kill(child, signal_number)
     with pytest.raises(WalletError, match="has ended"):
         book.balance_sat()
     assert not book.is_running
     book.answer_timeout = 30.0
     assert book.balance_sat() == 0  # a new process, the same book
-    book.close()
+    (child,) = set(_children()) - before
+    book.answer_timeout = 0.05
+    os.kill(child, signal_number)
+    with pytest.raises(WalletError, match="has ended"):
+        book.update_outputs([{"value": 1}] * 20_000)  # more than the pipe holds
+    assert not book.is_running
 
 
 def _children() -> list[int]:
