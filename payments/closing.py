@@ -31,7 +31,7 @@ from payments.events import (
 )
 from payments.fees import MIN_RELAY_FEE_RATE, fee_of, fee_rate_of, is_step_due, ladder_rate, replaces, virtual_bytes
 from payments.life import Cause
-from payments.messages import CloseChannel, CloseReady
+from payments.messages import REJECT_UNKNOWN, CloseChannel, CloseReady, RejectChannel
 from payments.mutual_tx import is_payment_claim
 from payments.opening import MAX_REFUSALS
 from payments.ports import Outpoint, OutputStatus, SignedTransaction
@@ -311,13 +311,17 @@ def _handle_missing(core: Core, channel: Channel) -> None:
 
 def _dismiss(core: Core, channel: Channel, cause: Cause) -> None:
     """What never had its confirmations cost the payer nothing, and brought us nothing, whatever it has signed: it
-    leaves no row, or made-up fundings would fill the table."""
+    leaves no row, or made-up fundings would fill the table. The payer is told: if our backend is wrong, it opens
+    another one instead of paying in vain."""
     if channel.is_confirmed:
         close(core, channel, cause)
         return
     core.move(channel, cause)
     core.forget(channel)
     core.emit(UnwatchOutput(channel.channel_id))
+    peer = core.peer(channel.peer)
+    if peer.is_ready:
+        core.send(peer, RejectChannel(channel.channel_id, REJECT_UNKNOWN))
 
 
 def _handle_unspent(core: Core, channel: Channel, status: OutputStatus, *, now: float) -> None:

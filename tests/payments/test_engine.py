@@ -425,8 +425,14 @@ def test_a_funding_that_is_not_what_was_agreed_is_not_accepted() -> None:
     assert channel.funding is not None
     world.chain.transactions[channel.funding.txid].vout[0].value -= 1
     world.mine()
-    assert not world.b.channels() and not world.b.store.channels
+    assert channel.channel_id not in world.b.store.channels
     assert world.b.ledger(world.a).received_msat == 0
+    world.advance(5.0)  # the payer has been told, and opens another one
+    world.mine()
+    world.advance(5.0)
+    assert world.a.channels()[0].state is ChannelState.CLOSING
+    assert_settled(world, 1_000)
+    assert not world.b.notices(ev.PeerFaultSeen)
 
 
 def without_money() -> World:
