@@ -265,9 +265,9 @@ class Selection:
     def _change(self, route: Route, update: Update, *, now: float) -> None:
         old = route.update
         is_same_router = old.router_id == update.router_id
-        was_selected = route.entry.selected is route
-        old_next_hop = route.next_hop if was_selected else None
+        old_next_hop = route.next_hop
         route.update = update
+        has_moved = update.next_hop is not old.next_hop and route.next_hop != old_next_hop
         self._appraise(route)
         self._refresh(route, now=now)
         self._scan_by(_refresh_at(route), now=now)
@@ -275,8 +275,9 @@ class Selection:
             price = update.price_msat_per_gb or 0
             if price != (old.price_msat_per_gb or 0):
                 self._report_price(route, price)
+        was_selected = route.entry.selected is route
         self._follow_up(route, is_same_router=is_same_router, now=now)
-        if was_selected and route.entry.selected is route and route.next_hop != old_next_hop:
+        if has_moved and was_selected and route.entry.selected is route:
             self._install(route)
 
     def _appraise(self, route: Route) -> None:
