@@ -221,12 +221,12 @@ class PendingRequest:
 @dataclass(slots=True, eq=False)
 class PrefixEntry:
     """All that is known of one prefix, or pair of prefix and source prefix (RFC 9079): routes by neighbour, feasibility
-    distances by router-id, what we last said. There may be millions: so a list, and a chain, in place of dictionaries.
+    distances by router-id, what we last said. There may be millions: so a tuple, and a chain, in place of dictionaries.
     """
 
     prefix: Prefix
     source_prefix: Prefix | None = None
-    routes: list[Route | None] = field(default_factory=list)  # by `Neighbour.number`; beyond its end: none
+    routes: tuple[Route | None, ...] = ()  # by `Neighbour.number`; beyond its end: none
     selected: Route | None = None
     source: Source | None = None  # the first of a chain; there hardly ever is another
     own_metric: int | None = None  # we originate it
@@ -257,15 +257,18 @@ class PrefixEntry:
 
     def add(self, route: Route) -> None:
         """Of a neighbour that has none yet."""
-        number, routes = route.neighbour.number, self.routes
+        number, routes = route.neighbour.number, list(self.routes)
         if number >= len(routes):
             routes.extend([None] * (number + 1 - len(routes)))
         routes[number] = route
+        self.routes = tuple(routes)
 
     def remove(self, route: Route) -> None:
-        self.routes[route.neighbour.number] = None
-        while self.routes and self.routes[-1] is None:
-            self.routes.pop()
+        routes = list(self.routes)
+        routes[route.neighbour.number] = None
+        while routes and routes[-1] is None:
+            routes.pop()
+        self.routes = tuple(routes)
 
     def known(self) -> list[Route]:
         """All routes, in no order that means anything."""
