@@ -58,6 +58,8 @@ def _encoder(kind: type) -> Callable[[Any], Any]:
         return lambda value: [tag, *[encode(getattr(value, name)) for name in names]]
     if issubclass(kind, Enum):
         return lambda value: value.name
+    if issubclass(kind, tuple(_ADDRESSES | _NETWORKS)):
+        return str
     raise TypeError(f"{kind.__name__} cannot be recorded")
 
 

@@ -42,6 +42,7 @@ from routing.tlv import Tlv, identity
 from simulator.exact.pipe import UNLIMITED, Pipe
 from simulator.exact.processors import Processors, Work
 from simulator.hops import NextHops
+from simulator.prefixes import HashedNetwork
 from simulator.scenario import INTERNET
 from simulator.trace import NO_ROUTE, RouteTrace
 
@@ -50,7 +51,7 @@ SHARED = "mesh"
 HEADERS = 48  # IPv6 and UDP, in front of every packet
 _LINK_LOCAL = int(IPv6Address("fe80::1"))
 _OVERLAY = int(IPv6Address("fd00::"))
-_EVERYWHERE = IPv6Network("::/0")
+_EVERYWHERE = HashedNetwork("::/0")
 _HEARD = struct.Struct("<dIII")  # when, sender, receiver, how many TLVs
 _INSTALLED = struct.Struct("<dIIII")  # when, node, next hop, metric, price
 _REMOVED = struct.Struct("<dIq")  # when, node, destination
@@ -66,7 +67,7 @@ def address_of(node: int) -> IPv6Address:
 @cache
 def prefix_of(node: int) -> IPv6Network:
     """Always the same object."""
-    return _EVERYWHERE if node == INTERNET else IPv6Network((_OVERLAY + node, 128))
+    return _EVERYWHERE if node == INTERNET else HashedNetwork((_OVERLAY + node, 128))
 
 
 @cache

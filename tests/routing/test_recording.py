@@ -139,6 +139,14 @@ def drive(speaker: Any) -> list[list[events.Output]]:
     return outputs
 
 
+def test_a_network_of_somebodys_own_class_is_recorded_as_a_network() -> None:
+    class Own(IPv6Network):
+        pass
+
+    route = OriginateRoute(Own("2001:db8::/32"))
+    assert recording.encode(route) == recording.encode(OriginateRoute(IPv6Network("2001:db8::/32")))
+
+
 def test_a_speaker_made_from_the_header_says_the_same() -> None:
     lines: list[str] = []
     then = drive(recorded(lambda line: not lines.append(line)))
