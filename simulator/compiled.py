@@ -55,6 +55,8 @@ def is_built() -> bool:
 def activate(arguments: list[str]) -> bool:
     """Before anything of routing is imported: take it from the compilation, if there is one and it may be used."""
     is_wanted = bool(arguments) and arguments[0] in VERBS and os.environ.get(OFF) != "0"
+    # A recording says what its classes have, by annotations, which are not left in machine code.
+    is_wanted = is_wanted and not any(argument.startswith("--rec") for argument in arguments)
     if not is_wanted or "routing" in sys.modules or not is_built():
         return False
     sys.path.insert(0, str(folder()))

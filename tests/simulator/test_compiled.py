@@ -22,10 +22,10 @@ print(routing.rules.__file__)
 """
 
 
-def where(home: Path, verb: str, jit: str = "1") -> Path:
+def where(home: Path, *arguments: str, jit: str = "1") -> Path:
     environment = {"XDG_CACHE_HOME": str(home), "MESHSIM_JIT": jit}
     done = subprocess.run(
-        [sys.executable, "-c", WHERE, verb], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", WHERE, *arguments], env=environment, capture_output=True, text=True, check=True
     )
     return Path(done.stdout.strip())
 
@@ -42,6 +42,7 @@ def test_a_complete_compilation_is_used_by_run_unless_it_is_forbidden(
     assert where(tmp_path, "run").is_relative_to(place)
     assert not where(tmp_path, "batch").is_relative_to(place), "numba needs the sources"
     assert not where(tmp_path, "run", jit="0").is_relative_to(place)
+    assert not where(tmp_path, "run", "--record", "0:file").is_relative_to(place)
 
 
 def test_a_changed_source_has_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
