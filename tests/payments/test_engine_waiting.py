@@ -83,3 +83,17 @@ def test_counts_of_several_are_reported_together() -> None:
         sent_at += [world.time for message in sent if isinstance(message, msg.Counts)]
     assert len(sent_at) >= 3
     assert all(time % 1.0 < 0.2 for time in sent_at[1:])  # within the step that crossed a whole second
+
+
+def test_the_silence_of_several_is_looked_at_together() -> None:
+    world = World(metered_delay=1.0, tick_interval=10_000.0)
+    engine = world.b.engine
+    for number, peer in enumerate((b"C" * 32, b"D" * 32, b"E" * 32)):
+        engine.handle(ev.PeerConnected(peer), now=world.time + 0.3 * number)
+    looked_at: list[float] = []
+    while (deadline := engine.next_deadline()) < world.time + 100.0:
+        engine.handle(ev.TimerExpired(), now=deadline)
+        looked_at.append(deadline - world.time)
+    assert looked_at[0] == 60.0
+    assert len(looked_at) >= 8
+    assert all(time.is_integer() for time in looked_at)
