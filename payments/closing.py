@@ -39,6 +39,7 @@ from payments.records import ChannelState, Direction
 from payments.units import msat_to_units
 
 FINAL_DEPTH = 7  # blocks: one more than reorganisations that are to be expected
+MAX_FINAL_BLOCKS = 1_008  # a week: who sees it no deeper until then has a backend that does not tell, or a dead chain
 _REFUNDABLE = (ChannelState.OPEN, ChannelState.SPLICING, ChannelState.COOPERATING, ChannelState.CLOSING)
 
 # --- the payee ---
@@ -260,13 +261,15 @@ def _step_refund(core: Core, channel: Channel) -> None:
 
 def handle_output_seen(core: Core, event: ChannelOutputSeen, *, now: float) -> None:
     channel = core.channels.get(event.channel_id)
-    if channel is None or channel.funding is None or channel.state is ChannelState.CLOSED:
+    if channel is None or channel.funding is None:
         core.emit(UnwatchOutput(event.channel_id))
         return
     if event.outpoint != channel.funding:
         return  # asked before a splice was confirmed
     status = event.status
-    if status is None:
+    if channel.state is ChannelState.CLOSED:
+        _review_closed(core, channel, status)
+    elif status is None:
         _handle_missing(core, channel)
     elif not channel.matches(status):
         if channel.direction is Direction.IN:
@@ -275,6 +278,21 @@ def handle_output_seen(core: Core, event: ChannelOutputSeen, *, now: float) -> N
         _handle_spent(core, channel, status, event.spending_raw, now=now)
     else:
         _handle_unspent(core, channel, status, now=now)
+
+
+def _review_closed(core: Core, channel: Channel, status: OutputStatus | None) -> None:
+    """What ended it is sent again until it is so deep, in the chain of today, that no reorganisation to be expected
+    undoes it: several, one after the other, may have left it out for longer than that."""
+    is_final = status is not None and status.spent_by is not None and _depth(core, status.spent_height) >= FINAL_DEPTH
+    if is_final or channel.spend_raw is None:
+        _forget_transactions(core, channel)
+
+
+def _forget_transactions(core: Core, channel: Channel) -> None:
+    """Of a closed channel."""
+    channel.funding_raw = channel.spend_raw = None
+    core.channel_changed(channel, hard=False)
+    core.emit(UnwatchOutput(channel.channel_id))
 
 
 _LIVE = frozenset({ChannelState.PENDING, ChannelState.OPEN, ChannelState.SPLICING, ChannelState.COOPERATING})
@@ -492,7 +510,8 @@ def close(core: Core, channel: Channel, cause: Cause, spending_raw: bytes | None
     channel.closed_at = core.height
     splicing.forget(core, channel)
     core.move(channel, cause)
-    core.emit(UnwatchOutput(channel.channel_id))
+    if spending_raw is None:
+        core.emit(UnwatchOutput(channel.channel_id))
 
 
 # --- broadcasts ---
@@ -525,14 +544,13 @@ def _unconfirmed(channel: Channel) -> list[BroadcastTransaction]:
 
 
 def _shallow(core: Core, channel: Channel) -> list[BroadcastTransaction]:
-    """Of a channel that is closed, until no reorganisation to be expected undoes it."""
+    """Of a channel that is closed, until no reorganisation to be expected undoes it (`_review_closed`)."""
     if channel.state is not ChannelState.CLOSED or channel.spend_raw is None or channel.spend_txid is None:
         return []
     if channel.closed_at is None:
         channel.closed_at = core.height
-    if core.height >= channel.closed_at + FINAL_DEPTH:
-        channel.funding_raw = channel.spend_raw = None
-        core.channel_changed(channel, hard=False)
+    if core.height >= channel.closed_at + MAX_FINAL_BLOCKS:
+        _forget_transactions(core, channel)
         return []
     found = [BroadcastTransaction(channel.spend_raw, channel.spend_txid, TransactionKind.CLOSE)]
     if channel.funding_raw is not None:

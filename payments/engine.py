@@ -80,7 +80,7 @@ class PaymentEngine:
         if self.needs_chain:
             core.emit(ev.NeedScript())
         for channel in core.channels.values():
-            if channel.state in WATCHED:
+            if channel.state in WATCHED or (channel.spend_raw is not None and channel.funding is not None):
                 core.emit(ev.WatchOutput(channel.channel_id, channel.outpoint))
         closing.broadcast_again(core, now=now)
         if core.claim_at is not None:

@@ -7,6 +7,7 @@ from msgspec import structs
 
 from payments import events as ev
 from payments import messages as msg
+from payments.closing import FINAL_DEPTH
 from payments.engine import PaymentConfig
 from payments.records import ChannelState, Direction
 from tests.payments.world import World
@@ -244,7 +245,29 @@ def test_claim_pays_the_payee_on_chain_and_both_see_the_channel_closed() -> None
     ]
     assert world.chain.received_sat(world.b.scripts) == 5_000 - (claim.fee_sat or 0)
     assert world.chain.received_sat(world.a.scripts) == 100_000 - 5_000
+    world.mine(FINAL_DEPTH - 2)
+    assert world.a.watched and world.b.watched  # what closed it may be reorganised away
+    world.mine()
     assert not world.a.watched and not world.b.watched
+
+
+def test_what_closed_a_channel_is_sent_again_however_often_it_leaves_the_chain() -> None:
+    world = World().with_channel()
+    world.meter(world.b, world.a, 5_000_000)
+    world.advance(5.0)
+    world.b.give(ev.OperatorCloseChannels())
+    world.pump()
+    world.mine()
+    assert world.b.channels()[0].state is world.a.channels()[0].state is ChannelState.CLOSED
+    for _ in range(3):
+        world.chain.reorganise(1, vanish=False)
+        world.chain.height += 4  # blocks of what pays more
+        world.mine()
+    world.chain.reorganise(1, vanish=True)
+    assert not world.chain.received_sat(world.b.scripts)
+    world.chain.height += 1
+    world.mine(2)
+    assert world.chain.received_sat(world.b.scripts) > 4_000
 
 
 def test_a_claim_does_not_wait_for_a_payer_that_is_gone() -> None:
