@@ -213,20 +213,23 @@ def test_a_payee_that_goes_silent_before_the_expiry_costs_nothing_that_was_not_p
     assert world.chain.received_sat(world.a.scripts) >= channel.capacity_sat - 500
 
 
+def opening(world: World, number: int) -> msg.OpenChannel:
+    return msg.OpenChannel(
+        channel_id=number.to_bytes(16, "big"),
+        payer_pubkey=public_key(b"\x07" * 32),
+        change_script=b"\x00\x14" + bytes(20),
+        capacity_sat=100_000,
+        expiry_height=world.chain.height + 60,
+    )
+
+
 def test_who_opens_a_thousand_channels_fills_eight_rows(world: World) -> None:
     """Lost at most: eight rows of a table, though it comes again with new sessions and names; and no money."""
     for number in range(1_000):
         if number % 100 == 0:
             world.connect()
             world.pump()
-        request = msg.OpenChannel(
-            channel_id=number.to_bytes(16, "big"),
-            payer_pubkey=public_key(b"\x07" * 32),
-            change_script=b"\x00\x14" + bytes(20),
-            capacity_sat=100_000,
-            expiry_height=world.chain.height + 60,
-        )
-        say(world, world.b, request)
+        say(world, world.b, opening(world, number))
     assert len(world.b.channels()) == len(world.b.store.channels) == 8
     assert received(world) == PAID_MSAT
     world.meter(world.b, world.a, 10_000)
@@ -243,13 +246,7 @@ def test_made_up_fundings_leave_no_rows(world: World, is_there: bool) -> None:
     if is_there:
         world.chain.broadcast(other.raw)
     for number in range(100):
-        request = msg.OpenChannel(
-            channel_id=number.to_bytes(16, "big"),
-            payer_pubkey=public_key(b"\x07" * 32),
-            change_script=b"\x00\x14" + bytes(20),
-            capacity_sat=100_000,
-            expiry_height=world.chain.height + 60,
-        )
+        request = opening(world, number)
         say(world, world.b, request)
         say(world, world.b, msg.FundingCreated(channel_id=request.channel_id, txid=other.txid, index=0))
         world.pump()
